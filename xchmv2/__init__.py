@@ -1,0 +1,40 @@
+"""Canopy height from high-resolution imagery with CHMv2, inside xarray and dask.
+
+Importing the package registers the ``.chmv2`` accessor; it does not import torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import xchmv2.accessor  # noqa: F401  (registers .chmv2)
+from xchmv2._version import __version__
+from xchmv2.errors import CHMv2Error
+
+if TYPE_CHECKING:
+    from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, CHMv2ImageProcessor
+
+__all__ = [
+    "CHMv2Config",
+    "CHMv2Error",
+    "CHMv2ForDepthEstimation",
+    "CHMv2ImageProcessor",
+    "__version__",
+]
+
+# Names that need torch are imported when first used.
+_LAZY = {
+    "CHMv2Config": "xchmv2.model",
+    "CHMv2ForDepthEstimation": "xchmv2.model",
+    "CHMv2ImageProcessor": "xchmv2.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

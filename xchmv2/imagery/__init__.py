@@ -1,0 +1,20 @@
+"""What the imagery means: bands, value range, valid pixels, pixel grid, ground resolution."""
+
+from xchmv2.imagery.grid import Grid, find_crs_coordinate, find_grid, ground_pixel, resolve_target
+from xchmv2.imagery.scene import Scene, read_scene
+from xchmv2.imagery.values import ValidPixels, resolve_nodata, resolve_value_range
+from xchmv2.imagery.window import WindowReader
+
+__all__ = [
+    "Grid",
+    "Scene",
+    "ValidPixels",
+    "WindowReader",
+    "find_crs_coordinate",
+    "find_grid",
+    "ground_pixel",
+    "read_scene",
+    "resolve_nodata",
+    "resolve_target",
+    "resolve_value_range",
+]

@@ -1,0 +1,296 @@
+"""Model configuration: frozen dataclasses that read and write a checkpoint's ``config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+from xchmv2.errors import ConfigError
+from xchmv2.model._settings import (
+    FrozenList,
+    Settings,
+    as_float,
+    check_fields,
+    check_indices,
+    check_list,
+    check_number,
+    normalise_fields,
+)
+
+ReadoutType = Literal["ignore", "add", "project"]
+BinsStrategy = Literal["linear", "log", "chmv2_mixlog"]
+NormStrategy = Literal["linear", "softmax", "sigmoid", "chmv2_mixlog"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOv3ViTConfig(Settings):
+    """Settings of the DINOv3 vision transformer.
+
+    Names and defaults are the published ones (ViT-S/16). A dict with some of them, given as
+    ``backbone_config``, is completed from these defaults, not from CHMv2's.
+
+    Parameters
+    ----------
+    patch_size, image_size : int or pair of int
+        Side of a patch and of the training image [px]; a pair is (height, width).
+    hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_channels : int
+        Width of a token, width inside the MLP, number of blocks, of heads, of image bands.
+    hidden_act : str
+        Activation of the MLP, one of ``HIDDEN_ACTS``.
+    attention_dropout, drop_path_rate : float
+        Probabilities, in training only.
+    initializer_range, layerscale_value : float
+        Standard deviation of initial weights, and initial layer scale.
+    layer_norm_eps, rope_theta : float
+        Epsilon of the norms, and base period of the rotary position embedding.
+    query_bias, key_bias, value_bias, proj_bias, mlp_bias, use_gated_mlp : bool
+        Which linear layers have a bias, and whether the MLP is gated (SwiGLU).
+    num_register_tokens : int
+        Extra tokens beside the class token.
+    pos_embed_shift, pos_embed_jitter, pos_embed_rescale : float or None
+        Strength of the random changes to patch coordinates in training; ``None`` for none.
+    apply_layernorm : bool
+        Whether the stages given out are normalised; the last stage always is.
+    reshape_hidden_states, return_class_token : bool
+        Form of the published backbone's output; CHMv2 needs both true.
+    out_indices, out_features : sequence or None
+        Stages given out, by index (0 is the embedding) or name ("stem", "stage1", ...).
+        Each is derived from the other; the default is the last stage.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not allowed.
+
+    References
+    ----------
+    DINOv3, arXiv 2508.10104.
+    """
+
+    model_type: ClassVar[str] = "dinov3_vit"
+
+    patch_size: int | Sequence[int] = 16
+    hidden_size: int = 384
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    hidden_act: str = "gelu"
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    rope_theta: float = 100.0
+    image_size: int | Sequence[int] = 224
+    num_channels: int = 3
+    query_bias: bool = True
+    key_bias: bool = False
+    value_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    layerscale_value: float = 1.0
+    drop_path_rate: float = 0.0
+    use_gated_mlp: bool = False
+    num_register_tokens: int = 0
+    pos_embed_shift: float | None = None
+    pos_embed_jitter: float | None = None
+    pos_embed_rescale: float | None = 2.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    return_class_token: bool = False
+    out_indices: Sequence[int] | None = None
+    out_features: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        normalise_fields(self)
+        check_fields(self)
+        self._check_heads()
+        self._align_stages()
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Height and width of a patch [px]."""
+        size = self.patch_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Indices of the hidden states given out, from 0 (the embedding), ascending."""
+        count = self.num_hidden_layers + 1
+        return tuple(index % count for index in self.out_indices or ())
+
+    def _check_heads(self) -> None:
+        if self.hidden_size % (4 * self.num_attention_heads):
+            raise ConfigError(
+                "hidden_size as a multiple of 4 * num_attention_heads",
+                f"hidden_size={self.hidden_size}, num_attention_heads={self.num_attention_heads}",
+                "choose sizes whose head_dim is a multiple of 4 (rotary position embedding)",
+            )
+
+    def _align_stages(self) -> None:
+        names = ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
+        indices, features = self.out_indices, self.out_features
+        for name in ("out_indices", "out_features"):
+            if getattr(self, name) is not None:
+                check_list(name, getattr(self, name))
+        if indices is None:
+            wanted = names[-1:] if features is None else features
+            unknown = [name for name in wanted if name not in names]
+            if unknown:
+                raise ConfigError(f"out_features from {names}", repr(unknown), "use these names")
+            indices = FrozenList(names.index(name) for name in wanted)
+        check_indices(indices, len(names))
+        derived = [names[index] for index in indices]
+        if features is not None and list(features) != derived:
+            raise ConfigError(
+                f"out_features {derived} for out_indices {list(indices)}",
+                repr(list(features)),
+                "give only one of them; the other is derived",
+            )
+        object.__setattr__(self, "out_indices", FrozenList(indices))
+        object.__setattr__(self, "out_features", FrozenList(derived))
+
+
+def _default_backbone() -> DINOv3ViTConfig:
+    """ViT-L/16, the backbone of the published CHMv2."""
+    return DINOv3ViTConfig(
+        image_size=416,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        num_register_tokens=4,
+        key_bias=True,
+        out_indices=(6, 12, 18, 24),
+        layer_norm_eps=1e-6,
+        return_class_token=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CHMv2Config(Settings):
+    """Settings of CHMv2: backbone, dense prediction head, and bins of height.
+
+    Parameters
+    ----------
+    backbone_config : DINOv3ViTConfig, mapping or None
+        The backbone; a mapping is completed from the defaults of `DINOv3ViTConfig`; ``None`` is
+        the published ViT-L/16 with stages 6, 12, 18 and 24.
+    patch_size : int
+        Published setting, kept in the file; the backbone's own ``patch_size`` is what is used.
+    initializer_range : float
+        Standard deviation of the head's initial weights.
+    reassemble_factors : sequence of float
+        Scale of each stage relative to the patch grid: whole numbers, or fractions below 1.
+    post_process_channels : sequence of int
+        Channels of each stage after reassembling, one per stage of the backbone.
+    fusion_hidden_size, head_hidden_size : int
+        Channels during fusion, and before the last projection.
+    number_output_channels : int
+        Number of bins; 1 means plain regression.
+    readout_type : {"ignore", "add", "project"}
+        How the class token enters the patch tokens.
+    min_depth, max_depth : float
+        Range of heights [m].
+    bins_strategy : {"linear", "log", "chmv2_mixlog"}
+        How bin centres are spaced.
+    norm_strategy : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
+        How logits become weights of the bins.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not allowed.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382; DPT, arXiv 2103.13413.
+    """
+
+    model_type: ClassVar[str] = "chmv2"
+
+    backbone_config: DINOv3ViTConfig | Mapping[str, Any] | None = None
+    patch_size: int | Sequence[int] = 16
+    initializer_range: float = 0.02
+    reassemble_factors: Sequence[float] = (4, 2, 1, 0.5)
+    post_process_channels: Sequence[int] = (128, 256, 512, 1024)
+    fusion_hidden_size: int = 256
+    head_hidden_size: int = 128
+    number_output_channels: int = 256
+    readout_type: ReadoutType = "project"
+    min_depth: float = 0.001
+    max_depth: float = 96.0
+    bins_strategy: BinsStrategy = "chmv2_mixlog"
+    norm_strategy: NormStrategy = "chmv2_mixlog"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone_config", _as_backbone(self.backbone_config))
+        for name in ("reassemble_factors", "post_process_channels"):
+            if getattr(self, name) is None:  # how the published signature says "default"
+                object.__setattr__(self, name, getattr(type(self), name))
+        normalise_fields(self)
+        check_fields(self)
+        self._check_stages()
+        self._check_depths()
+
+    @property
+    def backbone(self) -> DINOv3ViTConfig:
+        """The backbone's configuration, completed."""
+        return cast(DINOv3ViTConfig, self.backbone_config)
+
+    def _check_stages(self) -> None:
+        stages = len(self.backbone.stages)
+        channels, factors = self.post_process_channels, self.reassemble_factors
+        check_list("post_process_channels", channels)
+        check_list("reassemble_factors", factors)
+        if len(channels) != stages or len(factors) < stages:
+            raise ConfigError(
+                "one post_process_channels and reassemble_factors entry per stage of the backbone",
+                f"{stages} stages, {len(channels)} channels, {len(factors)} factors",
+                "give lists of equal length to out_indices",
+            )
+        for channel in channels:
+            check_number("post_process_channels", channel, whole=True, least=1)
+        for factor in map(as_float, factors):
+            if not (0 < factor < 1 or (factor >= 1 and factor.is_integer())):
+                raise ConfigError(
+                    "reassemble_factors as whole numbers, or fractions between 0 and 1",
+                    repr(list(factors)),
+                    "use the published [4, 2, 1, 0.5]",
+                )
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        if not (self.backbone.return_class_token and self.backbone.reshape_hidden_states):
+            raise ConfigError(
+                "a backbone with return_class_token=True and reshape_hidden_states=True",
+                f"{self.backbone.return_class_token} and {self.backbone.reshape_hidden_states}",
+                "set both: the head reads class tokens and maps",
+            )
+
+    def _check_depths(self) -> None:
+        takes_log = self.bins_strategy != "linear" and self.number_output_channels > 1
+        if not ((self.min_depth > 0 or not takes_log) and self.min_depth < self.max_depth):
+            raise ConfigError(
+                "0 < min_depth < max_depth (0 itself only with bins_strategy='linear')",
+                f"min_depth={self.min_depth}, max_depth={self.max_depth}",
+                "use the published 0.001 and 96.0",
+            )
+
+
+def _as_backbone(value: Any) -> DINOv3ViTConfig:
+    if value is None:
+        return _default_backbone()
+    if isinstance(value, Mapping):
+        return DINOv3ViTConfig.from_dict(value)
+    if isinstance(value, DINOv3ViTConfig):
+        return value
+    raise ConfigError(
+        "backbone_config as a dict, a DINOv3ViTConfig or None",
+        type(value).__name__,
+        "pass DINOv3ViTConfig(...)",
+    )

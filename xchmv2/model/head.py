@@ -1,0 +1,210 @@
+"""Dense prediction head: tokens of four stages to features at twice the fused resolution.
+
+Three rearrangements leave the published result as it is and cost less: the class token's half of
+the readout is computed once per image; the 1x1 projection of a fusion block runs before its
+upsampling, with which it commutes; and maps stay in channels_last from the tokens on.
+
+References
+----------
+DPT, arXiv 2103.13413; CHMv2, arXiv 2603.06382.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xchmv2.model.config import CHMv2Config
+
+
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """View patch tokens [B, P, C] as a map [B, C, rows, columns] in channels_last."""
+    batch, _, channels = tokens.shape
+    maps = tokens.reshape(batch, *grid, channels)  # [B, rows, columns, C]
+    return maps.permute(0, 3, 1, 2)  # [B, C, rows, columns]
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double height and width bilinearly, corner pixels on corner pixels."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+
+
+class Readout(nn.ModuleList):
+    """Brings the class token into each patch token by one linear layer and a GELU.
+
+    The layer is published as ``Linear(2 * C, C)`` on [patch, class]; its two halves are applied
+    apart, so that the class half is computed once per image.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__([nn.Linear(2 * size, size)])
+
+    def forward(self, patches: Tensor, cls: Tensor) -> Tensor:
+        """Combine patches [B, P, C] with the class token [B, 1, C]."""
+        linear = cast(nn.Linear, self[0])
+        of_patch, of_class = linear.weight.chunk(2, dim=1)  # [C, C] each
+        return F.gelu(F.linear(patches, of_patch) + F.linear(cls, of_class, linear.bias))
+
+
+class ReassembleLayer(nn.Module):
+    """Brings one stage to its number of channels and its scale."""
+
+    def __init__(self, size: int, channels: int, factor: float) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(size, channels, kernel_size=1)
+        self.resize = _resize_layer(channels, factor)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, h, w] -> [B, channels, h * f, w * f]
+        """Project, then resize."""
+        return cast(Tensor, self.resize(self.projection(x)))
+
+
+def _resize_layer(channels: int, factor: float) -> nn.Module:
+    if factor == 1:
+        return nn.Identity()
+    if factor > 1:
+        return nn.ConvTranspose2d(channels, channels, int(factor), stride=int(factor))
+    return nn.Conv2d(channels, channels, kernel_size=3, stride=int(1 / factor), padding=1)
+
+
+class Reassemble(nn.Module):
+    """Tokens of every stage to maps of different scales."""
+
+    def __init__(self, config: CHMv2Config) -> None:
+        super().__init__()
+        size, channels = config.backbone.hidden_size, config.post_process_channels
+        self.readout_type = config.readout_type
+        self.prefix = 1 + config.backbone.num_register_tokens
+        self.layers = nn.ModuleList(
+            ReassembleLayer(size, channel, factor)
+            for channel, factor in zip(channels, config.reassemble_factors, strict=False)
+        )
+        if config.readout_type == "project":
+            self.readout_projects = nn.ModuleList(Readout(size) for _ in channels)
+
+    def forward(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> list[Tensor]:
+        """Return one map [B, channels, h, w] per stage [B, N, C]."""
+        return [
+            layer(tokens_to_map(self._read_out(i, tokens), grid))
+            for i, (layer, tokens) in enumerate(zip(self.layers, stages, strict=True))
+        ]
+
+    def _read_out(self, index: int, tokens: Tensor) -> Tensor:  # [B, N, C] -> [B, P, C]
+        cls, patches = tokens[:, :1], tokens[:, self.prefix :]
+        if self.readout_type == "project":
+            return cast(Tensor, self.readout_projects[index](patches, cls))
+        return patches + cls if self.readout_type == "add" else patches
+
+
+class ResidualUnit(nn.Module):
+    """Two 3x3 convolutions, each after a ReLU, added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.convolution2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, h, w] -> [B, C, h, w]
+        """Refine a map."""
+        return x + cast(Tensor, self.convolution2(F.relu(self.convolution1(F.relu(x)))))
+
+
+class Fusion(nn.Module):
+    """Adds a finer stage to the fused map, refines it, and doubles its resolution."""
+
+    def __init__(self, channels: int, *, first: bool) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(channels, channels, kernel_size=1)
+        self.residual_layer1 = None if first else ResidualUnit(channels)
+        self.residual_layer2 = ResidualUnit(channels)
+
+    def forward(self, fused: Tensor, finer: Tensor | None = None) -> Tensor:
+        """Return [B, C, 2h, 2w] from the fused map [B, C, h, w] and a finer stage."""
+        if finer is not None and self.residual_layer1 is not None:
+            fused = fused + self.residual_layer1(_resized_like(finer, fused))
+        return upsample(self.projection(self.residual_layer2(fused)))
+
+
+def _resized_like(x: Tensor, target: Tensor) -> Tensor:
+    """Resize where shapes differ: with an odd number of patches halves do not double back."""
+    size = target.shape[-2:]
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class OutputConvolutions(nn.Module):
+    """The last convolutions; keys 0, 2 and 4 as published, 1 and 3 have no parameters."""
+
+    def __init__(self, config: CHMv2Config) -> None:
+        super().__init__()
+        fused, hidden = config.fusion_hidden_size, config.head_hidden_size
+        self.head = nn.ModuleDict(
+            {
+                "0": nn.Conv2d(fused, fused // 2, kernel_size=3, padding=1),
+                "2": nn.Conv2d(fused // 2, hidden, kernel_size=3, padding=1),
+                "4": nn.Conv2d(hidden, config.number_output_channels, kernel_size=1),
+            }
+        )
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The 1x1 convolution from features to logits."""
+        return cast(nn.Conv2d, self.head["4"])
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, hidden, 2h, 2w]
+        """Everything but the last convolution, whose output would be the largest by far."""
+        return F.relu(self.head["2"](upsample(self.head["0"](x))), inplace=True)
+
+
+class DPTHead(nn.Module):
+    """Dense prediction head of CHMv2.
+
+    Parameters
+    ----------
+    config : CHMv2Config
+
+    References
+    ----------
+    DPT, arXiv 2103.13413.
+    """
+
+    def __init__(self, config: CHMv2Config) -> None:
+        super().__init__()
+        fused, channels = config.fusion_hidden_size, config.post_process_channels
+        self.reassemble_stage = Reassemble(config)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channel, fused, kernel_size=3, padding=1, bias=False) for channel in channels
+        )
+        self.fusion_layers = nn.ModuleList(
+            Fusion(fused, first=i == 0) for i in range(len(channels))
+        )
+        self.conv_depth = OutputConvolutions(config)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)
+
+    def forward(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
+        """Fuse the stages from coarse to fine.
+
+        Parameters
+        ----------
+        stages : tuple of Tensor [B, 1 + registers + patches, C]
+            Tokens of the backbone's stages, shallow to deep.
+        grid : tuple of int
+            Rows and columns of patches.
+
+        Returns
+        -------
+        Tensor [B, head_hidden_size, H, W]
+            Features, not negative; ``conv_depth.last`` makes the logits from them.
+        """
+        maps = self.reassemble_stage(stages, grid)
+        maps = [conv(x) for conv, x in zip(self.convs, maps, strict=True)][::-1]
+        fused = self.fusion_layers[0](maps[0])
+        for fusion, finer in zip(self.fusion_layers[1:], maps[1:], strict=True):
+            fused = fusion(fused, finer)
+        return cast(Tensor, self.conv_depth(fused))

@@ -1,0 +1,205 @@
+"""Logits to height: bins of height, and how much weight each of them gets.
+
+A pixel's height is the mean of its distribution over the bins. Weights are needed only up to a
+factor, so height is a ratio of two sums, ``sum(w * bin) / sum(w)``, which never
+needs the normalised weights written out. All of it is float32: in float16 the published
+offset of 1e-8 is 0, and pixels without a positive logit become NaN.
+
+References
+----------
+CHMv2, arXiv 2603.06382, section 2.5.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xchmv2.errors import ConfigError
+from xchmv2.model.config import BinsStrategy, CHMv2Config
+
+# Targets were divided by this in training; mixlog bins are, and the mixlog norm multiplies back.
+TARGET_SCALE = 8.0
+# What the published norms add to every weight, after the ReLU.
+_OFFSETS = {"linear": 0.1, "chmv2_mixlog": 1e-8, "softmax": 0.0, "sigmoid": 0.0}
+# Smallest height and sum of weights that the mixlog norm gives.
+_TINY = 1e-12
+# Logits held at once: 2 million fill 8 MB, about a CPU's cache; a GPU wants longer rows of work.
+_CPU_LOGITS, _GPU_LOGITS = 2**21, 2**26
+
+
+@functools.lru_cache(maxsize=32)
+def height_bins(
+    strategy: BinsStrategy, count: int, low: float, high: float, device: torch.device
+) -> Tensor:
+    """Centres of the bins.
+
+    Parameters
+    ----------
+    strategy : {"linear", "log", "chmv2_mixlog"}
+        Even spacing, even spacing of logarithms, or a blend that moves from the second to the
+        first with height, over a range of ``high / 8``.
+    count : int
+        Number of bins.
+    low, high : float
+        Range [m].
+    device : torch.device
+
+    Returns
+    -------
+    Tensor [count], float32
+        Ascending [m], or [m / 8] for ``"chmv2_mixlog"``.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 2.5.
+    """
+    # Outside the caller's inference mode: the cached tensor may be trained with later.
+    with torch.inference_mode(False), torch.no_grad():
+        return _make_bins(strategy, count, low, high).to(device)
+
+
+def _make_bins(strategy: BinsStrategy, count: int, low: float, high: float) -> Tensor:
+    top = high / TARGET_SCALE if strategy == "chmv2_mixlog" else high
+    linear = _even(low, top, count)
+    if strategy == "linear":
+        return linear
+    # The logarithms of the ends are rounded to float32, as they were in training.
+    ends = torch.tensor([low, top], dtype=torch.float32, device="cpu").log()
+    log = _even(ends[0].item(), ends[1].item(), count).exp()
+    return log if strategy == "log" else log.lerp(linear, _even(0.0, 1.0, count))
+
+
+def _even(start: float, end: float, count: int) -> Tensor:
+    return torch.linspace(start, end, count, dtype=torch.float32, device="cpu")
+
+
+def bin_weights(logits: Tensor, norm: str) -> Tensor:
+    """Weights of the bins up to a factor, without the norm's offset.
+
+    Parameters
+    ----------
+    logits : Tensor [..., bins], float32
+    norm : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
+
+    Returns
+    -------
+    Tensor [..., bins], float32
+        Not negative.
+    """
+    if norm in ("linear", "chmv2_mixlog"):
+        return F.relu(logits)
+    if norm == "sigmoid":
+        # Normalised sigmoids are the softmax of their logarithms, which cannot sum to 0.
+        logits = F.logsigmoid(logits)
+    return torch.softmax(logits, dim=-1)
+
+
+def validate_spread(config: CHMv2Config) -> None:
+    """Check that the model has bins, without which there is no spread.
+
+    Raises
+    ------
+    ConfigError
+        If the model has one output channel.
+    """
+    if config.number_output_channels == 1:
+        raise ConfigError(
+            "a model with bins for the layer 'bin_spread'",
+            "number_output_channels=1 (plain regression)",
+            "leave 'bin_spread' out of layers",
+        )
+
+
+class FeaturesToHeight(nn.Module):
+    """Last convolution and bins: features to height, and optionally the spread of the bins.
+
+    It has no parameters of its own; the convolution belongs to the head.
+
+    Parameters
+    ----------
+    config : CHMv2Config
+    """
+
+    def __init__(self, config: CHMv2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.offset = _OFFSETS[config.norm_strategy]
+        self.mixlog = config.norm_strategy == "chmv2_mixlog"
+
+    def forward(
+        self, features: Tensor, convolution: nn.Conv2d, *, spread: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Make logits and reduce them to height, some pixels at a time.
+
+        Parameters
+        ----------
+        features : Tensor [B, C, H, W]
+            In any data type.
+        convolution : nn.Conv2d
+            1x1 convolution from features to logits.
+        spread : bool
+            Whether to return the standard deviation of the distribution over the bins too.
+
+        Returns
+        -------
+        height : Tensor [B, H, W], float32
+            Height [m].
+        spread : Tensor [B, H, W], float32, or None
+            Standard deviation [m].
+
+        Raises
+        ------
+        ConfigError
+            If the spread is asked for and the model has one output channel.
+        """
+        if spread:
+            validate_spread(self.config)
+        batch, channels, height, width = features.shape
+        pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)  # [B * H * W, C]
+        weight = convolution.weight.flatten(1)  # [bins, C, 1, 1] -> [bins, C]
+        limit = _CPU_LOGITS if pixels.device.type == "cpu" else _GPU_LOGITS
+        step = max(1, limit // len(weight))
+        parts = [
+            self.reduce(F.linear(pixels[i : i + step], weight, convolution.bias), spread=spread)
+            for i in range(0, max(1, len(pixels)), step)
+        ]
+        heights, spreads = (torch.cat(column) for column in zip(*parts, strict=True))
+        shape = (batch, height, width)
+        return heights.view(shape), spreads.view(shape) if spread else None
+
+    def reduce(self, logits: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor]:
+        """Reduce logits [P, bins] of any data type to height [P] and spread [P] (or empty)."""
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.float()
+            if logits.shape[1] == 1:
+                height = F.relu(logits[:, 0]) + self.config.min_depth
+                return height, height.new_empty(0)
+            return self._from_bins(logits, spread=spread)
+
+    def _from_bins(self, logits: Tensor, *, spread: bool) -> tuple[Tensor, Tensor]:
+        bins = self._bins(logits)  # [bins]
+        weights = bin_weights(logits, self.config.norm_strategy)  # [P, bins]
+        # A matrix-vector product and a sum, because a matrix product may run in TF32.
+        total = weights.sum(dim=1) + self.offset * len(bins)
+        moment = torch.mv(weights, bins) + self.offset * bins.sum()
+        if self.mixlog:
+            total = torch.nan_to_num(total, nan=1.0, posinf=1.0).clamp_min(_TINY)
+        mean, scale = moment / total, TARGET_SCALE if self.mixlog else 1.0
+        height = scale * (mean.clamp_min(_TINY) if self.mixlog else mean)
+        if not spread:
+            return height, height.new_empty(0)
+        # Squares of differences, not a difference of squares: exact, and never negative.
+        squares = (bins - mean.unsqueeze(1)).square_()  # [P, bins]
+        variance = (squares.mul_(weights + self.offset)).sum(dim=1) / total
+        return height, scale * variance.sqrt()
+
+    def _bins(self, logits: Tensor) -> Tensor:
+        c = self.config
+        bins = height_bins(
+            c.bins_strategy, logits.shape[1], c.min_depth, c.max_depth, logits.device
+        )
+        return bins.clamp_min(_TINY) if self.mixlog else bins

@@ -1,0 +1,335 @@
+"""CHMv2 as one module: imagery in, canopy height in metres out.
+
+References
+----------
+CHMv2, arXiv 2603.06382.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from xchmv2.errors import ConfigError, DeviceError, ImageryError
+from xchmv2.model.backbone import Attention, DINOv3ViTBackbone, Embeddings, LayerScale
+from xchmv2.model.checkpoint import (
+    DEFAULT_MODEL,
+    load_weights,
+    resolve_checkpoint,
+    save_checkpoint,
+)
+from xchmv2.model.config import CHMv2Config
+from xchmv2.model.head import DPTHead
+from xchmv2.model.height import FeaturesToHeight
+from xchmv2.model.weights import weights_dtype
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+_WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Attention, Embeddings)
+
+
+@dataclass(eq=False)
+class DepthEstimatorOutput(Mapping[str, Any]):
+    """What the model gives, by attribute, by name or by position among what is not ``None``.
+
+    Attributes
+    ----------
+    loss : Tensor or None
+        Training loss.
+    predicted_depth : Tensor [B, H, W], float32
+        Canopy height [m].
+    hidden_states : tuple of Tensor [B, N, C] or None
+        Embedding and output of every block.
+    attentions : tuple of Tensor [B, heads, N, N] or None
+        Attention weights of every block.
+    """
+
+    loss: Tensor | None = None
+    predicted_depth: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return what is not ``None``, in order."""
+        return tuple(self._present().values())
+
+    def _present(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class CHMv2ForDepthEstimation(nn.Module):
+    """Canopy height from RGB imagery: DINOv3 backbone, dense prediction head, bins of height.
+
+    Parameters
+    ----------
+    config : CHMv2Config, optional
+        The published architecture by default. Weights are random until they are loaded.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382; DINOv3, arXiv 2508.10104; DPT, arXiv 2103.13413.
+
+    Examples
+    --------
+    >>> model = CHMv2ForDepthEstimation.from_pretrained("chmv2", device_map="auto")
+    ... # doctest: +SKIP
+    >>> height = model(pixel_values).predicted_depth  # doctest: +SKIP
+    """
+
+    def __init__(self, config: CHMv2Config | None = None) -> None:
+        super().__init__()
+        self.config = _as_config(config)
+        self.backbone = DINOv3ViTBackbone(self.config.backbone)
+        self.head = DPTHead(self.config)
+        self.features_to_depth = FeaturesToHeight(self.config)
+        _initialise(self.backbone, self.config.backbone.initializer_range)
+        _initialise(self.head, self.config.initializer_range)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.conv_depth.last.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return self.head.conv_depth.last.weight.dtype
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DepthEstimatorOutput | tuple[Any, ...]:
+        """Estimate canopy height.
+
+        Parameters
+        ----------
+        pixel_values : Tensor [B, bands, H, W]
+            Normalised imagery, as `CHMv2ImageProcessor` makes it.
+        labels : Tensor, optional
+            Not implemented yet.
+        output_hidden_states, output_attentions : bool, optional
+            Whether to return them too.
+        return_dict : bool, optional
+            ``False`` for a plain tuple.
+
+        Returns
+        -------
+        DepthEstimatorOutput
+            With ``predicted_depth`` [B, H', W'] in metres. H' and W' equal H and W for multiples
+            of 32; other sizes come out as the head's convolutions round them.
+
+        Raises
+        ------
+        ImageryError
+            If the shape or data type does not fit.
+        NotImplementedError
+            If ``labels`` are given.
+        """
+        if labels is not None:
+            raise NotImplementedError(
+                "training is not implemented yet: a loss of SiLog, Charbonnier and Patch Gradient "
+                "terms on labels is coming; leave labels out"
+            )
+        self.validate_pixels(pixel_values)
+        out = self.backbone(
+            pixel_values,
+            hidden_states=bool(output_hidden_states),
+            attentions=bool(output_attentions),
+        )
+        height, _ = self._to_height(self.head(out.stages, out.grid))
+        output = DepthEstimatorOutput(
+            predicted_depth=height, hidden_states=out.hidden_states, attentions=out.attentions
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def height(self, pixel_values: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Estimate canopy height, and nothing that is not asked for.
+
+        Parameters
+        ----------
+        pixel_values : Tensor [B, bands, H, W]
+            Normalised imagery.
+        spread : bool
+            Whether to return the standard deviation of each pixel's distribution over the bins.
+
+        Returns
+        -------
+        height : Tensor [B, H', W'], float32
+            Canopy height [m].
+        spread : Tensor [B, H', W'], float32, or None
+            Standard deviation [m].
+
+        Raises
+        ------
+        ImageryError
+            If the shape or data type does not fit.
+        ConfigError
+            If the spread is asked for and the model has no bins.
+        """
+        self.validate_pixels(pixel_values)
+        out = self.backbone(pixel_values)
+        return self._to_height(self.head(out.stages, out.grid), spread=spread)
+
+    def _to_height(self, features: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor | None]:
+        last = self.head.conv_depth.last
+        height, deviation = self.features_to_depth(features, last, spread=spread)
+        return height, deviation
+
+    def validate_pixels(self, pixel_values: Tensor) -> None:
+        """Check that imagery has four dimensions, the right bands, and room for a patch.
+
+        Raises
+        ------
+        ImageryError
+            If it has not.
+        """
+        bands, patch = self.config.backbone.num_channels, self.config.backbone.patch_shape
+        wanted = f"pixel_values as floating point [batch, {bands}, height, width]"
+        if not (isinstance(pixel_values, Tensor) and pixel_values.is_floating_point()):
+            kind = getattr(pixel_values, "dtype", type(pixel_values).__name__)
+            raise ImageryError(wanted, f"{kind}", "prepare images with CHMv2ImageProcessor")
+        shape = list(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != bands:
+            raise ImageryError(
+                wanted, f"shape {shape}", "stack images along a first dimension, bands second"
+            )
+        if shape[2] < patch[0] or shape[3] < patch[1]:
+            raise ImageryError(
+                f"at least one patch of {patch[0]} x {patch[1]} px",
+                f"shape {shape}",
+                "use larger images, or pad them",
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        revision: str | None = None,
+        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """Load a checkpoint, ready for inference.
+
+        Parameters
+        ----------
+        id_or_folder : str or path
+            Hub id, or folder with ``config.json`` and ``model.safetensors``.
+        revision : str, optional
+            Branch, tag or commit on the hub.
+        device_map : "auto", device or None
+            "auto" is CUDA where there is one; ``None`` is the CPU.
+        dtype : torch.dtype, str or None
+            Data type of the weights in memory: float32 by default, "auto" for the file's.
+
+        Returns
+        -------
+        CHMv2ForDepthEstimation
+            In evaluation mode.
+
+        Raises
+        ------
+        CheckpointError
+            If files are missing or damaged, or tensors do not fit the configuration.
+        ConfigError
+            If ``config.json`` or ``dtype`` holds a value that is not allowed.
+        DeviceError
+            If the device is not there.
+        """
+        device = resolve_device(device_map)
+        checkpoint = resolve_checkpoint(id_or_folder, revision)
+        to = weights_dtype(checkpoint.folder) if dtype == "auto" else _as_dtype(dtype)
+        # Weights made in inference mode could not be trained.
+        with torch.inference_mode(False):
+            with torch.device("meta"):
+                model = cls(checkpoint.config)  # shapes alone: random weights would be overwritten
+            model = model.to(to).to_empty(device=device)
+            load_weights(model, checkpoint)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which transformers loads too."""
+        save_checkpoint(self, folder)
+
+
+def resolve_device(device: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
+    """Turn ``device_map`` into one device.
+
+    Raises
+    ------
+    DeviceError
+        If torch does not know it, or this machine does not have it.
+    """
+    if isinstance(device, Mapping) and set(device) == {""}:
+        device = device[""]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device("cpu" if device is None else device)  # type: ignore[arg-type]
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(
+            "device_map as 'auto' or a device of this machine, such as 'cpu' or 'cuda:0'",
+            f"device_map={device!r} with {torch.cuda.device_count()} CUDA devices",
+            "pass device_map='auto'",
+        ) from error
+    return found
+
+
+def _as_config(config: CHMv2Config | None) -> CHMv2Config:
+    if config is None:
+        return CHMv2Config()
+    if not isinstance(config, CHMv2Config):
+        raise ConfigError(
+            "a CHMv2Config",
+            type(config).__name__,
+            "pass CHMv2Config(...), or CHMv2Config.from_dict(...)",
+        )
+    return config
+
+
+def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    found = _DTYPES["float32"] if dtype is None else _DTYPES.get(str(dtype).split(".")[-1])
+    if found is None:
+        raise ConfigError(
+            f"dtype as 'auto' or one of {', '.join(_DTYPES)}", repr(dtype), "pass dtype='float32'"
+        )
+    return found
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module, std: float) -> None:
+    """Set initial weights as published: truncated normal, and zero biases."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(part, nn.LayerNorm) or name == "mask_token" or name.endswith("bias"):
+                nn.init.constant_(parameter, float(name == "weight"))
+            elif isinstance(part, LayerScale):
+                nn.init.constant_(parameter, part.initial)
+            elif isinstance(
+                part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | Attention | Embeddings
+            ):
+                nn.init.trunc_normal_(parameter, std=std)

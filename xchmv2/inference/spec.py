@@ -1,0 +1,265 @@
+"""Which model a graph means, and the one copy of it that a process holds per device.
+
+A graph carries a :class:`ModelSpec`: a few strings. Each process that runs its tasks loads the
+weights it names, once, and refuses weights that are not the ones the graph was built for.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from xchmv2 import defaults
+from xchmv2.errors import CheckpointError, DeviceError
+from xchmv2.inference.predictor import Predictor
+from xchmv2.model.checkpoint import resolve_checkpoint
+from xchmv2.model.config import CHMv2Config
+from xchmv2.model.height import validate_spread
+from xchmv2.model.modeling import CHMv2ForDepthEstimation
+from xchmv2.model.weights import state_dict_sha256
+
+#: What ``model=`` takes: a hub id, a checkpoint folder, or a live model.
+ModelLike = str | os.PathLike[str] | CHMv2ForDepthEstimation
+#: What ``dtype=`` takes.
+DType = Literal["auto", "float32", "bfloat16"]
+
+_LIVE = "live:"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model, an arithmetic and a device, by name and content; small and hashable.
+
+    Parameters
+    ----------
+    model : str
+        Hub id, absolute folder, or ``live:`` and the content hash of a model in this process.
+    revision : str or None
+        Revision of a hub id.
+    weights_sha256, config_sha256 : str
+        Content of the weights and of the configuration files.
+    device : str
+        Torch device, or "auto" for what the worker has.
+    dtype : {"float32", "bfloat16"}
+        Arithmetic of the network.
+    """
+
+    model: str
+    revision: str | None
+    weights_sha256: str
+    config_sha256: str
+    device: str
+    dtype: str
+
+
+def resolve_model(
+    model: ModelLike = defaults.MODEL,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    spread: bool = False,
+) -> ModelSpec:
+    """Find a model's files and describe it, without loading it.
+
+    Parameters
+    ----------
+    model : str, path or CHMv2ForDepthEstimation
+        Hub id, checkpoint folder, or live model.
+    device : str, default "auto"
+        Torch device; "auto" is CUDA where the computing process has it, else the processor.
+    dtype : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 where this process sees a CUDA card that supports it, else float32.
+    spread : bool, default False
+        Whether the spread of the height bins will be asked for.
+
+    Returns
+    -------
+    ModelSpec
+        The description that goes into graphs.
+
+    Raises
+    ------
+    CheckpointError
+        If the files are missing or damaged, the model does not take three bands, or a live model
+        meets a distributed client.
+    ConfigError
+        If the spread is wanted of a model without bins.
+    DeviceError
+        If the device or dtype is unknown, or no such device is here.
+    """
+    validate_device(device)
+    resolved = resolve_dtype(dtype, device)
+    if isinstance(model, CHMv2ForDepthEstimation):
+        _validate_config(model.config, spread=spread)
+        name, sha = _register(model)
+        return ModelSpec(name, None, sha, sha, device, resolved)
+    found = resolve_checkpoint(model)
+    _validate_config(found.config, spread=spread)
+    return ModelSpec(
+        model=found.model_id,
+        revision=found.revision,
+        weights_sha256=found.weights_sha256,
+        config_sha256=found.config_sha256,
+        device=device,
+        dtype=resolved,
+    )
+
+
+def get_predictor(spec: ModelSpec) -> Predictor:
+    """Return this process's predictor for a spec, loading its model on the first call.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        From :func:`resolve_model`, maybe in another process.
+
+    Returns
+    -------
+    Predictor
+        Shared by all threads.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights found here are not those of the spec.
+    """
+    if spec not in _predictors:
+        with _load_lock:
+            if spec not in _predictors:
+                _predictors[spec] = _load(spec)
+    return _predictors[spec]
+
+
+def validate_device(device: str) -> None:
+    """Check a device's name and, where the work is done in this process, its presence.
+
+    Raises
+    ------
+    DeviceError
+        If the name is unknown to torch, or it is a CUDA device and none is here.
+    """
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise DeviceError(
+            "'auto' or a torch device such as 'cpu', 'cuda' or 'cuda:1'",
+            f"device={device!r}",
+            "pass one of those: .predict(..., device='auto')",
+        ) from None
+    if kind == "cuda" and not torch.cuda.is_available() and not _has_distributed_client():
+        raise DeviceError(
+            f"a CUDA device for device={device!r}",
+            "none on this machine",
+            "run on the processor: .predict(..., device='cpu')",
+        )
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """Turn "auto" into the arithmetic for a device.
+
+    Raises
+    ------
+    DeviceError
+        If the dtype is not one of the three.
+    """
+    if dtype not in get_args(DType):
+        raise DeviceError(
+            f"one of {', '.join(map(repr, get_args(DType)))}",
+            f"dtype={dtype!r}",
+            "leave it out, or pass .predict(..., dtype='float32')",
+        )
+    if dtype != "auto":
+        return dtype
+    on_cuda = device == "auto" or device.startswith("cuda")
+    fast = on_cuda and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+_load_lock = threading.Lock()
+_predictors: dict[ModelSpec, Predictor] = {}
+_live_models: dict[str, CHMv2ForDepthEstimation] = {}
+
+
+def _validate_config(config: CHMv2Config, *, spread: bool) -> None:
+    channels = config.backbone.num_channels
+    if channels != 3:
+        raise CheckpointError(
+            "a model that takes three bands",
+            f"num_channels={channels} in its config",
+            "use a CHMv2 checkpoint for red, green and blue",
+        )
+    if spread:
+        validate_spread(config)
+
+
+def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
+    """Keep a copy of a live model under its content hash, so that training on cannot change it."""
+    if _has_distributed_client():
+        raise CheckpointError(
+            "a model that every worker can load by name",
+            "a live model while a distributed client is active",
+            "save it where all workers can read it: model.save_pretrained(folder), then "
+            ".predict(model=folder)",
+        )
+    sha = state_dict_sha256(model)
+    if sha not in _live_models:
+        _live_models[sha] = copy.deepcopy(model).eval()
+    return f"{_LIVE}{sha}", sha
+
+
+def _load(spec: ModelSpec) -> Predictor:
+    device = _resolve_device(spec.device)
+    if spec.model.startswith(_LIVE):
+        live = _find_live(spec)
+        if str(live.device) != device:
+            live = copy.deepcopy(live)  # another predictor may hold it where it is
+        mean, std = defaults.IMAGE_MEAN, defaults.IMAGE_STD
+        return Predictor(live, device=device, dtype=spec.dtype, mean=mean, std=std)
+    found = resolve_checkpoint(spec.model, revision=spec.revision)
+    if (found.weights_sha256, found.config_sha256) != (spec.weights_sha256, spec.config_sha256):
+        raise CheckpointError(
+            f"the weights the prediction was planned with, sha256 {spec.weights_sha256[:12]}",
+            f"sha256 {found.weights_sha256[:12]} in {found.folder}, or another config",
+            "give all workers the same files, or call predict() again",
+        )
+    model = CHMv2ForDepthEstimation.from_pretrained(found.folder)
+    mean, std = found.mean_std()
+    return Predictor(model, device=device, dtype=spec.dtype, mean=mean, std=std)
+
+
+def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:
+    try:
+        return _live_models[spec.weights_sha256]
+    except KeyError:
+        raise CheckpointError(
+            "the live model of this prediction in the computing process",
+            "a process that does not hold it",
+            "save it where all workers can read it: model.save_pretrained(folder), then "
+            ".predict(model=folder)",
+        ) from None
+
+
+def _resolve_device(device: str) -> str:
+    """Name the device exactly, so that 'cuda' and 'cuda:0' are one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+
+
+def _has_distributed_client() -> bool:
+    """Whether computing now would go to a distributed cluster; never imports distributed."""
+    if "distributed" not in sys.modules:
+        return False
+    try:
+        sys.modules["distributed"].default_client()
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,70 @@
+"""The ``.chmv2`` accessor: delegation only, no logic, no state."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+import xarray as xr
+
+from xchmv2 import defaults
+
+if TYPE_CHECKING:
+    from xchmv2.inference import Layer, ModelLike
+    from xchmv2.predict import ValueRange
+
+T = TypeVar("T", xr.Dataset, xr.DataArray)
+
+
+@xr.register_dataset_accessor("chmv2")  # type: ignore[no-untyped-call]
+@xr.register_dataarray_accessor("chmv2")  # type: ignore[no-untyped-call]
+class CHMv2Accessor(Generic[T]):
+    """Canopy height from imagery.
+
+    Parameters
+    ----------
+    obj : Dataset or DataArray
+        The object the accessor was reached from.
+    """
+
+    def __init__(self, obj: T) -> None:
+        self._obj: T = obj
+
+    def predict(
+        self,
+        model: ModelLike = defaults.MODEL,
+        *,
+        bands: Sequence[Hashable] | None = None,
+        value_range: ValueRange | None = None,
+        nodata: float | None = None,
+        valid: xr.DataArray | None = None,
+        erode: int = 0,
+        resolution: float | None = None,
+        tile: int = defaults.TILE,
+        overlap: int = defaults.OVERLAP,
+        block: int | None = None,
+        layers: Layer | Sequence[Layer] = ("height",),
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> xr.DataArray | xr.Dataset:
+        """Predict canopy height; see :func:`xchmv2.predict.predict`."""
+        from xchmv2.predict import predict
+
+        return predict(
+            self._obj,
+            model,
+            bands=bands,
+            value_range=value_range,
+            nodata=nodata,
+            valid=valid,
+            erode=erode,
+            resolution=resolution,
+            tile=tile,
+            overlap=overlap,
+            block=block,
+            layers=layers,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+        )

@@ -1,0 +1,262 @@
+"""Imagery in, canopy height out: validate, plan, compute, label."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from odc.geo.xr import xr_coords
+
+from xchmv2 import defaults
+from xchmv2._dask import Job, Source, predict_blocks
+from xchmv2._version import __version__
+from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import (
+    Grid,
+    Scene,
+    ValidPixels,
+    WindowReader,
+    find_crs_coordinate,
+    read_scene,
+    resolve_nodata,
+    resolve_target,
+    resolve_value_range,
+)
+from xchmv2.inference import Layer, ModelLike, Scaling, resolve_model
+from xchmv2.tiling import TileAxis, validate_grid
+
+#: (low, high) for all bands, or one such pair per band.
+ValueRange = tuple[float, float] | Sequence[tuple[float, float]]
+
+_ATTRS: dict[Layer, dict[str, str]] = {
+    "height": {
+        "standard_name": "canopy_height",
+        "long_name": "canopy height",
+        "units": "m",
+    },
+    "bin_spread": {
+        "long_name": "standard deviation of the height bin distribution",
+        "units": "m",
+    },
+    "overlap_disagreement": {
+        "long_name": "standard deviation of canopy height between overlapping tiles",
+        "units": "m",
+    },
+}
+_NAMES: dict[Layer, str] = {"height": "canopy_height"}
+
+
+def predict(
+    imagery: xr.Dataset | xr.DataArray,
+    model: ModelLike = defaults.MODEL,
+    *,
+    bands: Sequence[Hashable] | None = None,
+    value_range: ValueRange | None = None,
+    nodata: float | None = None,
+    valid: xr.DataArray | None = None,
+    erode: int = 0,
+    resolution: float | None = None,
+    tile: int = defaults.TILE,
+    overlap: int = defaults.OVERLAP,
+    block: int | None = None,
+    layers: Layer | Sequence[Layer] = ("height",),
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+) -> xr.DataArray | xr.Dataset:
+    """Predict canopy height from high-resolution RGB imagery.
+
+    Parameters
+    ----------
+    imagery : Dataset or DataArray
+        (..., y, x) variables for the bands, or an array with a ``band`` dimension. Further
+        dimensions, such as time, are kept.
+    model : str, path or CHMv2ForDepthEstimation
+        Hub id, checkpoint folder, or a model of this process.
+    bands : sequence of three names or numbers, optional
+        Red, green and blue, where names and metadata do not tell.
+    value_range : (low, high) or three of them, optional
+        Values that stand for black and white. Needed for all but uint8; values outside are
+        clipped.
+    nodata : float, optional
+        Nodata value, in place of the one the metadata declare.
+    valid : DataArray of bool, optional
+        Pixels that hold imagery, for example ``alpha == 255`` or ``~cloud``.
+    erode : int, default 0
+        Source pixels around invalid ones that are taken for invalid too.
+    resolution : float, optional
+        Ground resolution to resample to while predicting [m]; the model was trained at 0.6 m.
+    tile, overlap : int
+        Side of the network's window and what neighbouring windows share [px].
+    block : int, optional
+        Side of an output chunk [px]. By default the input's own spatial chunk where that is
+        uniform and at least two tiles, else 4096 (less under strong resampling).
+    layers : sequence of {"height", "bin_spread", "overlap_disagreement"}
+        What to return. ``bin_spread`` is the standard deviation of the height bin distribution,
+        ``overlap_disagreement`` the blend-weighted standard deviation between the tiles that
+        cover a pixel, NaN where only one does.
+    device : str, default "auto"
+        Torch device; "auto" is CUDA where the computing process has it.
+    dtype : {"auto", "float32", "bfloat16"}
+        Arithmetic of the network; "auto" is bfloat16 on CUDA cards that support it.
+    batch_size : int or "auto"
+        Tiles per forward.
+
+    Returns
+    -------
+    DataArray or Dataset
+        ``canopy_height`` (..., y, x) float32 [m], NaN where invalid; a Dataset with one variable
+        per layer where ``layers`` is not just the height. Lazy if the imagery is dask-backed.
+
+    Raises
+    ------
+    ImageryError
+        If the imagery does not fit the model; the message says how to make it fit.
+    GridError
+        If tile, overlap and block do not form a grid.
+    CheckpointError
+        If the model cannot be found or its files are damaged.
+    DeviceError
+        If the device or dtype is not to be had.
+    CHMv2Error
+        If an option is outside its range.
+
+    Notes
+    -----
+    On dask-backed imagery nothing is computed and no weights are loaded. The result does not
+    depend on chunks, block size or area of interest, except within one tile of the imagery's edge.
+
+    References
+    ----------
+    CHMv2, arXiv:2603.06382.
+    """
+    validate_grid(tile, overlap, block)
+    wanted = _validate_options(layers, batch_size, erode)
+    scene = read_scene(imagery, bands, valid)
+    spec = resolve_model(model, device=device, dtype=dtype, spread="bin_spread" in wanted)
+    target, rows, cols = resolve_target(scene.grid, resolution)
+    arrays = [band.array for band in scene.bands]
+    low, high = zip(*resolve_value_range(arrays, value_range), strict=True)
+    job = Job(
+        model=spec,
+        reader=WindowReader(ValidPixels(resolve_nodata(arrays, nodata), erode), rows, cols),
+        rows=TileAxis(target.shape[0], tile, overlap, target.origin[0]),
+        cols=TileAxis(target.shape[1], tile, overlap, target.origin[1]),
+        block=block or _default_block(scene, tile, max(rows.ratio, cols.ratio)),
+        scaling=Scaling(low, high),
+        layers=wanted,
+        batch_size=batch_size,
+    )
+    found = predict_blocks(*_sources(scene), job)
+    if not scene.lazy:
+        found = dict(zip(found, dask.compute(*found.values(), scheduler="sync"), strict=True))
+    return _label(found, scene, target, job)
+
+
+def _validate_options(
+    layers: Layer | Sequence[Layer], batch_size: int | str, erode: int
+) -> tuple[Layer, ...]:
+    wanted: tuple[Any, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
+    known = get_args(Layer)
+    if not wanted or not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
+        raise CHMv2Error(
+            f"layers out of {known}, each once",
+            f"layers={layers!r}",
+            "for example .predict(..., layers=('height', 'bin_spread'))",
+        )
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise CHMv2Error(
+            "a batch size of 1 or more, or 'auto'",
+            f"batch_size={batch_size!r}",
+            "leave it out: .predict(..., batch_size='auto')",
+        )
+    if erode < 0:
+        raise CHMv2Error(
+            "a number of pixels, 0 or more",
+            f"erode={erode}",
+            "pass how many pixels to trim around nodata: .predict(..., erode=2)",
+        )
+    return wanted
+
+
+def _default_block(scene: Scene, tile: int, ratio: float) -> int:
+    """Side of an output chunk: the input's spatial chunk if it will do, else 4096 source px."""
+    if ratio != 1:
+        return max(2 * tile, int(defaults.BLOCK / max(ratio, 1)))
+    chunks = scene.bands[0].array.chunks
+    if chunks is None:
+        return max(2 * tile, defaults.BLOCK)
+    largest = max(sizes[0] for sizes in chunks[-2:])
+    fits = all(
+        (len(sizes) == 1 or sizes[0] == largest)
+        and len(set(sizes[:-1])) <= 1
+        and sizes[-1] <= sizes[0]
+        for sizes in chunks[-2:]
+    )
+    return largest if fits and largest >= 2 * tile else max(2 * tile, defaults.BLOCK)
+
+
+def _sources(scene: Scene) -> tuple[list[Source], Source | None]:
+    """Hand the arrays over to dask, with equal chunks along all dims but band, y and x."""
+    bands = [
+        Source(_as_dask(band.array, f"chmv2-band-{i}", scene.lazy), band.index)
+        for i, band in enumerate(scene.bands)
+    ]
+    leading = [dim for dim in scene.template.dims if dim not in scene.grid.dims]
+    chunks = dict(enumerate(bands[0].array.chunks[: len(leading)]))
+    bands = [Source(source.array.rechunk(chunks), source.band) for source in bands]
+    if scene.mask is None:
+        return bands, None
+    return bands, Source(_as_dask(scene.mask, "chmv2-mask", scene.lazy).rechunk(chunks))
+
+
+def _as_dask(array: xr.DataArray, name: str, lazy: bool) -> da.Array:
+    if array.chunks is not None:
+        return array.data
+    # In memory and computed at once: hashing the pixels for a key would only cost time.
+    return da.from_array(array.values, chunks=-1, name=None if lazy else name)
+
+
+def _label(
+    found: Mapping[Layer, Any], scene: Scene, target: Grid, job: Job
+) -> xr.DataArray | xr.Dataset:
+    """Give the pixels their names, dims, coordinates, CRS, units and provenance."""
+    template = scene.template
+    coords = _coords(template, scene.grid, target)
+    mapping = find_crs_coordinate(coords)
+    provenance = {
+        **({"grid_mapping": mapping} if mapping else {}),
+        "chmv2_model": job.model.model,
+        "chmv2_weights_sha256": job.model.weights_sha256,
+        "chmv2_dtype": job.model.dtype,
+        "chmv2_tile": job.rows.tile,
+        "chmv2_overlap": job.rows.overlap,
+        "xchmv2_version": __version__,
+    }
+    variables = {}
+    for layer, data in found.items():
+        name = _NAMES.get(layer, layer)
+        array = xr.DataArray(data, coords, template.dims, name, {**_ATTRS[layer], **provenance})
+        variables[name] = array.transpose(*scene.dims).isel(scene.flipped)
+        # Tells rioxarray and GDAL that NaN is nodata; xarray writes the same on its own.
+        variables[name].encoding["_FillValue"] = np.float32(np.nan)
+    if tuple(found) == ("height",):
+        return variables["canopy_height"]
+    return xr.Dataset(variables)
+
+
+def _coords(template: xr.DataArray, grid: Grid, target: Grid) -> dict[Hashable, xr.DataArray]:
+    """Coordinates of the result: the imagery's own, or those of the grid it is resampled to."""
+    coords: dict[Hashable, xr.DataArray] = {str(n): c for n, c in template.coords.items()}
+    if grid.crs is None:
+        return coords
+    mapping = find_crs_coordinate(coords)
+    fresh = xr_coords(target.geobox, crs_coord_name=mapping or "spatial_ref", dims=grid.dims)
+    if target != grid:
+        kept = {n: c for n, c in coords.items() if not set(c.dims) & set(grid.dims)}
+        return {**kept, **fresh}
+    return coords if mapping else {**coords, "spatial_ref": fresh["spatial_ref"]}

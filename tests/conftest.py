@@ -5,6 +5,7 @@ from pathlib import Path
 import dask
 import hypothesis
 import numpy as np
+import odc.geo.xr  # noqa: F401  (registers .odc)
 import pytest
 import torch
 import xarray as xr

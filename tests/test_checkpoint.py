@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,14 @@ from reference_model import (
 )
 from safetensors.torch import load_file, save_file
 
+from xchmv2.defaults import MODEL
 from xchmv2.errors import CheckpointError, ConfigError, DeviceError
 from xchmv2.model import checkpoint as module
-from xchmv2.model.checkpoint import (
-    DEFAULT_MODEL,
-    Checkpoint,
-    load_weights,
-    resolve_checkpoint,
-    save_checkpoint,
-    state_dict_sha256,
-)
+from xchmv2.model.checkpoint import Checkpoint, resolve_checkpoint
+from xchmv2.model.files import read_json, write_json
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.model.processor import CHMv2ImageProcessor
+from xchmv2.model.weights import load_weights, save_checkpoint, state_dict_sha256
 
 torch.set_num_threads(1)
 
@@ -277,14 +274,11 @@ def test_mean_and_std(folder):
     found = resolve_checkpoint(folder)
     default = ((0.420, 0.411, 0.296), (0.213, 0.156, 0.143))
     assert found.mean_std() == default
-    assert found.rescale_factor == 1 / 255
     path = folder / "preprocessor_config.json"
-    path.write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": 0.5, "rescale_factor": 0.25}')
+    path.write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": 0.5}')
     assert found.mean_std() == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
-    assert found.rescale_factor == 0.25
-    path.write_text('{"image_mean": null, "do_rescale": false}')
+    path.write_text('{"image_mean": null}')
     assert found.mean_std() == default
-    assert found.rescale_factor == 1.0
     path.write_text('{"do_normalize": false}')
     assert found.mean_std() == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     for wrong in ('{"image_mean": [1, 2]}', '{"image_std": [1, 0, 1]}', '{"image_mean": "x"}'):
@@ -300,12 +294,15 @@ def test_mean_and_std_are_the_processors():
     processor = CHMv2ImageProcessor()
     ours = Checkpoint("x", None, Path("nowhere"), "", "")
     assert ours.mean_std() == (tuple(processor.image_mean), tuple(processor.image_std))
-    assert ours.rescale_factor == processor.rescale_factor
 
 
-@pytest.mark.parametrize("model", ["./nowhere", "/no/where", "~/no/where", "a/b/c", Path("no")])
+@pytest.mark.parametrize(
+    "model",
+    ["./nowhere", "/no/where", "~/no/where", "a/b/c", Path("no"), Path("a/b"), "no", "no/"],
+)
 def test_folders_that_do_not_exist(model):
-    with pytest.raises(CheckpointError, match=r"a folder with config.json .*which is not there"):
+    message = r"a folder with config.json .*which does not exist here"
+    with pytest.raises(CheckpointError, match=message):
         resolve_checkpoint(model)
 
 
@@ -333,11 +330,11 @@ def test_hub(folder, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = resolve_checkpoint(revision="main")
-    assert (found.model_id, found.revision) == (DEFAULT_MODEL, "abc123")
-    assert (asked["repo_id"], asked["revision"]) == (DEFAULT_MODEL, "main")
+    assert (found.model_id, found.revision) == (MODEL, "abc123")
+    assert (asked["repo_id"], asked["revision"]) == (MODEL, "main")
     assert not any(pattern.endswith((".bin", "*")) for pattern in asked["patterns"])
     assert found.weights_sha256 == resolve_checkpoint(folder).weights_sha256
-    assert load(DEFAULT_MODEL, revision="main").config == tiny_config()
+    assert load(MODEL, revision="main").config == tiny_config()
 
 
 @pytest.mark.parametrize("error", ["offline", "gated", "unknown", "invalid"])
@@ -359,7 +356,7 @@ def test_hub_errors_say_how_to_download(monkeypatch, error):
     with pytest.raises(CheckpointError) as caught:
         resolve_checkpoint()
     message = str(caught.value)
-    for part in (DEFAULT_MODEL, type(raised).__name__, "DINOv3 License", "gated", "hf download"):
+    for part in (MODEL, type(raised).__name__, "DINOv3 License", "gated", "hf download"):
         assert part in message
     assert str(raised).strip().splitlines()[0] in message
 
@@ -384,6 +381,20 @@ def test_saving_is_atomic(folder, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == sorted(before)
     assert state_dict_sha256(load(folder)) == state_dict_sha256(model)
     assert os.stat(folder / "model.safetensors").st_mode & 0o444
+
+
+def test_json_written_by_many_threads_is_always_whole(tmp_path):
+    path = tmp_path / "new" / "config.json"
+    write_json(path, {"writer": -1})
+
+    def write_and_read(writer):
+        for _ in range(20):
+            write_json(path, {"writer": writer, "filler": "x" * 10_000 * writer})
+            assert len(read_json(path)) == 2
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write_and_read, range(8)))
+    assert [found.name for found in path.parent.iterdir()] == ["config.json"]
 
 
 def test_content_hash_of_a_live_model(folder):

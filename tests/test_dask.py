@@ -3,8 +3,10 @@
 import subprocess
 import sys
 import textwrap
+import time
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import reference
@@ -117,6 +119,48 @@ def test_same_ground_in_two_areas_of_interest():
     narrow = imagery.isel(window).chmv2.predict(MODEL, **options).compute()
     inner = dict(y=slice(64, -64), x=slice(64, -64))
     xr.testing.assert_allclose(narrow.isel(inner), wide.isel(window).isel(inner), atol=5e-4)
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from([None, 0.6, 0.5]),
+    st.integers(0, 2),
+    st.tuples(st.booleans(), st.booleans()),
+    st.lists(st.tuples(*(st.integers(0, 260),) * 4), max_size=3),
+    st.tuples(*(st.integers(0, 40),) * 4),
+    st.integers(1, 130),
+)
+def test_masks_erosion_resampling_turns_and_areas(resolution, erode, turn, holes, trim, chunk):
+    """All of imagery's options at once: any chunks, any area of interest, any orientation."""
+    imagery = cube((260, 270), pixel=0.4, origin=(-12_000_001, 1_200_001))
+    mask = xr.ones_like(imagery["red"], dtype=bool)
+    for y0, x0, y1, x1 in holes:
+        mask[slice(*sorted((y0, y1))), slice(*sorted((x0, x1)))] = False
+    options = dict(resolution=resolution, erode=erode, tile=32, overlap=8, layers=LAYERS)
+    wide = imagery.chmv2.predict(MODEL, valid=mask, **options)
+    window = dict(y=slice(trim[0], 260 - trim[1]), x=slice(trim[2], 270 - trim[3]))
+    flip = {d: slice(None, None, -1) for d, on in zip("yx", turn, strict=True) if on}
+    part, seen = (a.isel(window).isel(flip) for a in (imagery, mask))
+    found = part.chunk(y=chunk, x=chunk + 7).chmv2.predict(
+        MODEL, valid=seen.chunk(y=50), block=45, **options
+    )
+    found = found.compute(scheduler="sync").sortby("y", ascending=False).sortby("x")
+    inner = dict(y=slice(34, -34), x=slice(34, -34))
+    near = wide.sel(y=found.y, x=found.x, method="nearest").isel(inner)
+    for name in wide:
+        np.testing.assert_allclose(found[name].isel(inner), near[name], atol=5e-4, err_msg=name)
+
+
+def test_planning_small_chunks_is_quick():
+    bands = da.zeros((2, 30_720, 30_720), chunks=(1, 1024, 1024), dtype="uint8")
+    coords = dict(x=(np.arange(30_720) + 0.5) * 0.6, y=5e6 - (np.arange(30_720) + 0.5) * 0.6)
+    names = ("red", "green", "blue")
+    imagery = xr.Dataset({n: (("time", "y", "x"), bands) for n in names}, coords)
+    imagery = imagery.odc.assign_crs(32633)
+    start = time.perf_counter()
+    lazy = imagery.chmv2.predict(MODEL)
+    assert lazy.chunks[1][0] == 1024
+    assert time.perf_counter() - start < 10
 
 
 def test_graph_is_small():

@@ -64,6 +64,11 @@ class TestBands:
     def test_given(self):
         assert indices(banded(5, [1, 2, 3, 4, 5]), (5, 3, 2)) == [4, 2, 1]
 
+    def test_dataset_of_one_stacked_variable_and_a_mask(self):
+        imagery = banded(3, [1, 2, 3]).to_dataset(name="image")
+        imagery["alpha"] = imagery["image"].isel(band=0, drop=True)
+        assert indices(imagery) == [0, 1, 2]
+
     def test_dataset_of_one_stacked_variable(self):
         assert indices(banded(3, [1, 2, 3]).to_dataset(name="band_data")) == [0, 1, 2]
 
@@ -126,6 +131,22 @@ class TestValues:
         encoded.encoding["_FillValue"] = 7
         assert resolve_nodata([encoded.assign_attrs(nodata=9)] * 3) == (9.0,) * 3
         assert resolve_nodata([encoded] * 3) == (7.0,) * 3
+
+    def test_nodata_of_decoded_values_is_nan_already(self):
+        stored = banded(1).astype("uint16") * np.uint16(1000)
+        stored[0, 0, :2] = 0
+        packed = stored.assign_attrs(_FillValue=0, scale_factor=1e-4, add_offset=-0.1)
+        decoded = xr.decode_cf(packed.to_dataset(name="b"))["b"]
+        assert float(decoded.max()) == pytest.approx(0, abs=1e-6)
+        assert resolve_nodata([decoded] * 3) == (None,) * 3
+        masked = banded(1).astype("float32")
+        masked.encoding.update(_FillValue=255, rasterio_dtype="uint8")
+        assert resolve_nodata([masked] * 3) == (None,) * 3
+
+    @pytest.mark.parametrize("dtype", ["bool", "complex64"])
+    def test_bands_that_are_no_numbers(self, dtype):
+        with pytest.raises(ImageryError, match=rf"bands of integers or .*found {dtype}"):
+            resolve_value_range([banded(1).astype(dtype)] * 3, (0, 1))
 
     def test_integer_needs_all_bands_float_any(self):
         bands = [np.array([[255, 255, 1]], "uint8"), np.array([[255, 3, 1]], "uint8")]
@@ -226,6 +247,25 @@ class TestGrid:
         grid = find_grid(cube((50, 50), pixel=pixel, origin=(top, left))["red"])
         assert resolve_target(grid, None)[0] == grid
 
+    def test_pixels_of_a_millimetre_are_a_mistake(self):
+        grid = find_grid(cube((50, 50), pixel=1e-3, origin=(-(10**9), 10**8))["red"])
+        for resolution in (None, 0.6):
+            with pytest.raises(ImageryError, match=r"at least 0.01 m.*check the CRS"):
+                resolve_target(grid, resolution)
+
+    def test_coordinates_that_the_crs_cannot_place(self):
+        grid = find_grid(cube((50, 50), pixel=0.6, origin=(-(10**9), 10**9), crs=32633)["red"])
+        with pytest.raises(ImageryError, match=r"place on the Earth|at least|pixels of"):
+            resolve_target(grid, None)
+
+    @pytest.mark.parametrize("latitude", [0, 20, 45, 60])
+    def test_mercator_pixels_stay_square(self, latitude):
+        top = pyproj.Transformer.from_crs(4326, 3857, always_xy=True).transform(10, latitude)[1]
+        grid = find_grid(xr_zeros(_box(3857, 0.5, top), dtype="uint8"))
+        target, _, _ = resolve_target(grid, 0.6)
+        assert target.pixel[0] == -target.pixel[1]
+        assert ground_pixel(target) == pytest.approx((0.6, 0.6), rel=0.009)
+
     def test_geographic_crs_names_the_reprojection(self):
         imagery = xr_zeros(_box(4326, 5e-6, 45.0, left=7.0), dtype="uint8")
         message = r"projected CRS.*4326.*reproject\('EPSG:32632', resolution=0.6\)"
@@ -325,7 +365,7 @@ class TestResampling:
         reader = WindowReader(ValidPixels((None,) * 3, erode), rows, cols)
 
         def read(target):
-            (y0, y1), (x0, x1) = reader.source_span(target)
+            (y0, y1), (x0, x1) = (reader.source_span(i, *t) for i, t in enumerate(target))
             return reader(image[:, y0:y1, x0:x1], mask[y0:y1, x0:x1], target)
 
         whole, ok = read(((0, rows.size), (0, cols.size)))
@@ -359,10 +399,17 @@ class TestScene:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda v: v.astype("uint8"), r"valid as a boolean DataArray, found uint8; compare"),
-            (lambda v: v.isel(y=slice(1, None)), r"valid on the imagery's grid"),
-            (lambda v: v.assign_coords(x=v.x + 0.1), r"valid on the imagery's grid"),
-            (lambda v: v.expand_dims(other=2), r"further dims \['other'\]"),
+            (
+                lambda v: v.astype("uint8"),
+                r"valid as a boolean DataArray, found uint8 DataArray; compare",
+            ),
+            (lambda v: v.isel(y=slice(1, None)), r"valid on the imagery's own coordinates"),
+            (lambda v: v.assign_coords(x=v.x + 0.1), r"valid on the imagery's own coordinates"),
+            (lambda v: v.values, r"valid as a boolean DataArray, found bool ndarray"),
+            (
+                lambda v: v.expand_dims(other=2),
+                r"further dims \['other'\]; choose or combine: valid.isel",
+            ),
         ],
     )
     def test_masks_that_do_not_fit(self, change, message):

@@ -12,13 +12,14 @@ from conftest import cube
 from xchmv2.errors import CheckpointError, DeviceError
 from xchmv2.inference import (
     ModelSpec,
+    clear_models,
     get_predictor,
     predictor,
     resolve_model,
     spec,
     tiles_forwarded,
 )
-from xchmv2.model import CHMv2ForDepthEstimation
+from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 
 OPTIONS = dict(tile=64, overlap=16, block=128)
 
@@ -58,7 +59,7 @@ def test_batch_size_does_not_matter(batch_size):
 def test_threads_load_one_model(tiny_checkpoint, monkeypatch):
     loads = []
     original = spec._load
-    monkeypatch.setattr(spec, "_load", lambda s: loads.append(s) or original(s))
+    monkeypatch.setattr(spec, "_load", lambda *given: loads.append(given) or original(*given))
     wanted = resolve_model(tiny_checkpoint, device="cpu")
     monkeypatch.setattr(spec, "_predictors", {})
     barrier = threading.Barrier(8)
@@ -104,8 +105,6 @@ def test_overwritten_checkpoint_has_another_spec_and_old_graphs_refuse_it(tmp_pa
 
 
 def test_normalisation_of_the_checkpoint_is_used(tiny_checkpoint, tmp_path):
-    from xchmv2.model import CHMv2ImageProcessor
-
     model = CHMv2ForDepthEstimation.from_pretrained(tiny_checkpoint)
     model.save_pretrained(tmp_path)
     imagery = cube((64, 64))
@@ -145,12 +144,51 @@ def test_unknown_device_or_dtype(tiny_checkpoint, options, message):
         resolve_model(tiny_checkpoint, **options)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
-def test_no_cuda_here(tiny_checkpoint):
+@pytest.mark.parametrize("device", ["cuda:99", "meta"])
+def test_devices_that_are_not_here(tiny_checkpoint, device):
     with pytest.raises(
-        DeviceError, match=r"expected a CUDA device.*found none on this machine.*'cpu'"
+        DeviceError, match=rf"expected the device '{device}' on this machine.*'cpu'"
     ):
-        resolve_model(tiny_checkpoint, device="cuda")
+        resolve_model(tiny_checkpoint, device=device)
+
+
+def test_one_copy_of_a_model_serves_every_spelling_and_arithmetic(tiny_checkpoint):
+    found = [
+        get_predictor(resolve_model(tiny_checkpoint, device=torch.device("cpu"), dtype=dtype))
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert found[0].model is found[1].model
+    if not torch.cuda.is_available():
+        assert get_predictor(resolve_model(tiny_checkpoint, device="auto")) is found[0]
+
+
+def test_only_a_few_models_are_held(monkeypatch):
+    monkeypatch.setattr(spec, "_live_models", {})
+    monkeypatch.setattr(spec, "_predictors", {})
+    depths = [0.1 * (i + 1) for i in range(6)]
+    models = [CHMv2ForDepthEstimation(reference.tiny_config(min_depth=d)) for d in depths]
+    specs = [resolve_model(model) for model in models]
+    assert len(spec._live_models) == 4
+    get_predictor(specs[-1])
+    with pytest.raises(CheckpointError, match=r"not any more \(it holds 4\)"):
+        get_predictor(specs[0])
+    clear_models()
+    with pytest.raises(CheckpointError, match=r"live model"):
+        get_predictor(specs[-1])
+
+
+def test_rescaling_of_the_checkpoint_is_used(tiny_checkpoint, tmp_path):
+    model = CHMv2ForDepthEstimation.from_pretrained(tiny_checkpoint)
+    model.save_pretrained(tmp_path)
+    imagery = cube((64, 64), crs=None)
+    image = imagery.to_dataarray("band").transpose("y", "x", "band").values
+    for settings in (dict(rescale_factor=1 / 127.5), dict(do_rescale=False, image_std=[50.0] * 3)):
+        processor = CHMv2ImageProcessor(**settings)
+        processor.save_pretrained(tmp_path)
+        with torch.inference_mode():
+            expected = model(**processor(image, return_tensors="pt")).predicted_depth[0]
+        found = imagery.chmv2.predict(tmp_path, dtype="float32", device="cpu", **OPTIONS)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_bfloat16_is_close_to_float32(tiny_checkpoint):

@@ -330,12 +330,6 @@ def test_initial_weights_are_published_ones():
             ), name
 
 
-def test_labels_say_what_is_coming():
-    model = CHMv2ForDepthEstimation(tiny_config())
-    with pytest.raises(NotImplementedError, match=r"SiLog, Charbonnier and Patch Gradient"):
-        model(random_pixels(), labels=torch.zeros(1, 64, 96))
-
-
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [

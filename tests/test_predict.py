@@ -6,7 +6,7 @@ import dask
 import numpy as np
 import pytest
 import reference
-import rioxarray  # noqa: F401  (registers .rio)
+import rioxarray
 import torch
 import xarray as xr
 from affine import Affine
@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_zeros
 
 import xchmv2
-from xchmv2.errors import CheckpointError, CHMv2Error, GridError, ImageryError
+from xchmv2.errors import CheckpointError, CHMv2Error, DeviceError, GridError, ImageryError
 from xchmv2.inference import spec, tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation
 
@@ -104,6 +104,26 @@ class TestOutput:
         np.testing.assert_array_equal(found.y, turned.y)
         np.testing.assert_array_equal(found.x, turned.x)
         xr.testing.assert_allclose(found.sortby("y", ascending=False).sortby("x"), expected)
+
+    def test_raster_without_coordinates_and_its_rows_turned(self, tmp_path):
+        """A transform alone, south up: the same ground must get the same height."""
+        imagery = cube((150, 170), pixel=0.3, origin=(-16_000_000, 1_600_000))
+        stacked = imagery.to_dataarray("band").transpose("band", "y", "x")
+        turned = stacked.isel(y=slice(None, None, -1))
+        turned = turned.rio.write_transform(turned.rio.transform(recalc=True))
+        turned.rio.to_raster(tmp_path / "south_up.tif")
+        options = dict(resolution=0.6, **GRID)
+        with_coords, without = (
+            rioxarray.open_rasterio(
+                tmp_path / "south_up.tif", parse_coordinates=given
+            ).chmv2.predict(MODEL, **options)
+            for given in (True, False)
+        )
+        expected = imagery.chmv2.predict(MODEL, **options)
+        for found in (with_coords, without):
+            north_up = found.sortby("y", ascending=False)
+            np.testing.assert_allclose(north_up, expected, atol=5e-4)
+            np.testing.assert_allclose(north_up.y, expected.y)
 
     def test_values_outside_the_range_are_clipped(self):
         imagery = cube((64, 64)).astype("uint16") * 20
@@ -295,6 +315,8 @@ class TestLaziness:
         np.testing.assert_array_equal(back["canopy_height"], expected)
         assert back["canopy_height"].attrs["grid_mapping"] == "spatial_ref"
         lazy.isel(time=0).rio.to_raster(tmp_path / "out.tif")
+        raster = rioxarray.open_rasterio(tmp_path / "out.tif").isel(band=0)
+        np.testing.assert_array_equal(raster, expected.isel(time=0))
 
 
 BAD_OPTIONS = [
@@ -306,6 +328,12 @@ BAD_OPTIONS = [
     (dict(layers=("heigth",)), CHMv2Error, r"layers out of .*'height'.*found layers=\('heigth',\)"),
     (dict(layers=()), CHMv2Error, r"layers out of"),
     (dict(erode=-1), CHMv2Error, r"number of pixels, 0 or more, found erode=-1"),
+    (dict(batch_size=True), CHMv2Error, r"found batch_size=True"),
+    (dict(nodata="x"), CHMv2Error, r"nodata as one number, found nodata='x'"),
+    (dict(nodata=(0, 0, 0)), CHMv2Error, r"nodata as one number"),
+    (dict(resolution="0.6"), CHMv2Error, r"resolution as one number, found resolution='0.6'"),
+    (dict(block=128.0), GridError, r"whole pixels, found block=128.0"),
+    (dict(device="gpu"), DeviceError, r"found device='gpu'"),
     (dict(bands=("a", "b", "c")), ImageryError, r"three different bands out of"),
 ]
 

@@ -51,9 +51,7 @@ def test_sjer_keeps_its_saturated_crowns(data, checkpoint):
     assert image.attrs["_FillValue"] == 255
     bright = (values == 255).any(axis=0)
     empty = (values == 255).all(axis=0)
-    assert bright.sum() >= empty.sum()
-    image.values[:, 50, 60] = (255, 255, 200)  # a saturated crown
-    assert not empty[50, 60]
+    assert bright.sum() > empty.sum()
     # At 0.1 m on the ground the model is refused; claim 0.6 m to look at single pixels.
     coarse = image.assign_coords(x=image.x * 6, y=image.y * 6).drop_vars("spatial_ref")
     coarse.attrs.pop("grid_mapping", None)
@@ -126,9 +124,6 @@ def test_files_keep_crs_transform_nodata_and_values(data, checkpoint, tmp_path, 
     if kind == "zarr":
         heights.to_zarr(path, zarr_format=3, consolidated=False)
         back = xr.open_zarr(path, consolidated=False)["canopy_height"]
-        back = back.assign_coords(
-            spatial_ref=xr.open_zarr(path, consolidated=False, decode_coords="all")["spatial_ref"]
-        )
     else:
         heights.rio.to_raster(path)
         back = opened(path, masked=True).isel(band=0, drop=True)

@@ -7,8 +7,9 @@ alone, so it runs once per tile, and culling to a few blocks culls the tiles too
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any, Literal, Protocol
 
@@ -30,9 +31,8 @@ from xchmv2.inference import (
     get_predictor,
     stack_dates,
 )
-from xchmv2.tiling import FloatArray, TileAxis, TileRun, tile_runs
+from xchmv2.tiling import FloatArray, TileAxis, TileRun, runs_by_block, tile_runs
 
-Span2D = tuple[tuple[int, int], tuple[int, int]]
 #: Source chunks of one array that cover a window, as rows of columns.
 Chunks = list[list[npt.NDArray[Any]]]
 
@@ -40,11 +40,14 @@ Chunks = list[list[npt.NDArray[Any]]]
 class Reader(Protocol):
     """Turns source pixels into a window of the grid that is predicted on."""
 
-    def source_span(self, target: Span2D) -> Span2D:
-        """Source pixels that a window depends on."""
+    def source_span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
+        """Source pixels that ``[start, stop)`` depends on along y (0) or x (1)."""
 
     def __call__(
-        self, bands: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, target: Span2D
+        self,
+        bands: npt.NDArray[Any],
+        mask: npt.NDArray[np.bool_] | None,
+        target: tuple[tuple[int, int], tuple[int, int]],
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
         """Return the window's (3, h, w) values and (h, w) validity."""
 
@@ -94,8 +97,8 @@ class Job:
     def groups_of(self, block: tuple[int, int]) -> list[tuple[int, int]]:
         """List the at most nine groups that reach into a block, in a fixed order."""
         rows, cols = (
-            [i for i, run in enumerate(runs) if index in run.blocks]
-            for runs, index in zip(self.runs, block, strict=True)
+            runs_by_block(axis, self.block)[index]
+            for axis, index in zip((self.rows, self.cols), block, strict=True)
         )
         return [(y, x) for y in rows for x in cols]
 
@@ -120,20 +123,19 @@ class Source:
         """What the source adds to a graph's token."""
         return self.array.name, self.band
 
-    def chunks_over(
-        self, date: tuple[int, ...], span: Span2D
-    ) -> tuple[list[list[tuple[Hashable, ...]]], tuple[int, int], int | None]:
-        """Find the chunks over a window: their keys, the window's offset in them, the band."""
-        (y_first, y_last, top), (x_first, x_last, left) = (
-            _covering(sizes, *s) for sizes, s in zip(self.array.chunks[-2:], span, strict=True)
-        )
-        prefix: tuple[Hashable, ...] = (self.array.name, *date)
-        local = None
-        if self.band is not None:
-            chunk, _, local = _covering(self.array.chunks[-3], self.band, self.band + 1)
-            prefix = (*prefix, chunk)
-        keys = [[(*prefix, y, x) for x in range(x_first, x_last)] for y in range(y_first, y_last)]
-        return keys, (top, left), local
+    @cached_property
+    def band_chunk(self) -> tuple[tuple[int, ...], int | None]:
+        """Which chunk along the band dimension holds the band, and where in it."""
+        if self.band is None:
+            return (), None
+        chunk, _, local = _covering(_bounds(self.array.chunks[-3]), self.band, self.band + 1)
+        return (chunk,), local
+
+    def covering(self, axis: int, spans: Iterable[tuple[int, int]]) -> list[tuple[range, int]]:
+        """Find the chunks over each span along y (0) or x (1), and the offset in the first."""
+        bounds = _bounds(self.array.chunks[axis - 2])
+        found = (_covering(bounds, *span) for span in spans)
+        return [(range(first, last), offset) for first, last, offset in found]
 
 
 def predict_blocks(bands: Sequence[Source], mask: Source | None, job: Job) -> dict[Layer, da.Array]:
@@ -177,14 +179,24 @@ def _group_tasks(
 ) -> dict[Hashable, Any]:
     """One task per date chunk and tile group."""
     tasks: dict[Hashable, Any] = {}
-    row_runs, col_runs = job.runs
+    rows, cols = (
+        list(zip(*(source.covering(axis, spans) for source in sources), strict=True))
+        for axis, spans in enumerate(
+            [job.reader.source_span(axis, run.start, run.stop) for run in runs]
+            for axis, runs in enumerate(job.runs)
+        )
+    )
     dates = list(product(*(range(len(sizes)) for sizes in leading)))
-    for (iy, rows), (ix, cols) in product(enumerate(row_runs), enumerate(col_runs)):
-        span = job.reader.source_span(((rows.start, rows.stop), (cols.start, cols.stop)))
+    bands = tuple(source.band_chunk[1] for source in sources)
+    for (iy, over_y), (ix, over_x) in product(enumerate(rows), enumerate(cols)):
+        offsets = tuple((y[1], x[1]) for y, x in zip(over_y, over_x, strict=True))
+        task = _SumGroup(job, iy, ix, offsets, bands)
         for date in dates:
-            found = [source.chunks_over(date, span) for source in sources]
-            keys, offsets, bands = (list(part) for part in zip(*found, strict=True))
-            tasks[(name, *date, iy, ix)] = (_sum_group, job, iy, ix, keys, offsets, bands)
+            keys = [
+                [[(s.array.name, *date, *s.band_chunk[0], y, x) for x in xs] for y in ys]
+                for s, (ys, _), (xs, _) in zip(sources, over_y, over_x, strict=True)
+            ]
+            tasks[(name, *date, iy, ix)] = (task, keys)
     return tasks
 
 
@@ -200,79 +212,119 @@ def _layer_array(
     tasks: dict[Hashable, Any] = {}
     for index in product(*(range(len(sizes)) for sizes in chunks)):
         *date, by, bx = index
-        keys = [(groups, *date, iy, ix) for iy, ix in job.groups_of((by, bx))]
         shape = tuple(sizes[i] for sizes, i in zip(chunks, index, strict=True))
-        tasks[(name, *index)] = (_blend_block, job, layer, by, bx, shape, keys)
+        keys = [(groups, *date, iy, ix) for iy, ix in job.groups_of((by, bx))]
+        tasks[(name, *index)] = (_BlendBlock(job, layer, by, bx, shape), keys)
     layers = {**graph.layers, name: MaterializedLayer(tasks)}
     full = HighLevelGraph(layers, {**graph.dependencies, name: {groups}})
     return da.Array(full, name, chunks, meta=np.empty((0,) * len(chunks), np.float32))
 
 
-def _sum_group(
-    job: Job,
-    iy: int,
-    ix: int,
-    chunks: Sequence[Chunks],
-    offsets: Sequence[tuple[int, int]],
-    bands: Sequence[int | None],
-) -> Sums | None:
-    """Task: the weighted sums of one group's tiles, for each date of a chunk."""
-    rows, cols = job.runs[0][iy], job.runs[1][ix]
-    target = ((rows.start, rows.stop), (cols.start, cols.stop))
-    span = job.reader.source_span(target)
-    colours = [_assemble(*source, span) for source in zip(chunks, offsets, bands, strict=True)]
-    mask = colours.pop() if len(colours) > 3 else None
-    leading = colours[0].shape[:-2]
-    return stack_dates(
-        [
-            _sum_date(job, rows, cols, target, [c[date] for c in colours], mask, date)
+@dataclass(frozen=True)
+class _SumGroup:
+    """Task: the weighted sums of one group's tiles, for each date of a chunk.
+
+    Parameters
+    ----------
+    job : Job
+        What to do.
+    iy, ix : int
+        The group: indices of its runs.
+    offsets : tuple of (int, int)
+        Where the window begins in the chunks of each source.
+    bands : tuple of (int or None)
+        Index along the band dimension of each source's chunks; a fourth source is a mask.
+    """
+
+    job: Job
+    iy: int
+    ix: int
+    offsets: tuple[tuple[int, int], ...]
+    bands: tuple[int | None, ...]
+
+    def __call__(self, chunks: Sequence[Chunks]) -> Sums | None:
+        row_runs, col_runs = self.job.runs
+        rows, cols = row_runs[self.iy], col_runs[self.ix]
+        read = self.job.reader.source_span
+        span = (read(0, rows.start, rows.stop), read(1, cols.start, cols.stop))
+        red, green, blue, *mask = (
+            _assemble(*source, span)
+            for source in zip(chunks, self.offsets, self.bands, strict=True)
+        )
+        leading = red.shape[:-2]
+        dates = [
+            self._sum_date(
+                np.stack([red[date], green[date], blue[date]]),
+                mask[0][date] if mask else None,
+                rows,
+                cols,
+            )
             for date in np.ndindex(leading)
-        ],
-        leading,
-    )
+        ]
+        return stack_dates(dates, leading)
+
+    def _sum_date(
+        self,
+        bands: npt.NDArray[Any],
+        mask: npt.NDArray[np.bool_] | None,
+        rows: TileRun,
+        cols: TileRun,
+    ) -> Sums | None:
+        """Sum the group at one date; a model is loaded only for valid pixels."""
+        job, target = self.job, ((rows.start, rows.stop), (cols.start, cols.stop))
+        window, valid = job.reader(bands, mask, target)
+        if not valid.any():
+            return None
+        return get_predictor(job.model).accumulate(
+            window,
+            valid,
+            rows,
+            cols,
+            scaling=job.scaling,
+            layers=job.layers,
+            batch_size=job.batch_size,
+        )
 
 
-def _sum_date(
-    job: Job,
-    rows: TileRun,
-    cols: TileRun,
-    target: Span2D,
-    colours: Sequence[npt.NDArray[Any]],
-    mask: npt.NDArray[np.bool_] | None,
-    date: tuple[int, ...],
-) -> Sums | None:
-    """Sum one group at one date; a model is loaded only for valid pixels."""
-    window, valid = job.reader(np.stack(colours), None if mask is None else mask[date], target)
-    if not valid.any():
-        return None
-    return get_predictor(job.model).accumulate(
-        window,
-        valid,
-        rows,
-        cols,
-        scaling=job.scaling,
-        layers=job.layers,
-        batch_size=job.batch_size,
-    )
+@dataclass(frozen=True)
+class _BlendBlock:
+    """Task: add up the groups that reach into one block.
 
+    Parameters
+    ----------
+    job : Job
+        What to do.
+    layer : str
+        The layer to derive.
+    by, bx : int
+        The block.
+    shape : tuple of int
+        Shape of the result, (..., height, width).
+    """
 
-def _blend_block(
-    job: Job, layer: Layer, by: int, bx: int, shape: tuple[int, ...], sums: Sequence[Sums | None]
-) -> FloatArray:
-    """Task: add up the groups that reach into one block."""
-    if all(group is None for group in sums):
-        return np.full(shape, np.nan, np.float32)
-    row_runs, col_runs = job.runs
-    top, left = by * job.block, bx * job.block
-    parts = [
-        BlockPart(row_runs[iy], col_runs[ix], top, left, shape[-2], shape[-1])
-        for iy, ix in job.groups_of((by, bx))
-    ]
-    return blend(layer, parts, sums)
+    job: Job
+    layer: Layer
+    by: int
+    bx: int
+    shape: tuple[int, ...]
+
+    def __call__(self, sums: Sequence[Sums | None]) -> FloatArray:
+        if all(group is None for group in sums):
+            return np.full(self.shape, np.nan, np.float32)
+        row_runs, col_runs = self.job.runs
+        top, left = self.by * self.job.block, self.bx * self.job.block
+        parts = [
+            BlockPart(row_runs[iy], col_runs[ix], top, left, *self.shape[-2:])
+            for iy, ix in self.job.groups_of((self.by, self.bx))
+        ]
+        return blend(self.layer, parts, sums)
 
 
 def _assemble(
-    chunks: Chunks, offset: tuple[int, int], band: int | None, span: Span2D
+    chunks: Chunks,
+    offset: tuple[int, int],
+    band: int | None,
+    span: tuple[tuple[int, int], tuple[int, int]],
 ) -> npt.NDArray[Any]:
     """Cut a window (..., H, W) out of the chunks over it."""
     whole = slice(None)
@@ -305,9 +357,13 @@ def _leading_chunks(band: Source) -> tuple[tuple[int, ...], ...]:
     return chunks[:-2] if band.band is None else chunks[:-3]
 
 
-def _covering(sizes: Sequence[int], start: int, stop: int) -> tuple[int, int, int]:
+def _bounds(sizes: Sequence[int]) -> npt.NDArray[np.intp]:
+    """Where chunks begin and end along an axis."""
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _covering(bounds: npt.NDArray[np.intp], start: int, stop: int) -> tuple[int, int, int]:
     """First chunk, one past the last chunk over ``[start, stop)``, and the offset in the first."""
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
     first = int(np.searchsorted(bounds, start, side="right")) - 1
     last = int(np.searchsorted(bounds, stop, side="left"))
     return first, last, start - int(bounds[first])

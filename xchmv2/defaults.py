@@ -8,6 +8,8 @@ TILE = 448
 OVERLAP = 64
 #: Side of an output chunk [px] where the input's own chunks do not suit.
 BLOCK = 4096
+#: The input's own chunks are followed up to this side [px].
+LARGEST_BLOCK = 8192
 #: Normalisation of red, green and blue in the range 0 to 1 (arXiv:2603.06382).
 IMAGE_MEAN = (0.420, 0.411, 0.296)
 IMAGE_STD = (0.213, 0.156, 0.143)

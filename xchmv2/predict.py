@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import dask
@@ -89,12 +90,13 @@ def predict(
     erode : int, default 0
         Source pixels around invalid ones that are taken for invalid too.
     resolution : float, optional
-        Ground resolution to resample to while predicting [m]; the model was trained at 0.6 m.
+        Ground resolution to resample to while predicting [m]; the model was trained at 0.6 m. It
+        holds at the scene's centre, to half a percent: see Notes.
     tile, overlap : int
         Side of the network's window and what neighbouring windows share [px].
     block : int, optional
         Side of an output chunk [px]. By default the input's own spatial chunk where that is
-        uniform and at least two tiles, else 4096 (less under strong resampling).
+        uniform, square, and from two tiles to 8192 px, else 4096 (less under strong resampling).
     layers : sequence of {"height", "bin_spread", "overlap_disagreement"}
         What to return. ``bin_spread`` is the standard deviation of the height bin distribution,
         ``overlap_disagreement`` the blend-weighted standard deviation between the tiles that
@@ -102,7 +104,8 @@ def predict(
     device : str, default "auto"
         Torch device; "auto" is CUDA where the computing process has it.
     dtype : {"auto", "float32", "bfloat16"}
-        Arithmetic of the network; "auto" is bfloat16 on CUDA cards that support it.
+        Arithmetic of the network; "auto" is bfloat16 if this process sees a CUDA card that
+        supports it, else float32. With a cluster of GPUs and none here, pass "bfloat16".
     batch_size : int or "auto"
         Tiles per forward.
 
@@ -130,14 +133,33 @@ def predict(
     On dask-backed imagery nothing is computed and no weights are loaded. The result does not
     depend on chunks, block size or area of interest, except within one tile of the imagery's edge.
 
+    Several layers come out of one run of the network if they are computed together, as in
+    ``dataset.compute()`` or one ``to_zarr``; computed one after the other, each runs it again.
+
+    In a projection whose scale varies, such as EPSG:3857, ``resolution`` is turned into CRS units
+    in steps of 1 % at the scene's centre, so that neighbouring areas share one grid; far apart
+    ones may differ by a step. In UTM the step is exactly 1.
+
+    Integer imagery is best opened as it is stored: reading it masked (``masked=True``,
+    ``mask_and_scale``) makes every band's nodata value NaN by itself, and sunlit crowns that
+    saturate one band are lost.
+
     References
     ----------
     CHMv2, arXiv:2603.06382.
     """
     validate_grid(tile, overlap, block)
     wanted = _validate_options(layers, batch_size, erode)
+    _validate_number("nodata", nodata, "nodata=0")
+    _validate_number("resolution", resolution, "resolution=0.6")
     scene = read_scene(imagery, bands, valid)
-    spec = resolve_model(model, device=device, dtype=dtype, spread="bin_spread" in wanted)
+    spec = resolve_model(
+        model,
+        device=device,
+        dtype=dtype,
+        spread="bin_spread" in wanted,
+        in_process=not scene.lazy,
+    )
     target, rows, cols = resolve_target(scene.grid, resolution)
     arrays = [band.array for band in scene.bands]
     low, high = zip(*resolve_value_range(arrays, value_range), strict=True)
@@ -168,19 +190,30 @@ def _validate_options(
             f"layers={layers!r}",
             "for example .predict(..., layers=('height', 'bin_spread'))",
         )
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+    if batch_size != "auto" and not _is_whole(batch_size, 1):
         raise CHMv2Error(
             "a batch size of 1 or more, or 'auto'",
             f"batch_size={batch_size!r}",
             "leave it out: .predict(..., batch_size='auto')",
         )
-    if erode < 0:
+    if not _is_whole(erode, 0):
         raise CHMv2Error(
             "a number of pixels, 0 or more",
-            f"erode={erode}",
+            f"erode={erode!r}",
             "pass how many pixels to trim around nodata: .predict(..., erode=2)",
         )
     return wanted
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _validate_number(name: str, value: object, example: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise CHMv2Error(
+            f"{name} as one number", f"{name}={value!r}", f"for example .predict(..., {example})"
+        )
 
 
 def _default_block(scene: Scene, tile: int, ratio: float) -> int:
@@ -191,34 +224,38 @@ def _default_block(scene: Scene, tile: int, ratio: float) -> int:
     if chunks is None:
         return max(2 * tile, defaults.BLOCK)
     largest = max(sizes[0] for sizes in chunks[-2:])
-    fits = all(
+    fits = 2 * tile <= largest <= defaults.LARGEST_BLOCK and all(
         (len(sizes) == 1 or sizes[0] == largest)
         and len(set(sizes[:-1])) <= 1
         and sizes[-1] <= sizes[0]
         for sizes in chunks[-2:]
     )
-    return largest if fits and largest >= 2 * tile else max(2 * tile, defaults.BLOCK)
+    return largest if fits else max(2 * tile, defaults.BLOCK)
 
 
 def _sources(scene: Scene) -> tuple[list[Source], Source | None]:
     """Hand the arrays over to dask, with equal chunks along all dims but band, y and x."""
-    bands = [
-        Source(_as_dask(band.array, f"chmv2-band-{i}", scene.lazy), band.index)
-        for i, band in enumerate(scene.bands)
-    ]
-    leading = [dim for dim in scene.template.dims if dim not in scene.grid.dims]
-    chunks = dict(enumerate(bands[0].array.chunks[: len(leading)]))
-    bands = [Source(source.array.rechunk(chunks), source.band) for source in bands]
+    further = len(scene.template.dims) - 2
+    arrays = {id(band.array): band.array for band in scene.bands}
+    found = {
+        key: _as_dask(array, f"chmv2-imagery-{i}", scene.lazy, further)
+        for i, (key, array) in enumerate(arrays.items())
+    }
+    chunks = dict(enumerate(next(iter(found.values())).chunks[:further]))
+    bands = [Source(found[id(b.array)].rechunk(chunks), b.index) for b in scene.bands]
     if scene.mask is None:
         return bands, None
-    return bands, Source(_as_dask(scene.mask, "chmv2-mask", scene.lazy).rechunk(chunks))
+    mask = _as_dask(scene.mask, "chmv2-mask", scene.lazy, further)
+    return bands, Source(mask.rechunk(chunks))
 
 
-def _as_dask(array: xr.DataArray, name: str, lazy: bool) -> da.Array:
+def _as_dask(array: xr.DataArray, name: str, lazy: bool, further: int) -> da.Array:
+    """Wrap what is in memory; one date a chunk, so that memory is that of one date."""
     if array.chunks is not None:
         return array.data
-    # In memory and computed at once: hashing the pixels for a key would only cost time.
-    return da.from_array(array.values, chunks=-1, name=None if lazy else name)
+    chunks = (1,) * further + (-1,) * (array.ndim - further)
+    # Computed at once, it needs no key that tells its content: hashing would only cost time.
+    return da.from_array(array.values, chunks=chunks, name=None if lazy else name)
 
 
 def _label(

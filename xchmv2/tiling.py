@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +161,29 @@ def tile_runs(axis: TileAxis, block: int) -> tuple[TileRun, ...]:
     return tuple(runs)
 
 
+@lru_cache(maxsize=256)
+def runs_by_block(axis: TileAxis, block: int) -> tuple[tuple[int, ...], ...]:
+    """Tell for every block of an axis which runs of ``tile_runs`` reach into it.
+
+    Parameters
+    ----------
+    axis : TileAxis
+        The axis.
+    block : int
+        Side of a block [px].
+
+    Returns
+    -------
+    tuple of tuple of int
+        At most three indices per block, ascending.
+    """
+    found: list[list[int]] = [[] for _ in range(math.ceil(axis.size / block))]
+    for index, run in enumerate(tile_runs(axis, block)):
+        for reached in run.blocks:
+            found[reached].append(index)
+    return tuple(tuple(indices) for indices in found)
+
+
 def origin_index(edge: float, pixel: float) -> int:
     """Count pixels from the CRS origin to an image's first edge.
 
@@ -193,9 +217,15 @@ def validate_grid(tile: int, overlap: int, block: int | None) -> None:
     Raises
     ------
     GridError
-        If the tile is not a positive multiple of 32, the overlap is negative or more than half a
-        tile, or a block is smaller than a tile.
+        If a size is no integer, the tile is not a positive multiple of 32, the overlap is negative
+        or more than half a tile, or a block is smaller than a tile.
     """
+    sizes = {"tile": tile, "overlap": overlap, **({} if block is None else {"block": block})}
+    broken = [f"{name}={value!r}" for name, value in sizes.items() if not _is_whole(value)]
+    if broken:
+        raise GridError(
+            "tile, overlap and block in whole pixels", ", ".join(broken), "pass integers"
+        )
     if tile < SIZE_MULTIPLE or tile % SIZE_MULTIPLE:
         nearest = max(1, round(tile / SIZE_MULTIPLE)) * SIZE_MULTIPLE
         raise GridError(
@@ -215,6 +245,10 @@ def validate_grid(tile: int, overlap: int, block: int | None) -> None:
             f"block={block}",
             f"raise it or leave it out: .predict(..., block={max(tile, 2048)})",
         )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _ramp(length: int, overlap: int) -> npt.NDArray[np.float64]:
@@ -249,6 +283,9 @@ def _weights(axis: TileAxis) -> tuple[FloatArray, ...]:
     total = np.zeros(axis.size)
     for start, stop in spans:
         total[start:stop] += ramp[: stop - start]
-    return tuple(
+    weights = [
         (ramp[: stop - start] / total[start:stop]).astype(np.float32) for start, stop in spans
-    )
+    ]
+    for shared in weights:
+        shared.setflags(write=False)
+    return tuple(weights)

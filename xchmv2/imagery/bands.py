@@ -55,7 +55,7 @@ def select_bands(
     """
     if isinstance(imagery, xr.Dataset):
         stacked = [v for v in imagery.data_vars.values() if BAND_DIM in v.dims]
-        if len(stacked) != 1 or len(imagery.data_vars) != 1:
+        if len(stacked) != 1:
             return _from_variables(imagery, bands)
         imagery = stacked[0]
     return _from_band_dim(imagery, bands)

@@ -21,6 +21,8 @@ from xchmv2.tiling import origin_index
 
 #: Ground resolutions the model was trained for, roughly [m]; both ends belong to it.
 FINEST, COARSEST = 0.25, 1.5
+#: Pixels smaller than this are a mistake in the CRS or the transform [m].
+_FINEST_SOURCE = 0.01
 #: Imagery coarser than this is not worth resampling: single trees cannot be seen in it [m].
 _COARSEST_SOURCE = 3.0
 _TOLERANCE = 0.01
@@ -59,6 +61,15 @@ class Grid:
             return (0, 0)
         y, x = (origin_index(e, p) for e, p in zip(self.edges, self.pixel, strict=True))
         return (y, x)
+
+    def turned(self, dims: tuple[Hashable, ...]) -> Grid:
+        """Count the same pixels from the other end along some dims."""
+        edges, pixel = list(self.edges), list(self.pixel)
+        for axis, dim in enumerate(self.dims):
+            if dim in dims:
+                edges[axis] += pixel[axis] * self.shape[axis]
+                pixel[axis] = -pixel[axis]
+        return replace(self, edges=(edges[0], edges[1]), pixel=(pixel[0], pixel[1]))
 
     @property
     def geobox(self) -> GeoBox:
@@ -121,20 +132,32 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
     tuple of float
         Height and width of a pixel [m].
 
+    Raises
+    ------
+    ImageryError
+        If the coordinates are outside the CRS's domain, or it is not tied to the Earth.
+
     Notes
     -----
     A projected metre is not always a metre on the ground: at 60 degrees north a metre of
     EPSG:3857 is half a metre.
     """
     projected = grid.crs.proj
-    to_degrees = pyproj.Transformer.from_crs(projected, projected.geodetic_crs, always_xy=True)
     (top, left), (dy, dx), (rows, cols) = grid.edges, grid.pixel, grid.shape
     cx, cy = left + dx * cols / 2, top + dy * rows / 2
     reach = 50  # half the length of the measured lines [px]
     xs = [cx, cx, cx - reach * dx, cx + reach * dx]
     ys = [cy - reach * dy, cy + reach * dy, cy, cy]
-    lon, lat = to_degrees.transform(xs, ys, errcheck=True)
-    _, _, lengths = projected.get_geod().inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+    try:
+        to_degrees = pyproj.Transformer.from_crs(projected, projected.geodetic_crs, always_xy=True)
+        lon, lat = to_degrees.transform(xs, ys, errcheck=True)
+        _, _, lengths = projected.get_geod().inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+    except (pyproj.exceptions.ProjError, AttributeError, ValueError) as error:
+        raise ImageryError(
+            "coordinates that their CRS can place on the Earth",
+            f"{projected.name} at {cx:g}, {cy:g} ({type(error).__name__})",
+            "correct it: imagery.rio.write_crs('EPSG:...')",
+        ) from error
     return float(lengths[0]) / (2 * reach), float(lengths[1]) / (2 * reach)
 
 
@@ -266,6 +289,12 @@ def _validate_native(native: tuple[float, float]) -> None:
 
 
 def _validate_source(native: tuple[float, float]) -> None:
+    if not min(native) >= _FINEST_SOURCE:
+        raise ImageryError(
+            f"pixels of at least {_FINEST_SOURCE} m on the ground",
+            f"pixels of {native[0]:.3g} x {native[1]:.3g} m",
+            "check the CRS and the transform: degrees may have been labelled as metres",
+        )
     if max(native) > _COARSEST_SOURCE * (1 + _TOLERANCE):
         raise ImageryError(
             f"imagery of {FINEST} to {COARSEST} m on the ground (the model was trained at 0.6 m)",
@@ -289,8 +318,11 @@ def _aligned(
 ) -> tuple[Grid, AxisMap, AxisMap]:
     """Cover the grid by pixels of the wanted size, at whole multiples from the CRS origin."""
     edges, pixels, shape = [], [], []
-    for edge, pixel, metres, size in zip(grid.edges, grid.pixel, native, grid.shape, strict=True):
-        wanted = math.copysign(resolution / _ground_scale(grid, metres / abs(pixel)), pixel)
+    scales = [metres / abs(pixel) for metres, pixel in zip(native, grid.pixel, strict=True)]
+    if math.isclose(*scales, rel_tol=_TOLERANCE):  # conformal: square pixels stay square
+        scales = [math.sqrt(math.prod(scales))] * 2
+    for edge, pixel, scale, size in zip(grid.edges, grid.pixel, scales, grid.shape, strict=True):
+        wanted = math.copysign(resolution / _ground_scale(grid, scale), pixel)
         first = math.floor(round(edge / wanted, 6))
         last = math.ceil(round((edge + pixel * size) / wanted, 6))
         edges.append(first * wanted)

@@ -107,7 +107,7 @@ def _apply(
     return result
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _area_weights(
     axis: AxisMap, start: int, stop: int, source: tuple[int, int]
 ) -> sparse.csr_array:
@@ -120,7 +120,7 @@ def _area_weights(
     return _matrix(pixel, np.where(length > _SLIVER, length, 0), source)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _bilinear_weights(
     axis: AxisMap, start: int, stop: int, source: tuple[int, int]
 ) -> sparse.csr_array:

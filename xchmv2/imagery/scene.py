@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xarray as xr
 
@@ -76,22 +76,24 @@ def read_scene(
     ImageryError
         If bands, dims, sizes, grid or mask do not fit.
     """
+    _validate_mask_type(valid)
     chosen = select_bands(_with_crs_coordinate(imagery), bands)
     _validate_sizes(chosen[0].array)
     grid = find_grid(chosen[0].array)
     flipped = _flips(grid)
-    arrays = [band.array.isel(flipped) for band in chosen]
-    dims = tuple(dim for dim in arrays[0].dims if dim != BAND_DIM)
-    order = [dim for dim in dims if dim not in grid.dims]
-    red, green, blue = (
-        Band(array.transpose(*order, *([BAND_DIM] if index is not None else []), *grid.dims), index)
-        for array, index in zip(_same_dims(arrays), (b.index for b in chosen), strict=True)
-    )
-    template = Scene((red, green, blue), None, find_grid(red.array), dims, flipped)
+    dims = tuple(dim for dim in chosen[0].array.dims if dim != BAND_DIM)
+    order = (*(dim for dim in dims if dim not in grid.dims), BAND_DIM, *grid.dims)
+    turned = {  # a stacked array holds all three bands: it is turned, and later read, once
+        id(array): array.isel(flipped).transpose(*order, missing_dims="ignore")
+        for array in _same_dims([band.array for band in chosen])
+    }
+    arrays = list(turned.values()) * (3 if len(turned) == 1 else 1)
+    red, green, blue = (Band(a, b.index) for a, b in zip(arrays, chosen, strict=True))
+    scene = Scene((red, green, blue), None, grid.turned(tuple(flipped)), dims, flipped)
     if valid is None:
-        return template
-    mask = _read_mask(valid.isel({d: s for d, s in flipped.items() if d in valid.dims}), template)
-    return Scene(template.bands, mask, template.grid, dims, flipped)
+        return scene
+    mask = valid.isel({dim: turn for dim, turn in flipped.items() if dim in valid.dims})
+    return replace(scene, mask=_place_mask(mask, scene.template))
 
 
 def _with_crs_coordinate(imagery: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
@@ -133,24 +135,32 @@ def _same_dims(arrays: Sequence[xr.DataArray]) -> Sequence[xr.DataArray]:
     return xr.broadcast(*arrays)
 
 
-def _read_mask(valid: xr.DataArray, scene: Scene) -> xr.DataArray:
+def _validate_mask_type(valid: object) -> None:
+    if valid is None or (isinstance(valid, xr.DataArray) and valid.dtype == bool):
+        return
+    raise ImageryError(
+        "valid as a boolean DataArray",
+        f"{getattr(valid, 'dtype', '')} {type(valid).__name__}".strip(),
+        "compare it with the value that means imagery: .predict(..., valid=mask == 255)",
+    )
+
+
+def _place_mask(valid: xr.DataArray, template: xr.DataArray) -> xr.DataArray:
     """Check the user's mask against the imagery and give it the imagery's dims."""
-    template = scene.template
-    if not isinstance(valid, xr.DataArray) or valid.dtype != bool:
+    foreign = [str(dim) for dim in valid.dims if dim not in template.dims]
+    if foreign:
         raise ImageryError(
-            "valid as a boolean DataArray",
-            f"{getattr(valid, 'dtype', type(valid).__name__)}",
-            "compare it with the value that means imagery: .predict(..., valid=mask == 255)",
+            f"valid with dims out of {template.dims}",
+            f"the further dims {foreign}",
+            f"choose or combine: valid.isel({foreign[0]}=0), or valid.all({foreign[0]!r})",
         )
-    foreign = [dim for dim in valid.dims if dim not in template.dims]
     try:
-        if foreign:
-            raise ValueError(f"it has the further dims {foreign}")
         xr.align(valid, template, join="exact", copy=False)
     except ValueError as error:
         raise ImageryError(
-            f"valid on the imagery's grid, dims out of {template.dims}",
-            f"dims {valid.dims}, sizes {dict(valid.sizes)} ({str(error).splitlines()[0]})",
-            "bring it onto that grid: valid.reindex_like(imagery, method='nearest')",
+            "valid on the imagery's own coordinates",
+            f"sizes {dict(valid.sizes)} ({str(error).splitlines()[0]})",
+            "bring it onto them: valid.reindex_like(imagery, method='nearest', "
+            "tolerance=half a pixel, fill_value=False)",
         ) from None
     return valid.broadcast_like(template).transpose(*template.dims)

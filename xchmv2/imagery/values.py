@@ -98,8 +98,15 @@ def resolve_value_range(
     Raises
     ------
     ImageryError
-        If the range is missing, not increasing, or of the wrong shape.
+        If the range is missing, not increasing, or of the wrong shape, or bands are not numbers.
     """
+    odd = sorted({str(band.dtype) for band in bands if band.dtype.kind not in "uif"})
+    if odd:
+        raise ImageryError(
+            "bands of integers or floating-point numbers",
+            f"{' and '.join(odd)}",
+            "convert them: imagery.astype('uint8')",
+        )
     if value_range is None:
         return _range_from_dtype(bands)
     try:
@@ -116,11 +123,20 @@ def _range_from_dtype(bands: Sequence[xr.DataArray]) -> tuple[Range, Range, Rang
     if all(band.dtype == np.uint8 for band in bands):
         return _WHOLE_UINT8, _WHOLE_UINT8, _WHOLE_UINT8
     stored = {str(b.encoding.get("rasterio_dtype", b.encoding.get("dtype"))) for b in bands}
-    fix = "value_range=(0, 255)" if stored == {"uint8"} else "value_range=(0, 3000)"
+    if stored == {"uint8"}:
+        fix = (
+            "it was read masked: open it unmasked, so that nodata is told by all bands together, "
+            "or say .predict(..., value_range=(0, 255))"
+        )
+    else:
+        fix = (
+            "say what they are: .predict(..., value_range=(black, white)), such as (0, 1) for "
+            "reflectance or (0, 3000) for reflectance stored as integers"
+        )
     raise ImageryError(
         "uint8 imagery, or the values that are black and white in it",
         f"{' and '.join(sorted({str(band.dtype) for band in bands}))} and no value_range",
-        f"say what the values span, for example .predict(..., {fix})",
+        fix,
     )
 
 
@@ -133,8 +149,15 @@ def _bad_range(value_range: object) -> ImageryError:
 
 
 def _declared(band: xr.DataArray) -> float | None:
-    """Read the nodata value a band declares, in attributes or in its encoding."""
-    for place in (band.attrs, band.encoding):
+    """Read the nodata value a band declares, in attributes or in its encoding.
+
+    The encoding of decoded values is in the units they were stored in: it says nothing any more.
+    """
+    stored = band.encoding
+    scaled = stored.get("scale_factor", 1) != 1 or stored.get("add_offset", 0) != 0
+    was = stored.get("rasterio_dtype", stored.get("dtype", band.dtype))
+    decoded = scaled or np.dtype(was).kind != band.dtype.kind
+    for place in (band.attrs,) if decoded else (band.attrs, stored):
         for key in ("_FillValue", "nodata", "missing_value"):
             if place.get(key) is not None:
                 return float(np.asarray(place[key]).reshape(-1)[0])

@@ -11,9 +11,6 @@ import numpy.typing as npt
 from xchmv2.imagery.resampling import AxisMap, resample
 from xchmv2.imagery.values import ValidPixels
 
-#: (start, stop) along the vertical and the horizontal axis.
-Span2D = tuple[tuple[int, int], tuple[int, int]]
-
 
 @dataclass(frozen=True)
 class WindowReader:
@@ -31,27 +28,24 @@ class WindowReader:
     rows: AxisMap
     cols: AxisMap
 
-    def source_span(self, target: Span2D) -> Span2D:
-        """Source pixels that a window of the target grid depends on, along both axes."""
-        erode = self.valid_pixels.erode
-        rows, cols = (
-            (max(first - erode, 0), min(last + erode, axis.source_size))
-            for axis, (first, last) in self._spans(target)
-        )
-        return rows, cols
+    def source_span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
+        """Source pixels that target pixels ``[start, stop)`` depend on, along y (0) or x (1)."""
+        along, erode = self._axes[axis], self.valid_pixels.erode
+        first, last = along.source_range(start, stop)
+        return max(first - erode, 0), min(last + erode, along.source_size)
 
     def __call__(
         self,
         bands: npt.NDArray[Any],
         mask: npt.NDArray[np.bool_] | None,
-        target: Span2D,
+        target: tuple[tuple[int, int], tuple[int, int]],
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
         """Prepare one window.
 
         Parameters
         ----------
         bands : numpy.ndarray
-            (3, H, W) source values over ``source_span(target)``.
+            (3, H, W) source values over ``source_span`` of both axes.
         mask : numpy.ndarray of bool or None
             (H, W) pixels the user declares valid.
         target : tuple of (start, stop)
@@ -65,16 +59,18 @@ class WindowReader:
             (h, w).
         """
         valid = self.valid_pixels(list(bands), mask)
-        read = self.source_span(target)
-        y, x = (
-            slice(first - got[0], last - got[0])
-            for (_, (first, last)), got in zip(self._spans(target), read, strict=True)
-        )
+        y, x = (self._without_margin(axis, span) for axis, span in enumerate(target))
         bands, valid = bands[:, y, x], valid[y, x]
         if self.rows.is_identity and self.cols.is_identity:
             return bands, valid
-        return resample(bands, valid, (self.rows, self.cols), target)
+        return resample(bands, valid, self._axes, target)
 
-    def _spans(self, target: Span2D) -> list[tuple[AxisMap, tuple[int, int]]]:
-        axes = zip((self.rows, self.cols), target, strict=True)
-        return [(axis, axis.source_range(*span)) for axis, span in axes]
+    @property
+    def _axes(self) -> tuple[AxisMap, AxisMap]:
+        return self.rows, self.cols
+
+    def _without_margin(self, axis: int, span: tuple[int, int]) -> slice:
+        """Cut off what was read for erosion alone."""
+        first, last = self._axes[axis].source_range(*span)
+        read_from, _ = self.source_span(axis, *span)
+        return slice(first - read_from, last - read_from)

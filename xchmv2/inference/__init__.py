@@ -2,7 +2,14 @@
 
 from xchmv2.inference.blending import Accumulator, BlockPart, Layer, Sums, blend, stack_dates
 from xchmv2.inference.predictor import Predictor, Scaling, tiles_forwarded
-from xchmv2.inference.spec import ModelLike, ModelSpec, get_predictor, resolve_model
+from xchmv2.inference.spec import (
+    ModelLike,
+    ModelSpec,
+    clear_models,
+    get_predictor,
+    resolve_device,
+    resolve_model,
+)
 
 __all__ = [
     "Accumulator",
@@ -14,7 +21,9 @@ __all__ = [
     "Scaling",
     "Sums",
     "blend",
+    "clear_models",
     "get_predictor",
+    "resolve_device",
     "resolve_model",
     "stack_dates",
     "tiles_forwarded",

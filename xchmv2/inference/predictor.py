@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ Tile = tuple[tuple[slice, FloatArray], tuple[slice, FloatArray]]
 _PROCESSOR_BATCH_PIXELS = 448 * 448
 # Activations of the head at full resolution, bfloat16, as an upper bound per input pixel.
 _ACCELERATOR_BYTES_PER_PIXEL = 6_000
+_MEMORY_SHARE = 0.5
 _LARGEST_BATCH = 64
 
 _count_lock = threading.Lock()
@@ -82,13 +84,13 @@ class Predictor:
         std: Sequence[float],
     ) -> None:
         self._device = torch.device(device)
-        self._model = model.to(self._device).eval()
+        self.model = model.to(self._device).eval()
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         self._mean = self._per_band(mean)
         self._std = self._per_band(std)
         # One lock a device, whatever the model: two forwards at once would share its memory.
         self._lock = _device_locks.setdefault(self._device, threading.Lock())
-        self._batch_limit = _LARGEST_BATCH
+        self._batch_limit: float = math.inf
         self._warned = False
 
     def accumulate(
@@ -147,7 +149,7 @@ class Predictor:
         done = 0
         while done < len(tiles):
             size = min(self._batch_limit, self._resolve_batch(batch_size, window, tiles[0]))
-            batch = tiles[done : done + size]
+            batch = tiles[done : done + int(size)]
             try:
                 heights, spreads = self._forward(window, batch, spread=spread)
             except torch.OutOfMemoryError as error:
@@ -169,7 +171,7 @@ class Predictor:
             with torch.autocast(
                 self._device.type, self._autocast, enabled=self._autocast is not None
             ):
-                height, sd = self._model.height(inputs, spread=spread)
+                height, sd = self.model.height(inputs, spread=spread)
             _validate_size(height, inputs)
             heights = height.cpu().numpy()
             spreads = None if sd is None else sd.cpu().numpy()
@@ -198,8 +200,10 @@ class Predictor:
         pixels = (tile[0][1].size + window.padding[0]) * (tile[1][1].size + window.padding[1])
         if self._device.type != "cuda":
             return max(1, _PROCESSOR_BATCH_PIXELS // pixels)
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return max(1, free // (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
+        # Of the card, not of what is free just now: batches must not depend on the moment.
+        memory = torch.cuda.get_device_properties(self._device).total_memory
+        fitting = int(_MEMORY_SHARE * memory / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
+        return min(_LARGEST_BATCH, max(1, fitting))
 
     def _halve_batch(self, failed: int, error: Exception) -> None:
         """Lower the batch limit for good, or give up if one tile is already too many."""
@@ -209,14 +213,14 @@ class Predictor:
                 "not enough even at batch_size=1",
                 "free the device or take a smaller tile: .predict(..., tile=256)",
             ) from error
-        self._batch_limit = failed // 2
+        self._batch_limit = min(self._batch_limit, failed // 2)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         if not self._warned:
             self._warned = True
             warnings.warn(
                 f"{self._device} ran out of memory at {failed} tiles a batch; going on with "
-                f"{self._batch_limit}. Pass batch_size= to start there.",
+                f"{failed // 2}. Pass batch_size= to start there.",
                 stacklevel=2,
             )
 

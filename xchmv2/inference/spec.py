@@ -11,14 +11,14 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 
 from xchmv2 import defaults
 from xchmv2.errors import CheckpointError, DeviceError
 from xchmv2.inference.predictor import Predictor
-from xchmv2.model.checkpoint import resolve_checkpoint
+from xchmv2.model.checkpoint import Checkpoint, resolve_checkpoint
 from xchmv2.model.config import CHMv2Config
 from xchmv2.model.height import validate_spread
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
@@ -64,6 +64,7 @@ def resolve_model(
     device: str = "auto",
     dtype: str = "auto",
     spread: bool = False,
+    in_process: bool = False,
 ) -> ModelSpec:
     """Find a model's files and describe it, without loading it.
 
@@ -77,6 +78,8 @@ def resolve_model(
         "auto" is bfloat16 where this process sees a CUDA card that supports it, else float32.
     spread : bool, default False
         Whether the spread of the height bins will be asked for.
+    in_process : bool, default False
+        Whether the work is sure to be done in this process, even under a distributed client.
 
     Returns
     -------
@@ -93,10 +96,17 @@ def resolve_model(
     DeviceError
         If the device or dtype is unknown, or no such device is here.
     """
-    validate_device(device)
+    device, remote = str(device), not in_process and _has_distributed_client()
+    validate_device(device, remote=remote)
     resolved = resolve_dtype(dtype, device)
     if isinstance(model, CHMv2ForDepthEstimation):
         _validate_config(model.config, spread=spread)
+        if remote:
+            raise CheckpointError(
+                "a model that every worker can load by name",
+                "a live model while a distributed client is active",
+                _SAVE_IT,
+            )
         name, sha = _register(model)
         return ModelSpec(name, None, sha, sha, device, resolved)
     found = resolve_checkpoint(model)
@@ -129,37 +139,63 @@ def get_predictor(spec: ModelSpec) -> Predictor:
     CheckpointError
         If the weights found here are not those of the spec.
     """
-    if spec not in _predictors:
-        with _load_lock:
-            if spec not in _predictors:
-                _predictors[spec] = _load(spec)
-    return _predictors[spec]
+    device = resolve_device(spec.device)
+    key = (spec.weights_sha256, spec.config_sha256, device, spec.dtype)
+    with _load_lock:
+        found = _predictors.pop(key, None) or _load(spec, device)
+        _keep(_predictors, key, found)
+        return found
 
 
-def validate_device(device: str) -> None:
+def clear_models() -> None:
+    """Forget all models this process holds, live ones too, and free their memory.
+
+    Notes
+    -----
+    Lazy results of live models cannot be computed afterwards; others load their files again.
+    """
+    with _load_lock:
+        _predictors.clear()
+        _live_models.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def validate_device(device: str, *, remote: bool = False) -> None:
     """Check a device's name and, where the work is done in this process, its presence.
+
+    Parameters
+    ----------
+    device : str
+        Torch device, or "auto".
+    remote : bool, default False
+        Whether other machines do the work.
 
     Raises
     ------
     DeviceError
-        If the name is unknown to torch, or it is a CUDA device and none is here.
+        If the name is unknown to torch, or the device is not here.
     """
     if device == "auto":
         return
     try:
-        kind = torch.device(device).type
+        found = torch.device(device)
     except RuntimeError:
         raise DeviceError(
             "'auto' or a torch device such as 'cpu', 'cuda' or 'cuda:1'",
             f"device={device!r}",
             "pass one of those: .predict(..., device='auto')",
         ) from None
-    if kind == "cuda" and not torch.cuda.is_available() and not _has_distributed_client():
+    if remote:
+        return
+    try:
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(
-            f"a CUDA device for device={device!r}",
-            "none on this machine",
+            f"the device {device!r} on this machine",
+            f"{torch.cuda.device_count()} CUDA devices and the processor",
             "run on the processor: .predict(..., device='cpu')",
-        )
+        ) from error
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
@@ -183,9 +219,26 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
+# How many models of each kind a process holds; the one unused for longest goes first.
+_MOST_MODELS = 4
+_SAVE_IT = (
+    "save it where all workers can read it: model.save_pretrained(folder), then "
+    ".predict(model=folder)"
+)
+
 _load_lock = threading.Lock()
-_predictors: dict[ModelSpec, Predictor] = {}
+_predictors: dict[tuple[str, ...], Predictor] = {}
 _live_models: dict[str, CHMv2ForDepthEstimation] = {}
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+def _keep(held: dict[K, T], key: K, value: T) -> None:
+    """Hold a value as the newest, and let go of the oldest beyond the limit."""
+    held[key] = value
+    while len(held) > _MOST_MODELS:
+        del held[next(iter(held))]
 
 
 def _validate_config(config: CHMv2Config, *, spread: bool) -> None:
@@ -202,27 +255,27 @@ def _validate_config(config: CHMv2Config, *, spread: bool) -> None:
 
 def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
     """Keep a copy of a live model under its content hash, so that training on cannot change it."""
-    if _has_distributed_client():
-        raise CheckpointError(
-            "a model that every worker can load by name",
-            "a live model while a distributed client is active",
-            "save it where all workers can read it: model.save_pretrained(folder), then "
-            ".predict(model=folder)",
-        )
     sha = state_dict_sha256(model)
-    if sha not in _live_models:
-        _live_models[sha] = copy.deepcopy(model).eval()
+    with _load_lock:
+        kept = _live_models.pop(sha, None) or copy.deepcopy(model).eval()
+        _keep(_live_models, sha, kept)
     return f"{_LIVE}{sha}", sha
 
 
-def _load(spec: ModelSpec) -> Predictor:
-    device = _resolve_device(spec.device)
-    if spec.model.startswith(_LIVE):
-        live = _find_live(spec)
-        if str(live.device) != device:
-            live = copy.deepcopy(live)  # another predictor may hold it where it is
-        mean, std = defaults.IMAGE_MEAN, defaults.IMAGE_STD
-        return Predictor(live, device=device, dtype=spec.dtype, mean=mean, std=std)
+def _load(spec: ModelSpec, device: str) -> Predictor:
+    """Make a predictor; under another arithmetic the process's one copy of the model serves."""
+    live = spec.model.startswith(_LIVE)
+    mean, std = (defaults.IMAGE_MEAN, defaults.IMAGE_STD) if live else _checked(spec).mean_std()
+    content = (spec.weights_sha256, spec.config_sha256, device)
+    held = next((p.model for key, p in _predictors.items() if key[:3] == content), None)
+    model = held or (_find_live(spec) if live else _read_model(spec))
+    if str(model.device) != device:
+        model = copy.deepcopy(model)  # another predictor may hold it where it is
+    return Predictor(model, device=device, dtype=spec.dtype, mean=mean, std=std)
+
+
+def _checked(spec: ModelSpec) -> Checkpoint:
+    """Find the files of a spec, and make sure that they are the ones it was made for."""
     found = resolve_checkpoint(spec.model, revision=spec.revision)
     if (found.weights_sha256, found.config_sha256) != (spec.weights_sha256, spec.config_sha256):
         raise CheckpointError(
@@ -230,9 +283,11 @@ def _load(spec: ModelSpec) -> Predictor:
             f"sha256 {found.weights_sha256[:12]} in {found.folder}, or another config",
             "give all workers the same files, or call predict() again",
         )
-    model = CHMv2ForDepthEstimation.from_pretrained(found.folder)
-    mean, std = found.mean_std()
-    return Predictor(model, device=device, dtype=spec.dtype, mean=mean, std=std)
+    return found
+
+
+def _read_model(spec: ModelSpec) -> CHMv2ForDepthEstimation:
+    return CHMv2ForDepthEstimation.from_pretrained(spec.model, revision=spec.revision)
 
 
 def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:
@@ -241,14 +296,24 @@ def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:
     except KeyError:
         raise CheckpointError(
             "the live model of this prediction in the computing process",
-            "a process that does not hold it",
-            "save it where all workers can read it: model.save_pretrained(folder), then "
-            ".predict(model=folder)",
+            f"a process that does not hold it, or not any more (it holds {_MOST_MODELS})",
+            _SAVE_IT,
         ) from None
 
 
-def _resolve_device(device: str) -> str:
-    """Name the device exactly, so that 'cuda' and 'cuda:0' are one."""
+def resolve_device(device: str) -> str:
+    """Name a device of this process exactly, so that 'cuda' and 'cuda:0' are one.
+
+    Parameters
+    ----------
+    device : str
+        Torch device, or "auto" for CUDA where there is one.
+
+    Returns
+    -------
+    str
+        Such as "cpu" or "cuda:0".
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device

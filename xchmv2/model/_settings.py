@@ -1,8 +1,7 @@
-"""Frozen settings: reading and writing them as JSON, and refusing wrong values."""
+"""Frozen settings: their JSON form, and refusing wrong values."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
-from xchmv2.errors import CheckpointError, ConfigError
+from xchmv2.errors import ConfigError
+from xchmv2.model.files import CONFIG_NAME, read_json, write_json
 
-CONFIG_NAME = "config.json"
 READOUT_TYPES = ("ignore", "add", "project")
 BINS_STRATEGIES = ("linear", "log", "chmv2_mixlog")
 NORM_STRATEGIES = ("linear", "softmax", "sigmoid", "chmv2_mixlog")
@@ -99,41 +98,6 @@ class Settings:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into a folder, which is made if it does not exist."""
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a checkpoint file.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, is not JSON, or is not an object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"a readable {path.name}",
-            f"{type(error).__name__} for {path}",
-            "give a folder with config.json and model.safetensors",
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path.name} as JSON", f"{error} in {path}", "download or save it again"
-        ) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(
-            f"a JSON object in {path.name}", type(data).__name__, "download or save it again"
-        )
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object with sorted keys, replacing the file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _plain(value: Any) -> Any:

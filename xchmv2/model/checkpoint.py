@@ -1,4 +1,4 @@
-"""Where weights come from, and what they are: folders, the hub, content hashes.
+"""Where weights come from, and what they are: folder, revision, content hashes.
 
 Weights are read from safetensors files alone: nothing is ever unpickled.
 """
@@ -13,35 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xchmv2.defaults import MODEL
+from xchmv2.defaults import IMAGE_MEAN, IMAGE_STD, MODEL
 from xchmv2.errors import CheckpointError
-from xchmv2.model._settings import CONFIG_NAME, read_json
 from xchmv2.model.config import CHMv2Config
-from xchmv2.model.weights import (
-    INDEX_NAME,
-    WEIGHTS_NAME,
-    load_weights,
-    save_checkpoint,
-    state_dict_sha256,
-    weight_files,
-)
+from xchmv2.model.files import CONFIG_NAME, PREPROCESSOR_NAME, find_folder, read_json
+from xchmv2.model.weights import INDEX_NAME, WEIGHTS_NAME, weight_files
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "Checkpoint",
-    "load_weights",
-    "resolve_checkpoint",
-    "save_checkpoint",
-    "state_dict_sha256",
-]
-
-#: The published checkpoint on the Hugging Face hub.
-DEFAULT_MODEL = MODEL
-
-PREPROCESSOR_NAME = "preprocessor_config.json"
-
-_HUB_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*.safetensors")
-_IMAGE_MEAN, _IMAGE_STD = (0.420, 0.411, 0.296), (0.213, 0.156, 0.143)
+_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*.safetensors")
 
 Colour = tuple[float, float, float]
 
@@ -76,22 +54,14 @@ class Checkpoint:
         """The model's configuration."""
         return CHMv2Config.from_pretrained(self.folder)
 
-    @property
-    def rescale_factor(self) -> float:
-        """What pixel values are multiplied by before they are normalised; 1/255 by default."""
-        settings = self._preprocessor()
-        if not settings.get("do_rescale", True):
-            return 1.0
-        factor = settings.get("rescale_factor")
-        return 1 / 255 if factor is None else _numbers("rescale_factor", factor, 1)[0]
-
     def mean_std(self) -> tuple[Colour, Colour]:
-        """Mean and standard deviation of red, green and blue, on the rescaled values.
+        """Mean and standard deviation of red, green and blue between 0 (black) and 1 (white).
 
         Returns
         -------
         tuple of two tuples of 3 float
-            From ``preprocessor_config.json`` where present, else those of CHMv2.
+            From ``preprocessor_config.json`` where present, else those of CHMv2; stated for other
+            rescaled values than 0 to 1, they are brought to that range.
 
         Raises
         ------
@@ -99,13 +69,15 @@ class Checkpoint:
             If the file holds something else than three numbers.
         """
         settings = self._preprocessor()
-        if not settings.get("do_normalize", True):
-            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        mean = _three("image_mean", settings.get("image_mean"), _IMAGE_MEAN)
-        std = _three("image_std", settings.get("image_std"), _IMAGE_STD)
+        white = 255 * _rescale_factor(settings)
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if settings.get("do_normalize", True):
+            mean = _three("image_mean", settings.get("image_mean") or list(IMAGE_MEAN))
+            std = _three("image_std", settings.get("image_std") or list(IMAGE_STD))
         if min(std) <= 0:
             raise CheckpointError("image_std above 0", repr(std), f"correct {PREPROCESSOR_NAME}")
-        return mean, std
+        (m1, m2, m3), (s1, s2, s3) = mean, std
+        return (m1 / white, m2 / white, m3 / white), (s1 / white, s2 / white, s3 / white)
 
     def _preprocessor(self) -> dict[str, Any]:
         path = self.folder / PREPROCESSOR_NAME
@@ -113,7 +85,7 @@ class Checkpoint:
 
 
 def resolve_checkpoint(
-    model: str | os.PathLike[str] = DEFAULT_MODEL, revision: str | None = None
+    model: str | os.PathLike[str] = MODEL, revision: str | None = None
 ) -> Checkpoint:
     """Find a checkpoint's files, downloading them if they are on the hub, and hash them.
 
@@ -141,23 +113,12 @@ def resolve_checkpoint(
     Hashes are kept per file (path, size, time, inode), so a second call costs little and an
     overwritten folder gives a new hash.
     """
-    folder = Path(model).expanduser().resolve()
-    if folder.is_dir():
+    folder, is_local = find_folder(model, revision, _FILES)
+    if is_local:
         return _describe(str(folder), None, folder)
-    if not isinstance(model, str) or _looks_like_path(model):
-        raise CheckpointError(
-            f"a folder with config.json and {WEIGHTS_NAME}, or a hub id like {DEFAULT_MODEL!r}",
-            f"{str(model)!r}, which is " + ("a file" if folder.exists() else "not there"),
-            "check the path; for a file, give the folder that holds it",
-        )
-    folder = _download(model, revision)
+    # The hub's cache names a snapshot by its commit.
     commit = folder.name if folder.parent.name == "snapshots" else revision
-    return _describe(model, commit, folder)
-
-
-def _looks_like_path(model: str) -> bool:
-    starts = model.startswith((".", "~", "/")) or not model.strip()
-    return starts or "\\" in model or model.count("/") > 1 or Path(model).exists()
+    return _describe(str(model), commit, folder)
 
 
 def _describe(model_id: str, revision: str | None, folder: Path) -> Checkpoint:
@@ -171,32 +132,6 @@ def _describe(model_id: str, revision: str | None, folder: Path) -> Checkpoint:
         folder=folder,
         weights_sha256=_weights_sha256(weight_files(folder)),
         config_sha256=_json_sha256({"config": config, "preprocessor": settings}),
-    )
-
-
-def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(model, revision=revision, allow_patterns=list(_HUB_FILES))
-    except (OSError, ValueError) as error:  # every error of the hub's client is one of these
-        raise CheckpointError(
-            f"the files of {model!r} from the Hugging Face hub, or a local folder of that name",
-            f"{type(error).__name__}: {_first_line(error)}",
-            _how_to_download(model),
-        ) from error
-    return Path(found)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no details")
-
-
-def _how_to_download(model: str) -> str:
-    return (
-        f"accept the licence at https://huggingface.co/{model} (CHMv2 weights are gated, under "
-        f"the DINOv3 License), log in with `hf auth login`, run `hf download {model} --local-dir "
-        "chmv2` where there is internet, copy that folder here and pass model='chmv2'"
     )
 
 
@@ -226,17 +161,23 @@ def _json_sha256(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _three(name: str, value: Any, default: Colour) -> Colour:
-    if value is None:
-        return default
-    red, green, blue = _numbers(name, value, 3)
-    return red, green, blue
-
-
-def _numbers(name: str, value: Any, count: int) -> list[float]:
-    values = value if isinstance(value, list) else [value] * count
-    if len(values) != count or not all(type(v) in (int, float) for v in values):
+def _rescale_factor(settings: Mapping[str, Any]) -> float:
+    """Tell what 8-bit values are multiplied by before they are normalised."""
+    if not settings.get("do_rescale", True):
+        return 1.0
+    factor = settings.get("rescale_factor") or 1 / 255
+    if type(factor) not in (int, float) or factor <= 0:
         raise CheckpointError(
-            f"{name} as {count} number(s)", repr(value), f"correct {PREPROCESSOR_NAME}"
+            "rescale_factor as one number above 0", repr(factor), f"correct {PREPROCESSOR_NAME}"
         )
-    return [float(v) for v in values]
+    return float(factor)
+
+
+def _three(name: str, value: Any) -> Colour:
+    values = value if isinstance(value, list) else [value] * 3
+    if len(values) != 3 or not all(type(v) in (int, float) for v in values):
+        raise CheckpointError(
+            f"{name} as one number or three", repr(value), f"correct {PREPROCESSOR_NAME}"
+        )
+    red, green, blue = map(float, values)
+    return red, green, blue

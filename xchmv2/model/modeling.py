@@ -15,18 +15,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from xchmv2.defaults import MODEL
 from xchmv2.errors import ConfigError, DeviceError, ImageryError
 from xchmv2.model.backbone import Attention, DINOv3ViTBackbone, Embeddings, LayerScale
-from xchmv2.model.checkpoint import (
-    DEFAULT_MODEL,
-    load_weights,
-    resolve_checkpoint,
-    save_checkpoint,
-)
+from xchmv2.model.checkpoint import resolve_checkpoint
 from xchmv2.model.config import CHMv2Config
 from xchmv2.model.head import DPTHead
 from xchmv2.model.height import FeaturesToHeight
-from xchmv2.model.weights import weights_dtype
+from xchmv2.model.loss import chmv2_loss
+from xchmv2.model.weights import load_weights, save_checkpoint, weights_dtype
 
 _DTYPES = {
     "float32": torch.float32,
@@ -128,8 +125,9 @@ class CHMv2ForDepthEstimation(nn.Module):
         ----------
         pixel_values : Tensor [B, bands, H, W]
             Normalised imagery, as `CHMv2ImageProcessor` makes it.
-        labels : Tensor, optional
-            Not implemented yet.
+        labels : Tensor [B, H', W'], optional
+            Reference heights [m], NaN where there is none; asks for the training loss, as it is
+            at the end of the curriculum.
         output_hidden_states, output_attentions : bool, optional
             Whether to return them too.
         return_dict : bool, optional
@@ -144,15 +142,8 @@ class CHMv2ForDepthEstimation(nn.Module):
         Raises
         ------
         ImageryError
-            If the shape or data type does not fit.
-        NotImplementedError
-            If ``labels`` are given.
+            If a shape or data type does not fit.
         """
-        if labels is not None:
-            raise NotImplementedError(
-                "training is not implemented yet: a loss of SiLog, Charbonnier and Patch Gradient "
-                "terms on labels is coming; leave labels out"
-            )
         self.validate_pixels(pixel_values)
         out = self.backbone(
             pixel_values,
@@ -161,7 +152,10 @@ class CHMv2ForDepthEstimation(nn.Module):
         )
         height, _ = self._to_height(self.head(out.stages, out.grid))
         output = DepthEstimatorOutput(
-            predicted_depth=height, hidden_states=out.hidden_states, attentions=out.attentions
+            loss=None if labels is None else chmv2_loss(height, labels),
+            predicted_depth=height,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -226,7 +220,7 @@ class CHMv2ForDepthEstimation(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        id_or_folder: str | os.PathLike[str] = DEFAULT_MODEL,
+        id_or_folder: str | os.PathLike[str] = MODEL,
         *,
         revision: str | None = None,
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xchmv2.errors import CheckpointError
-from xchmv2.model._settings import CONFIG_NAME, read_json, write_json
+from xchmv2.model.files import CONFIG_NAME, read_json, write_json
 
 if TYPE_CHECKING:
     from xchmv2.model.modeling import CHMv2ForDepthEstimation

@@ -1,7 +1,7 @@
 """What the image processor does to one image: tensor in, tensor out.
 
 Every step gives the numbers the published processor gives (it uses torchvision), roundings
-included; ``tests/reference`` holds its outputs.
+included; ``tests/reference_data`` holds its outputs.
 """
 
 from __future__ import annotations

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any, Self
 
 import torch
 
+from xchmv2.defaults import IMAGE_MEAN, IMAGE_STD
 from xchmv2.errors import CheckpointError, ConfigError, DeviceError
+from xchmv2.model.files import PREPROCESSOR_NAME, find_folder, read_json, write_json
 from xchmv2.model.processor.operations import RESAMPLE_MODES
 from xchmv2.model.processor.reading import DataFormat
-
-FILE_NAME = "preprocessor_config.json"
 
 # Published arguments that change no result of CHMv2 in the published processor either.
 _WITHOUT_EFFECT = frozenset({"default_to_square", "disable_grouping", "image_seq_length"})
@@ -55,8 +53,8 @@ class ProcessorSettings:
     do_rescale: bool | None = True
     rescale_factor: float | None = 1 / 255
     do_normalize: bool | None = True
-    image_mean: float | tuple[float, ...] | None = (0.420, 0.411, 0.296)
-    image_std: float | tuple[float, ...] | None = (0.213, 0.156, 0.143)
+    image_mean: float | tuple[float, ...] | None = IMAGE_MEAN
+    image_std: float | tuple[float, ...] | None = IMAGE_STD
     do_pad: bool | None = True
     size_divisor: int | None = 16
     do_reduce_labels: bool | None = None
@@ -142,7 +140,7 @@ class ProcessorSettings:
             If the file cannot be found, fetched or read.
         """
         _refuse_unknown(overrides, cls._names())
-        stored = _read(_find(pretrained_model_name_or_path, revision))
+        stored = read_json(_find(pretrained_model_name_or_path, revision))
         known = {name: value for name, value in stored.items() if name in cls._names()}
         # The published processor carries a stored data_format along and never looks at it.
         known.pop("data_format", None)
@@ -161,15 +159,8 @@ class ProcessorSettings:
         list of str
             The path written.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE_NAME
-        draft = folder / f".{FILE_NAME}.{os.getpid()}.{threading.get_ident()}"
-        try:
-            draft.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        path = Path(save_directory) / PREPROCESSOR_NAME
+        write_json(path, self.to_dict())
         return [str(path)]
 
 
@@ -274,57 +265,16 @@ def _as_device(value: Any) -> str:
 
 
 def _find(name: str | os.PathLike[str], revision: str | None) -> Path:
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return path
-    if path.is_dir():
-        return path / FILE_NAME
-    # A hub id is "owner/name"; anything else was meant as a path.
-    text = os.fspath(name)
-    if not isinstance(name, str) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+    folder, _ = find_folder(name, revision, [PREPROCESSOR_NAME])
+    path = folder / PREPROCESSOR_NAME
+    if not path.exists():
         raise CheckpointError(
-            f"a folder with {FILE_NAME}, or a hub id 'owner/name'",
-            f"{text!r}, which does not exist here",
-            "correct the path (from_pretrained does not expand '~')",
-        )
-    return _fetch(text, revision)
-
-
-def _fetch(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(repository, FILE_NAME, revision=revision))
-    # OSError covers no network, offline mode and nothing in the cache.
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{FILE_NAME} of {repository!r}, a folder or on the Hugging Face hub",
-            f"no folder of that name here, and {type(error).__name__} there: "
-            f"{reason[0] if reason else 'no details'}",
-            "the published checkpoints are gated: accept the licence on "
-            f"https://huggingface.co/{repository} and run `hf auth login`, or download the folder "
-            "there by hand and pass its path",
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{FILE_NAME} in {str(path.parent)!r}",
+            f"{PREPROCESSOR_NAME} in {str(folder)!r}",
             "no such file",
-            f"write the published settings: CHMv2ImageProcessor().save_pretrained("
-            f"{str(path.parent)!r})",
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(
-            f"JSON in {str(path)!r}", str(error), "fetch or write the file again"
-        ) from error
-    if not isinstance(stored, dict):
-        raise CheckpointError(
-            f"a JSON object in {str(path)!r}", type(stored).__name__, "fetch the file again"
+            "CHMv2ImageProcessor() has the published settings; its save_pretrained(folder) writes "
+            "them",
         )
-    return stored
+    return path

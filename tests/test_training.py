@@ -1,0 +1,369 @@
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import reference
+import rioxarray  # noqa: F401  (registers .rio)
+import torch
+import xarray as xr
+from conftest import cube
+from hypothesis import given
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+
+from xchmv2.errors import CHMv2Error, ImageryError
+from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
+from xchmv2.training import FineTuned, calibrate, fine_tune
+from xchmv2.training.crops import split_crops
+from xchmv2.training.fine_tune import run
+from xchmv2.training.pairs import Pair, read_pair
+from xchmv2.training.state import partial_folder
+
+FAST = dict(tile=64, epochs=2, batch_size=2, lr=1e-3, progress=False, device="cpu")
+
+
+def forest(shape=(200, 260), **options):
+    """Imagery whose green band tells the height, and that height."""
+    imagery = cube(shape, **options)
+    smooth = xr.DataArray(
+        np.add.outer(np.sin(np.arange(shape[0]) / 15), np.cos(np.arange(shape[1]) / 20)) + 2,
+        dims=("y", "x"),
+    )
+    imagery["green"] = (imagery["green"].dims, (smooth.values * 60).astype("uint8"))
+    height = (imagery["red"] * 0 + smooth * 8).astype("float32")
+    return imagery.odc.assign_crs(32633), height.odc.assign_crs(32633)
+
+
+@pytest.fixture
+def start():
+    torch.manual_seed(3)
+    return CHMv2ForDepthEstimation(reference.tiny_config(initializer_range=0.1))
+
+
+class TestPairs:
+    def test_reading_is_what_predict_sees(self):
+        imagery, height = forest()
+        pair = read_pair(imagery.chunk(y=50), height.chunk(x=33))
+        np.testing.assert_allclose(pair.image[1], imagery["green"] / np.float32(255), rtol=1e-6)
+        np.testing.assert_allclose(pair.height, height, atol=1e-6)
+
+    def test_reference_on_another_grid_is_aligned(self):
+        imagery, height = forest()
+        box = GeoBox.from_bbox(
+            imagery.odc.geobox.boundingbox.buffered(3, 5), imagery.odc.crs, resolution=1.0
+        )
+        coarse = height.odc.reproject(box, resampling="average", dst_nodata=np.nan)
+        pair = read_pair(imagery, coarse)
+        known = np.isfinite(pair.height)
+        assert known.mean() > 0.95
+        np.testing.assert_allclose(pair.height[known], height.values[known], atol=0.7)
+
+    def test_reference_in_another_crs(self):
+        imagery, height = forest()
+        other = height.odc.reproject("EPSG:3857", resolution=1.5, dst_nodata=np.nan)
+        pair = read_pair(imagery, other)
+        known = np.isfinite(pair.height)
+        assert known.mean() > 0.8
+        assert np.abs(pair.height - height.values)[known].mean() < 0.5
+
+    def test_resolution(self):
+        imagery, height = forest(pixel=0.3, origin=(-16_000_000, 1_600_000))
+        pair = read_pair(imagery, height, resolution=0.6)
+        assert pair.image.shape == (3, 100, 130)
+        blocks = height.values.reshape(100, 2, 130, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(pair.height, blocks, atol=1e-3)
+
+    def test_nodata_of_the_reference(self):
+        imagery, height = forest()
+        holed = height.where(height.x > height.x[40], -9999).assign_attrs(_FillValue=-9999)
+        pair = read_pair(imagery, holed)
+        np.testing.assert_array_equal(np.isnan(pair.height), np.asarray(holed == -9999))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda h: h.where(h.x > h.x[40], -9999),
+             r"canopy heights of 0 to 120 m, found 8200 pixels outside, from -9999 .*feet"),
+            (lambda h: h * 30, r"pixels outside, from .*feet: reference \* 0.3048"),
+            (lambda h: h * np.nan, r"reference heights \[m\], found not one"),
+            (lambda h: h.assign_coords(x=h.x + 5000),
+             r"reference heights under the imagery, found none"),
+            (lambda h: h.expand_dims(time=2), r"reference heights with dims y and x"),
+        ],
+    )  # fmt: skip
+    def test_unusable_references(self, change, message):
+        imagery, height = forest()
+        with pytest.raises(ImageryError, match=message):
+            read_pair(imagery, change(height))
+
+    def test_noise_around_the_ground_is_ground(self):
+        imagery, height = forest()
+        pair = read_pair(imagery, height.where(height > 8, -0.2))
+        assert pair.height.min() == 0
+
+    def test_several_dates(self):
+        imagery, height = forest()
+        with pytest.raises(ImageryError, match=r"one image.*\['time'\]; choose one: imagery.isel"):
+            read_pair(imagery.expand_dims(time=2), height)
+
+
+def pairs_of(height):
+    known = np.isfinite(height)
+    image = np.broadcast_to(np.nan_to_num(height)[None] / 40, (3, *height.shape))
+    return [Pair(image.astype(np.float32), np.ones_like(known), height.astype(np.float32))]
+
+
+class TestCrops:
+    @given(st.integers(100, 300), st.integers(140, 300), st.integers(0, 99))
+    def test_training_never_touches_what_is_held_out(self, rows, cols, seed):
+        rng = np.random.default_rng(seed)
+        height = rng.random((rows, cols)) * 30
+        sampler, held_out = split_crops(pairs_of(height), 32, 0.2, rng)
+        seen = np.zeros((rows, cols), bool)
+        for crop in sampler.crops:
+            seen[crop.top : crop.top + 32, crop.left : crop.left + 32] = True
+        assert held_out
+        for crop in held_out:
+            assert not seen[crop.top : crop.top + 32, crop.left : crop.left + 32].any()
+        assert sampler.weights.sum() == pytest.approx(1)
+
+    def test_tall_trees_are_drawn_more_often_than_their_area(self):
+        height = np.full((300, 300), 3.0)
+        height[:40, :40] = 38
+        sampler, _ = split_crops(pairs_of(height), 32, 0, np.random.default_rng(0))
+        _, _, drawn = sampler.draw(500, np.random.default_rng(0))
+        assert (drawn > 30).mean() > 2 * (height > 30).mean()
+
+    def test_crops_are_turned_together(self):
+        height = np.add.outer(np.arange(100.0), np.arange(120.0) / 7) / 4
+        sampler, _ = split_crops(pairs_of(height), 32, 0, np.random.default_rng(0))
+        image, valid, drawn = sampler.draw(20, np.random.default_rng(1))
+        np.testing.assert_allclose(image[:, 0] * 40, drawn, rtol=1e-5)
+        assert valid.all()
+        slopes = {tuple(np.sign([d[1, 0] - d[0, 0], d[0, 1] - d[0, 0]])) for d in drawn}
+        assert len(slopes) == 4
+
+    def test_too_little(self):
+        with pytest.raises(ImageryError, match=r"at least two tiles of 96 px.*take a smaller tile"):
+            split_crops(pairs_of(np.ones((100, 120))), 96, 0.2, np.random.default_rng(0))
+
+
+class TestFineTune:
+    def test_it_learns_and_both_load_the_result(self, start, tmp_path):
+        imagery, height = forest()
+        result = fine_tune(
+            imagery.chunk(y=70), height, start, output=tmp_path / "mine", train="all",
+            **{**FAST, "epochs": 6, "patience": 6},
+        )  # fmt: skip
+        assert isinstance(result, FineTuned)
+        history = result.history
+        assert list(history.columns) == [
+            "epoch", "loss", "validation_mae", "validation_bias", "seconds",
+        ]  # fmt: skip
+        assert history["validation_mae"].min() < 0.6 * history["validation_mae"][0]
+        assert not partial_folder(result.folder).exists()
+        found = imagery.chmv2.predict(result.folder, tile=64, overlap=16)
+        before = imagery.chmv2.predict(start, tile=64, overlap=16)
+        assert np.abs(found - height).mean() < 0.6 * np.abs(before - height).mean()
+
+        transformers = pytest.importorskip("transformers")
+        from transformers.models.chmv2.modeling_chmv2 import CHMv2ForDepthEstimation as Published
+
+        theirs = Published.from_pretrained(result.folder).eval()
+        ours = CHMv2ForDepthEstimation.from_pretrained(result.folder)
+        pixels = torch.randn(1, 3, 64, 64)
+        with torch.inference_mode():
+            a, b = theirs(pixels).predicted_depth, ours(pixels).predicted_depth
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-5)
+        assert transformers.__version__
+        assert CHMv2ImageProcessor.from_pretrained(result.folder).image_mean[0] == 0.42
+
+    def test_head_leaves_the_backbone_alone(self, start, tmp_path):
+        imagery, height = forest()
+        result = fine_tune(imagery, height, start, output=tmp_path / "mine", **FAST)
+        tuned = CHMv2ForDepthEstimation.from_pretrained(result.folder).state_dict()
+        changed = {n for n, t in start.state_dict().items() if not torch.equal(t, tuned[n])}
+        if result.best_epoch > 0:
+            assert changed
+        assert not {n for n in changed if n.startswith("backbone")}
+
+    def test_same_seed_same_result(self, start, tmp_path):
+        imagery, height = forest()
+        first, second = (
+            fine_tune(imagery, height, start, output=tmp_path / name, **FAST).history
+            for name in "ab"
+        )
+        assert first.drop(columns="seconds").equals(second.drop(columns="seconds"))
+
+    def test_without_validation(self, start, tmp_path):
+        imagery, height = forest()
+        result = fine_tune(imagery, height, start, output=tmp_path / "mine", validation=0.0, **FAST)
+        assert result.history["validation_mae"].isna().all()
+        assert result.best_epoch == 2
+
+    def test_several_images(self, start, tmp_path):
+        images, heights = zip(*(forest((120, 130), seed=s) for s in (0, 1)), strict=True)
+        fine_tune(images, heights, start, output=tmp_path / "mine", **FAST)
+        with pytest.raises(CHMv2Error, match=r"as many references as images"):
+            fine_tune(images, heights[:1], start, output=tmp_path / "other", **FAST)
+
+    def test_early_stopping_keeps_the_best(self, start, tmp_path):
+        imagery, height = forest()
+        options = {**FAST, "lr": 10.0, "epochs": 50, "patience": 2}
+        result = fine_tune(imagery, height, start, output=tmp_path / "mine", **options)
+        assert len(result.history) < 20
+        best = result.history["validation_mae"].idxmin()
+        assert result.best_epoch == best == len(result.history) - 3
+
+    def test_resumed_run_equals_an_undisturbed_one(self, start, tmp_path, monkeypatch):
+        imagery, height = forest()
+        options = {**FAST, "epochs": 4, "train": "all"}
+        whole = fine_tune(imagery, height, start, output=tmp_path / "whole", **options)
+        module = sys.modules[run.__module__]
+        original, calls = module.save_state, []
+
+        def dying(*args):
+            original(*args)
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, "save_state", dying)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(imagery, height, start, output=tmp_path / "cut", **options)
+        monkeypatch.setattr(module, "save_state", original)
+        resumed = fine_tune(imagery, height, start, output=tmp_path / "cut", **options)
+        assert whole.history.drop(columns="seconds").equals(resumed.history.drop(columns="seconds"))
+        weights = [(f.folder / "model.safetensors").read_bytes() for f in (whole, resumed)]
+        assert weights[0] == weights[1]
+
+    def test_killed_run_goes_on(self, tmp_path):
+        script = f"""
+            import sys, torch
+            sys.path.insert(0, {str(sys.path[0])!r})
+            sys.path.insert(0, {str(__file__.rsplit("/", 1)[0])!r})
+            import reference, test_training
+            torch.set_num_threads(1)
+            torch.manual_seed(3)
+            model = test_training.CHMv2ForDepthEstimation(reference.tiny_config())
+            imagery, height = test_training.forest()
+            test_training.fine_tune(imagery, height, model, output={str(tmp_path / "mine")!r},
+                                    **{{**test_training.FAST, "epochs": 6, "patience": 9}})
+        """
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        process = subprocess.Popen(command)
+        state = partial_folder(tmp_path / "mine") / "state.safetensors"
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        subprocess.run(command, check=True)
+        assert (tmp_path / "mine" / "model.safetensors").exists()
+        assert not partial_folder(tmp_path / "mine").exists()
+
+    def test_leftovers_of_another_run_are_refused(self, start, tmp_path, monkeypatch):
+        imagery, height = forest()
+        module = sys.modules[run.__module__]
+
+        def die(*args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, "restore_best", die)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(imagery, height, start, output=tmp_path / "mine", **FAST)
+        other = {**FAST, "lr": 0.5}
+        with pytest.raises(
+            CHMv2Error, match=r"unfinished run.*same settings, found lr: 0.001 there, 0.5 now"
+        ):
+            fine_tune(imagery, height, start, output=tmp_path / "mine", **other)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (dict(train="tail"), r"train='head' or train='all', found train='tail'"),
+            (dict(epochs=0), r"above 0.*found epochs=0"),
+            (dict(lr=float("nan")), r"found lr=nan"),
+            (dict(validation=1.0), r"found validation=1.0"),
+            (dict(tile=100), r"multiple of 32"),
+            (dict(tile=160), r"at least two tiles of 160 px"),
+        ],
+    )
+    def test_bad_options(self, start, tmp_path, options, message):
+        imagery, height = forest()
+        with pytest.raises(CHMv2Error, match=message):
+            fine_tune(imagery, height, start, output=tmp_path / "mine", **{**FAST, **options})
+        assert not list(tmp_path.iterdir())
+
+    def test_existing_output_is_left_alone(self, start, tmp_path):
+        imagery, height = forest()
+        (tmp_path / "keep").write_text("mine")
+        with pytest.raises(CHMv2Error, match=r"output folder that does not exist yet"):
+            fine_tune(imagery, height, start, output=tmp_path, **FAST)
+        assert (tmp_path / "keep").read_text() == "mine"
+
+
+class TestCalibrate:
+    def truth(self, noise=1.0, spread=2.0, seed=0):
+        _, height = forest()
+        rng = np.random.default_rng(seed)
+        wrong = (height - 2) / 1.3 + rng.normal(0, noise, height.shape)
+        data = xr.Dataset(
+            {"canopy_height": wrong.astype("float32"), "bin_spread": height * 0 + spread}
+        )
+        return data, height
+
+    def test_line_is_found_in_spite_of_wrong_references(self):
+        data, height = self.truth(noise=0.5)
+        polluted = height.copy()
+        polluted[:8] = 100
+        corrected, found = calibrate(data["canopy_height"].chunk(y=50), polluted)
+        assert corrected.chunks is not None
+        assert found.slope == pytest.approx(1.3, abs=0.05)
+        assert found.offset == pytest.approx(2, abs=0.4)
+        assert np.abs(corrected - height).mean() < 0.6
+        assert corrected.attrs["calibration_slope"] == found.slope
+        assert corrected.attrs["calibration_count"] == height.size
+        assert corrected.dtype == np.float32
+        assert np.isnan(found.coverage)
+
+    def test_coverage_of_the_spread(self):
+        data, height = self.truth(noise=1.0, spread=2.6)
+        corrected, found = calibrate(data, height)
+        assert found.coverage == pytest.approx(0.954, abs=0.01)  # two sigma: 1.3 times the noise
+        assert found.spread_factor == pytest.approx(0.5, abs=0.02)
+        inside = np.abs(corrected["canopy_height"] - height) <= corrected["bin_spread"]
+        assert float(inside.mean()) == pytest.approx(0.683, abs=0.01)
+
+    def test_points(self):
+        data, height = self.truth()
+        rng = np.random.default_rng(0)
+        rows, cols = rng.integers(0, 200, 60), rng.integers(0, 260, 60)
+        points = xr.DataArray(
+            height.values[rows, cols],
+            {
+                "x": ("shot", height.x.values[cols] + 0.2),
+                "y": ("shot", height.y.values[rows] - 0.2),
+            },
+            dims="shot",
+        )
+        outside = points.isel(shot=[0]).assign_coords(x=("shot", [0.0]))
+        _, found = calibrate(data["canopy_height"], xr.concat([points, outside], "shot"))
+        assert found.count == 60
+        assert found.slope == pytest.approx(1.3, abs=0.1)
+        assert found.mae_after < found.mae_before
+
+    def test_too_few(self):
+        data, height = self.truth()
+        few = height.where((height.x == height.x[3]) & (height.y > height.y[5]))
+        with pytest.raises(ImageryError, match=r"at least 10 reference heights.*found 5"):
+            calibrate(data["canopy_height"], few)
+
+    def test_dataset_without_heights(self):
+        data, height = self.truth()
+        with pytest.raises(CHMv2Error, match=r"a Dataset with canopy_height"):
+            calibrate(data[["bin_spread"]], height)

@@ -1,0 +1,221 @@
+"""Bias correction on a few reference heights: two numbers, no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy import optimize
+
+from xchmv2.errors import CHMv2Error, ImageryError
+from xchmv2.imagery import find_grid
+from xchmv2.training.pairs import align_reference
+
+#: Fewest reference heights that a line is fitted to.
+_FEWEST = 10
+#: A residual beyond this many robust standard deviations counts less and less.
+_HUBER = 1.345
+# Median absolute deviation to standard deviation of a normal distribution.
+_MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A line from predicted to reference heights, and how honest the stated spread is.
+
+    Parameters
+    ----------
+    slope : float
+        Reference metres per predicted metre.
+    offset : float
+        Reference height where the prediction is 0 [m].
+    count : int
+        Reference heights used.
+    mae_before, mae_after : float
+        Mean absolute error on them, as predicted and corrected [m].
+    coverage : float
+        Share of reference heights within one ``bin_spread`` of the corrected height; of a normal
+        distribution's standard deviation it would be 0.683. NaN without ``bin_spread``.
+    spread_factor : float
+        What ``bin_spread`` must be multiplied by for that share to be right; NaN without it.
+    """
+
+    slope: float
+    offset: float
+    count: int
+    mae_before: float
+    mae_after: float
+    coverage: float
+    spread_factor: float
+
+    def apply(self, height: xr.DataArray) -> xr.DataArray:
+        """Correct heights; lazy where they are.
+
+        Parameters
+        ----------
+        height : DataArray
+            Predicted heights [m].
+
+        Returns
+        -------
+        DataArray
+            Corrected heights [m], not below 0, with the correction in its attrs.
+        """
+        corrected = (height * self.slope + self.offset).clip(min=0).astype(height.dtype)
+        return corrected.rename(height.name).assign_attrs(
+            {
+                **height.attrs,
+                "calibration_slope": self.slope,
+                "calibration_offset": self.offset,
+                "calibration_count": self.count,
+            }
+        )
+
+
+def calibrate(
+    height: xr.DataArray | xr.Dataset, reference: xr.DataArray
+) -> tuple[xr.DataArray | xr.Dataset, Calibration]:
+    """Correct the bias of predicted heights by reference heights.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Canopy height (y, x) [m]; or a Dataset of ``canopy_height`` and ``bin_spread``.
+    reference : DataArray
+        (y, x) reference heights [m] on any grid, NaN or nodata where there is none; or values
+        with one dimension and coordinates ``x`` and ``y`` in the CRS of the heights, as of GEDI
+        footprints.
+
+    Returns
+    -------
+    corrected : DataArray or Dataset
+        Lazy where the heights are, with the correction in attrs; ``bin_spread`` is multiplied by
+        the factor that makes it one standard deviation.
+    calibration : Calibration
+        The correction and what it achieved.
+
+    Raises
+    ------
+    ImageryError
+        If fewer than 10 reference heights fall on predicted ones, or they do not vary.
+
+    Notes
+    -----
+    A line is fitted by Huber's loss, so single wrong references do not pull it. Heights under the
+    references are computed; the correction of the rest stays lazy.
+
+    References
+    ----------
+    Huber 1964, Robust Estimation of a Location Parameter.
+    """
+    values, spread = _split(height)
+    known, predicted, deviation = _matched(values, spread, reference)
+    slope, offset = _fit(predicted, known)
+    residual = known - np.clip(slope * predicted + offset, 0, None)
+    coverage, factor = _coverage(residual, deviation)
+    found = Calibration(
+        slope=slope,
+        offset=offset,
+        count=known.size,
+        mae_before=float(np.abs(known - predicted).mean()),
+        mae_after=float(np.abs(residual).mean()),
+        coverage=coverage,
+        spread_factor=factor,
+    )
+    corrected = found.apply(values)
+    if not isinstance(height, xr.Dataset):
+        return corrected, found
+    scaled = {} if spread is None else {"bin_spread": _scaled(spread, factor)}
+    return height.assign({"canopy_height": corrected, **scaled}), found
+
+
+def _split(height: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
+    if isinstance(height, xr.DataArray):
+        return height, None
+    if "canopy_height" not in height:
+        raise CHMv2Error(
+            "a Dataset with canopy_height",
+            f"{list(height.data_vars)}",
+            "predict it too: .predict(..., layers=('height', 'bin_spread'))",
+        )
+    return height["canopy_height"], height.get("bin_spread")
+
+
+def _scaled(spread: xr.DataArray, factor: float) -> xr.DataArray:
+    return (spread * factor).astype(spread.dtype).assign_attrs(spread.attrs, spread_factor=factor)
+
+
+def _matched(
+    height: xr.DataArray, spread: xr.DataArray | None, reference: xr.DataArray
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """Match reference, predicted height and spread where both are known, float64 (N,)."""
+    grid = find_grid(height)
+    if set(height.dims) != set(grid.dims):
+        raise ImageryError(
+            "heights of one date, dims y and x",
+            f"dims {height.dims}",
+            "choose one: height.isel(time=0)",
+        )
+    points = reference.ndim == 1 and not set(reference.dims) & set(grid.dims)
+    known = reference.values if points else align_reference(reference, grid, like=height)
+    predicted = _at_points(height, reference) if points else height.values
+    usable = np.isfinite(known) & np.isfinite(predicted)
+    if usable.sum() < _FEWEST or np.ptp(predicted[usable]) == 0:
+        raise ImageryError(
+            f"at least {_FEWEST} reference heights on predicted ones that differ",
+            f"{int(usable.sum())}",
+            "give more reference heights inside the predicted area, in its CRS",
+        )
+    deviation = None
+    if spread is not None:
+        found = _at_points(spread, reference) if points else spread.values
+        deviation = found[usable].astype(np.float64)
+    return known[usable].astype(np.float64), predicted[usable].astype(np.float64), deviation
+
+
+def _at_points(values: xr.DataArray, points: xr.DataArray) -> npt.NDArray[Any]:
+    """Take the pixel under each point; NaN outside."""
+    grid = find_grid(values)
+    if grid.crs is None:
+        raise ImageryError(
+            "a CRS on heights that are compared with points",
+            "none",
+            "write it: height.rio.write_crs('EPSG:...')",
+        )
+    rows, cols = (
+        np.floor((points[name].values - edge) / pixel).astype(int)
+        for name, edge, pixel in zip(("y", "x"), grid.edges, grid.pixel, strict=True)
+    )
+    inside = (rows >= 0) & (rows < grid.shape[0]) & (cols >= 0) & (cols < grid.shape[1])
+    where = {
+        dim: xr.DataArray(np.where(inside, index, 0), dims="point")
+        for dim, index in zip(grid.dims, (rows, cols), strict=True)
+    }
+    return np.where(inside, values.isel(where).values, np.nan)
+
+
+def _fit(predicted: npt.NDArray[Any], known: npt.NDArray[Any]) -> tuple[float, float]:
+    """Slope and offset by Huber's loss, scaled by the residuals' own spread."""
+    start = np.polyfit(predicted, known, 1)
+    residual = known - np.polyval(start, predicted)
+    scale = _MAD_TO_SIGMA * float(np.median(np.abs(residual - np.median(residual))))
+    found = optimize.least_squares(
+        lambda line: line[0] * predicted + line[1] - known,
+        start,
+        loss="huber",
+        f_scale=max(_HUBER * scale, 1e-6),
+    )
+    return float(found.x[0]), float(found.x[1])
+
+
+def _coverage(
+    residual: npt.NDArray[Any], deviation: npt.NDArray[Any] | None
+) -> tuple[float, float]:
+    """Share of residuals within one spread, and the factor that would make it 68.3 %."""
+    if deviation is None:
+        return float("nan"), float("nan")
+    ratio = np.abs(residual) / np.maximum(deviation, 1e-6)
+    return float((ratio <= 1).mean()), float(np.quantile(ratio, 0.6827))

@@ -1,0 +1,288 @@
+"""Fine-tuning on the user's own lidar."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from dask.base import tokenize
+from tqdm.auto import tqdm
+
+from xchmv2 import defaults
+from xchmv2.errors import CHMv2Error
+from xchmv2.inference import ModelLike, resolve_device
+from xchmv2.model.checkpoint import resolve_checkpoint
+from xchmv2.model.loss import Curriculum
+from xchmv2.model.modeling import CHMv2ForDepthEstimation
+from xchmv2.model.processor import CHMv2ImageProcessor
+from xchmv2.model.weights import state_dict_sha256
+from xchmv2.tiling import validate_grid
+from xchmv2.training.crops import CropSampler, split_crops
+from xchmv2.training.fit import Schedule, Trainer
+from xchmv2.training.pairs import read_pair
+from xchmv2.training.state import (
+    RunState,
+    load_state,
+    partial_folder,
+    remove_state,
+    restore_best,
+    save_state,
+)
+
+# How many times an epoch looks at the training area, by number of pixels.
+_LOOKS_PER_EPOCH = 4
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """What a fine-tuning run gives.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint folder: pass it as ``model=`` to ``predict``, or load it with transformers.
+    history : pandas.DataFrame
+        A row per epoch, the first for the model as it came: loss, validation MAE and bias [m],
+        seconds.
+    best_epoch : int
+        The epoch whose weights were kept.
+    """
+
+    folder: Path
+    history: pd.DataFrame
+    best_epoch: int
+
+
+def fine_tune(
+    imagery: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray],
+    reference: xr.DataArray | Sequence[xr.DataArray],
+    model: ModelLike = defaults.MODEL,
+    *,
+    output: str | os.PathLike[str],
+    train: Literal["head", "all"] = "head",
+    epochs: int = 20,
+    batch_size: int = 8,
+    lr: float = 1e-4,
+    tile: int = defaults.TILE,
+    validation: float = 0.2,
+    patience: int = 5,
+    seed: int = 0,
+    device: str = "auto",
+    curriculum: Curriculum | None = None,
+    bands: Sequence[Hashable] | None = None,
+    value_range: Any = None,
+    nodata: float | None = None,
+    valid: xr.DataArray | None = None,
+    erode: int = 0,
+    resolution: float | None = None,
+    progress: bool = True,
+) -> FineTuned:
+    """Train a model further on reference heights, for example from lidar.
+
+    Parameters
+    ----------
+    imagery : Dataset, DataArray or a sequence of them
+        One date of imagery each, in any chunking; read into memory.
+    reference : DataArray or a sequence of them
+        Canopy heights [m] for each image, on any grid.
+    model : str, path or CHMv2ForDepthEstimation
+        Where to start from.
+    output : path
+        Checkpoint folder to write; it must not exist. The state of a run that is under way lies
+        beside it in ``<output>.partial``, and the same call goes on from its last epoch.
+    train : {"head", "all"}
+        What to train: the head on a frozen backbone, as CHMv2 was made, or everything.
+    epochs : int, default 20
+        Most epochs; one draws four times as many pixels as there are to train on.
+    batch_size : int, default 8
+        Crops per step.
+    lr : float, default 1e-4
+        Highest learning rate.
+    tile : int, default 448
+        Side of a crop [px], a multiple of 32.
+    validation : float, default 0.2
+        Share of the area held out for validation, in whole squares of one tile: neighbouring
+        pixels are too alike for random ones to tell anything. 0 for none.
+    patience : int, default 5
+        Epochs without a lower validation MAE before training stops.
+    seed : int, default 0
+        Determines held-out blocks and crops.
+    device : str, default "auto"
+        Torch device.
+    curriculum : Curriculum, optional
+        Weights of the losses over the training; the published one by default.
+    bands, value_range, nodata, valid, erode, resolution
+        How to read the imagery, as in :func:`xchmv2.predict.predict`.
+    progress : bool, default True
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    FineTuned
+        The folder and the history.
+
+    Raises
+    ------
+    ImageryError
+        If imagery and reference do not overlap, the reference holds no heights or impossible
+        ones, or there are fewer than two tiles to train on.
+    CHMv2Error
+        If the output exists, an option is out of range, or ``<output>.partial`` belongs to a run
+        with other settings.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 2.6 and Algorithm 1.
+    """
+    folder = Path(output)
+    _validate(folder, train, epochs, batch_size, lr, validation)
+    validate_grid(tile, 0, None)
+    reading = dict(
+        bands=bands,
+        value_range=value_range,
+        nodata=nodata,
+        valid=valid,
+        erode=erode,
+        resolution=resolution,
+    )
+    pairs = [read_pair(*pair, **reading) for pair in _paired(imagery, reference)]
+    sampler, held_out = split_crops(pairs, tile, validation, np.random.default_rng(seed))
+    network, mean, std = _starting_point(model, train, device)
+    schedule = Schedule(
+        epochs=epochs,
+        steps=_steps(sampler, batch_size),
+        batch_size=batch_size,
+        lr=lr,
+        patience=patience,
+        curriculum=curriculum or Curriculum(),
+    )
+    settings = {
+        **asdict(schedule),
+        "model": state_dict_sha256(network),
+        "data": tokenize(*((p.image, p.valid, p.height) for p in pairs)),
+        "train": train,
+        "tile": tile,
+        "validation": validation,
+        "seed": seed,
+    }
+    trainer = Trainer(network, sampler, held_out, schedule, mean=mean, std=std, seed=seed)
+    state = run(trainer, partial_folder(folder), settings, progress=progress)
+    return _finish(folder, trainer, state, CHMv2ImageProcessor(image_mean=mean, image_std=std))
+
+
+def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: bool) -> RunState:
+    """Train to the end, going on from what the folder holds; the model ends with its best weights.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Model, crops and schedule.
+    folder : Path
+        Where the state is kept after each epoch.
+    settings : dict
+        What determines the run.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    RunState
+        With the whole history.
+    """
+    state = load_state(folder, settings, trainer.model, trainer.optimizer)
+    schedule = trainer.schedule
+    total, done = schedule.epochs * schedule.steps, max(0, state.epoch) * schedule.steps
+    if state.epoch < 0:
+        row = {"epoch": 0, "loss": math.nan, **trainer.evaluate(), "seconds": 0.0}
+        state.history.append(row)
+        save_state(folder, state, trainer.model, trainer.optimizer)
+    with tqdm(total=total, initial=done, disable=not progress, unit="step") as bar:
+        while state.epoch < schedule.epochs and state.epoch - state.best_epoch < schedule.patience:
+            row = trainer.run_epoch(state.epoch + 1, lambda loss: bar.update())
+            state.history.append(row)
+            save_state(folder, state, trainer.model, trainer.optimizer)
+            bar.set_postfix(loss=f"{row['loss']:.3f}", mae=f"{row['validation_mae']:.2f} m")
+    restore_best(folder, trainer.model)
+    trainer.model.eval()
+    return state
+
+
+def _finish(
+    folder: Path, trainer: Trainer, state: RunState, processor: CHMv2ImageProcessor
+) -> FineTuned:
+    """Write the checkpoint, then let go of the run's state."""
+    history = pd.DataFrame(state.history).astype({"epoch": int})
+    draft = partial_folder(folder) / "checkpoint"
+    trainer.model.save_pretrained(draft)
+    processor.save_pretrained(draft)
+    history.to_csv(draft / "history.csv", index=False)
+    draft.replace(folder)
+    remove_state(partial_folder(folder))
+    return FineTuned(folder, history, state.best_epoch)
+
+
+def _paired(
+    imagery: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray],
+    reference: xr.DataArray | Sequence[xr.DataArray],
+) -> list[tuple[xr.Dataset | xr.DataArray, xr.DataArray]]:
+    images = [imagery] if isinstance(imagery, xr.Dataset | xr.DataArray) else list(imagery)
+    heights = [reference] if isinstance(reference, xr.DataArray) else list(reference)
+    if len(images) != len(heights) or not images:
+        raise CHMv2Error(
+            "as many references as images, at least one",
+            f"{len(images)} images and {len(heights)} references",
+            "pass one reference for each image, in the same order",
+        )
+    return list(zip(images, heights, strict=True))
+
+
+def _starting_point(
+    model: ModelLike, train: str, device: str
+) -> tuple[CHMv2ForDepthEstimation, tuple[float, ...], tuple[float, ...]]:
+    """Load or copy the model, freeze what is not trained; with its normalisation."""
+    where = resolve_device(device)
+    if isinstance(model, CHMv2ForDepthEstimation):
+        network = copy.deepcopy(model).to(where)
+        mean, std = defaults.IMAGE_MEAN, defaults.IMAGE_STD
+    else:
+        checkpoint = resolve_checkpoint(model)
+        network = CHMv2ForDepthEstimation.from_pretrained(checkpoint.folder, device_map=where)
+        mean, std = checkpoint.mean_std()
+    network.requires_grad_(True)
+    network.backbone.requires_grad_(train == "all")
+    return network, mean, std
+
+
+def _steps(sampler: CropSampler, batch_size: int) -> int:
+    pixels = sum(int(np.isfinite(pair.height).sum()) for pair in sampler.pairs)
+    return max(1, math.ceil(_LOOKS_PER_EPOCH * pixels / (sampler.tile**2 * batch_size)))
+
+
+def _validate(
+    folder: Path, train: str, epochs: int, batch_size: int, lr: float, validation: float
+) -> None:
+    if folder.exists():
+        raise CHMv2Error(
+            "an output folder that does not exist yet",
+            f"{folder}, which does",
+            "choose another name, or delete it: nothing is overwritten",
+        )
+    if train not in ("head", "all"):
+        raise CHMv2Error("train='head' or train='all'", f"train={train!r}", "pass one of the two")
+    numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    small = {name: value for name, value in numbers.items() if not 0 < value < math.inf}
+    if small or not 0 <= validation < 1:
+        found = small or {"validation": validation}
+        raise CHMv2Error(
+            "epochs, batch_size and lr above 0, and a validation share of 0 to below 1",
+            ", ".join(f"{name}={value}" for name, value in found.items()),
+            "for example fine_tune(..., epochs=20, batch_size=8, lr=1e-4, validation=0.2)",
+        )

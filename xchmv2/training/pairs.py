@@ -1,0 +1,218 @@
+"""Imagery and reference heights on one pixel grid, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from odc.geo.xr import xr_reproject
+
+from xchmv2.errors import ImageryError
+from xchmv2.imagery import (
+    Grid,
+    Scene,
+    ValidPixels,
+    WindowReader,
+    find_grid,
+    read_scene,
+    resolve_nodata,
+    resolve_target,
+    resolve_value_range,
+)
+
+#: Heights that a canopy can have [m]; noise of lidar around the ground is taken for 0.
+LOWEST, HIGHEST = 0.0, 120.0
+_GROUND_NOISE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One image and the heights that belong to it.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        (3, H, W) float32 red, green and blue between 0 and 1; 0 where invalid.
+    valid : numpy.ndarray of bool
+        (H, W) pixels that hold imagery.
+    height : numpy.ndarray
+        (H, W) float32 reference heights [m], NaN where there is none or no imagery.
+    """
+
+    image: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    height: npt.NDArray[np.float32]
+
+
+def read_pair(
+    imagery: xr.Dataset | xr.DataArray,
+    reference: xr.DataArray,
+    *,
+    bands: Sequence[Hashable] | None = None,
+    value_range: Any = None,
+    nodata: float | None = None,
+    valid: xr.DataArray | None = None,
+    erode: int = 0,
+    resolution: float | None = None,
+) -> Pair:
+    """Read imagery as ``predict`` would see it, and bring the reference onto its pixels.
+
+    Parameters
+    ----------
+    imagery : Dataset or DataArray
+        One date of imagery; the options are those of ``predict``.
+    reference : DataArray
+        (y, x) canopy heights [m] on any grid; its nodata value is read from its metadata.
+    bands, value_range, nodata, valid, erode, resolution
+        As in :func:`xchmv2.predict.predict`.
+
+    Returns
+    -------
+    Pair
+        In memory: chunked input is computed.
+
+    Raises
+    ------
+    ImageryError
+        If the imagery does not fit the model, holds several dates, or the reference has no
+        height, impossible heights, or no overlap with the imagery.
+    """
+    scene = read_scene(imagery, bands, valid)
+    further = [str(dim) for dim in scene.template.dims if dim not in scene.grid.dims]
+    if further:
+        raise ImageryError(
+            "one image: dims y and x beside the bands",
+            f"further dims {further}",
+            f"choose one: imagery.isel({further[0]}=0)",
+        )
+    target, rows, cols = resolve_target(scene.grid, resolution)
+    arrays = [band.array for band in scene.bands]
+    reader = WindowReader(ValidPixels(resolve_nodata(arrays, nodata), erode), rows, cols)
+    span = ((0, target.shape[0]), (0, target.shape[1]))
+    mask = None if scene.mask is None else scene.mask.values
+    values, ok = reader(_read_bands(scene), mask, span)
+    image = _scaled(values, resolve_value_range(arrays, value_range))
+    height = align_reference(reference, target, like=scene.template)
+    height = np.where(ok, height, np.float32(np.nan))
+    if not np.isfinite(height).any():
+        raise ImageryError(
+            "reference heights under the imagery",
+            "none: the two do not overlap, or only where one of them is nodata",
+            "check their bounds and CRS: imagery.odc.geobox.boundingbox, "
+            "reference.odc.geobox.boundingbox",
+        )
+    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height.astype(np.float32))
+
+
+def clean_reference(reference: xr.DataArray) -> xr.DataArray:
+    """Turn the reference's nodata into NaN and refuse heights no canopy has.
+
+    Parameters
+    ----------
+    reference : DataArray
+        Heights [m].
+
+    Returns
+    -------
+    DataArray
+        float32 [m], NaN where there is no height; computed.
+
+    Raises
+    ------
+    ImageryError
+        If there is no height at all, or heights lie outside 0 to 120 m.
+    """
+    nodata = resolve_nodata([reference] * 3)
+    found = reference.squeeze(drop=True).astype(np.float32).compute()
+    if found.ndim != 2:
+        raise ImageryError(
+            "reference heights with dims y and x",
+            f"sizes {dict(reference.sizes)}",
+            "choose one layer: reference.isel(band=0)",
+        )
+    values = found.values
+    if nodata[0] is not None:
+        values = np.where(values == np.float32(nodata[0]), np.float32(np.nan), values)
+    values = np.where(np.isfinite(values), values, np.float32(np.nan))
+    if not np.isfinite(values).any():
+        raise ImageryError(
+            "reference heights [m]",
+            "not one: every pixel is nodata",
+            "check the nodata value and the area that was selected",
+        )
+    wrong = (values < LOWEST - _GROUND_NOISE) | (values > HIGHEST)
+    if wrong.any():
+        raise ImageryError(
+            f"canopy heights of {LOWEST:g} to {HIGHEST:g} m",
+            f"{int(wrong.sum())} pixels outside, from {np.nanmin(values):g} to "
+            f"{np.nanmax(values):g}",
+            "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
+            "reference * 0.3048",
+        )
+    return found.copy(data=np.clip(values, LOWEST, None))
+
+
+def align_reference(
+    reference: xr.DataArray, target: Grid, *, like: xr.DataArray
+) -> npt.NDArray[np.float32]:
+    """Bring heights onto a grid: averaged down, bilinear up; NaN spreads to what it touches.
+
+    Parameters
+    ----------
+    reference : DataArray
+        Heights [m].
+    target : Grid
+        The grid wanted.
+    like : DataArray
+        An array on the imagery's own grid, to compare coordinates where there is no CRS.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W) float32 [m].
+
+    Raises
+    ------
+    ImageryError
+        If the reference holds no usable heights, or there is no way to place it.
+    """
+    heights = clean_reference(reference)
+    if target.crs is None or heights.odc.crs is None:
+        return _same_grid(heights, like)
+    source = find_grid(heights)
+    finer = abs(source.pixel[1]) < abs(target.pixel[1])
+    placed = xr_reproject(
+        heights.assign_attrs(nodata=np.nan),
+        target.geobox,
+        resampling="average" if finer else "bilinear",
+        dst_nodata=np.nan,
+    )
+    return np.asarray(placed.values, np.float32)
+
+
+def _same_grid(heights: xr.DataArray, like: xr.DataArray) -> npt.NDArray[np.float32]:
+    if heights.shape != like.shape:
+        raise ImageryError(
+            "a CRS on imagery and reference, or equal shapes",
+            f"no CRS and shapes {like.shape} and {heights.shape}",
+            "write the CRS of both: array.rio.write_crs('EPSG:...')",
+        )
+    return heights.values
+
+
+def _read_bands(scene: Scene) -> npt.NDArray[Any]:
+    """Compute red, green and blue, (3, H, W)."""
+    bands = [
+        band.array if band.index is None else band.array.isel(band=band.index)
+        for band in scene.bands
+    ]
+    return np.stack([np.asarray(band.values) for band in bands])
+
+
+def _scaled(values: npt.NDArray[Any], ranges: Sequence[tuple[float, float]]) -> npt.NDArray[Any]:
+    low, high = (np.array(side, np.float32)[:, None, None] for side in zip(*ranges, strict=True))
+    return np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)

@@ -1,0 +1,155 @@
+"""What a training run keeps on disk, so that a killed one goes on where its last epoch ended.
+
+Tensors go into safetensors and the rest into JSON: nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xchmv2.errors import CHMv2Error
+
+_STATE = "state.safetensors"
+_BEST = "best.safetensors"
+
+
+@dataclass
+class RunState:
+    """A run between two epochs.
+
+    Parameters
+    ----------
+    settings : mapping
+        What determines the run; another run's leftovers are not continued.
+    history : list of dict
+        One row per epoch that is over; the first, epoch 0, is the model as it came.
+    """
+
+    settings: Mapping[str, Any]
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the last epoch that is over; -1 before the first evaluation."""
+        return len(self.history) - 1
+
+    @property
+    def best_epoch(self) -> int:
+        """Epoch with the lowest validation error; the last one without validation."""
+        scored = [row["validation_mae"] for row in self.history]
+        if any(score != score for score in scored):
+            return self.epoch
+        return int(min(range(len(scored)), key=scored.__getitem__))
+
+
+def partial_folder(output: Path) -> Path:
+    """Where a run keeps its state until it is finished: beside its output."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def save_state(
+    folder: Path, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write a run's state in one step: a kill leaves the last epoch's or this one's.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    state : RunState
+        Settings and history.
+    model, optimizer
+        Trainable weights and moments to keep.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {f"model.{name}": p for name, p in _trainable(model).items()}
+    moments = {
+        f"optimizer.{i}.{name}": value
+        for i, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    header = json.dumps({"settings": state.settings, "history": state.history})
+    if state.best_epoch == state.epoch:
+        # Tagged with its epoch: a kill between the two files is seen when they are read.
+        _write(folder / _BEST, weights, {"epoch": str(state.epoch)})
+    _write(folder / _STATE, {**weights, **moments}, {"run": header})
+
+
+def load_state(
+    folder: Path, settings: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> RunState:
+    """Restore weights, moments and history of an unfinished run, or begin a new one.
+
+    Returns
+    -------
+    RunState
+        Empty if there is nothing to go on with.
+
+    Raises
+    ------
+    CHMv2Error
+        If the folder holds a run with other settings.
+    """
+    if not (folder / _STATE).exists():
+        return RunState(settings)
+    with safe_open(folder / _STATE, "pt") as file:
+        run = json.loads(file.metadata()["run"])
+        _validate_settings(folder, run["settings"], settings)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _restore(model, {n.removeprefix("model."): t for n, t in tensors.items() if n[:6] == "model."})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return RunState(settings, run["history"])
+
+
+def restore_best(folder: Path, model: nn.Module) -> None:
+    """Give the model the weights of the best epoch."""
+    with safe_open(folder / _BEST, "pt") as file:
+        _restore(model, {n.removeprefix("model."): file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
+
+
+def remove_state(folder: Path) -> None:
+    """Delete the state of a finished run."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in tensors:
+            parameter.copy_(tensors[name])
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, partial, metadata)
+    partial.replace(path)
+
+
+def _validate_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps(dict(wanted)))
+    changed = sorted(k for k in {*found, *plain} if found.get(k) != plain.get(k))
+    if changed:
+        raise CHMv2Error(
+            f"the unfinished run in {folder} to have the same settings",
+            ", ".join(f"{k}: {found.get(k)!r} there, {plain.get(k)!r} now" for k in changed),
+            "call it with the same settings to go on, delete that folder, or choose another output",
+        )

@@ -1,4 +1,4 @@
-"""Draw docs/images/synthetic_forest.png: imagery and true canopy height of a synthetic forest on 3 dates.
+"""Draw docs/images/synthetic_forest.png: imagery and truth of a synthetic forest on 3 dates.
 
 Run from the repository root: ``python docs/make_synthetic_forest.py`` (about ten seconds; needs
 matplotlib and pillow).

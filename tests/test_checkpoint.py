@@ -380,6 +380,8 @@ def test_saving_is_atomic(folder, monkeypatch):
     save_checkpoint(model, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(before)
     assert state_dict_sha256(load(folder)) == state_dict_sha256(model)
+    modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
+    assert len(modes) == 1
     assert os.stat(folder / "model.safetensors").st_mode & 0o444
 
 

@@ -1,5 +1,10 @@
 """Defaults that several modules share; importing them costs nothing."""
 
+from pathlib import Path
+
+#: The demonstration model's name, and the folder it lies in.
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo"
 #: The published checkpoint on the Hugging Face hub.
 MODEL = "facebook/dinov3-vitl16-chmv2-dpt-head"
 #: Side of the window the network sees [px]: the crop size the published decoder was trained on.

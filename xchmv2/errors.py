@@ -32,6 +32,10 @@ class CHMv2Error(ValueError):
         return f"expected {self.expected}, found {self.found}; {self.fix}"
 
 
+class DemoModelWarning(UserWarning):
+    """The demonstration model is in use: its heights mean nothing outside synthetic forest."""
+
+
 class ConfigError(CHMv2Error):
     """A model or processor setting that is outside what CHMv2 defines."""
 

@@ -77,7 +77,8 @@ def predict(
         (..., y, x) variables for the bands, or an array with a ``band`` dimension. Further
         dimensions, such as time, are kept.
     model : str, path or CHMv2ForDepthEstimation
-        Hub id, checkpoint folder, or a model of this process.
+        Hub id, checkpoint folder, a model of this process, or "demo" for the small model that
+        comes with the package and knows synthetic forest alone.
     bands : sequence of three names or numbers, optional
         Red, green and blue, where names and metadata do not tell.
     value_range : (low, high) or three of them, optional

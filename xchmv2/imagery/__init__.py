@@ -1,6 +1,7 @@
 """What the imagery means: bands, value range, valid pixels, pixel grid, ground resolution."""
 
-from xchmv2.imagery.grid import Grid, find_crs_coordinate, find_grid, ground_pixel, resolve_target
+from xchmv2.imagery.grid import Grid, find_crs_coordinate, find_grid
+from xchmv2.imagery.resolution import ground_pixel, resolve_target
 from xchmv2.imagery.scene import Scene, read_scene
 from xchmv2.imagery.values import ValidPixels, resolve_nodata, resolve_value_range
 from xchmv2.imagery.window import WindowReader

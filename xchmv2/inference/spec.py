@@ -7,16 +7,18 @@ weights it names, once, and refuses weights that are not the ones the graph was 
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import sys
 import threading
+import warnings
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import torch
 
 from xchmv2 import defaults
-from xchmv2.errors import CheckpointError, DeviceError
+from xchmv2.errors import CheckpointError, DemoModelWarning, DeviceError
 from xchmv2.inference.predictor import Predictor
 from xchmv2.model.checkpoint import Checkpoint, resolve_checkpoint
 from xchmv2.model.config import CHMv2Config
@@ -71,7 +73,7 @@ def resolve_model(
     Parameters
     ----------
     model : str, path or CHMv2ForDepthEstimation
-        Hub id, checkpoint folder, or live model.
+        Hub id, checkpoint folder, "demo", or live model.
     device : str, default "auto"
         Torch device; "auto" is CUDA where the computing process has it, else the processor.
     dtype : {"auto", "float32", "bfloat16"}
@@ -109,6 +111,8 @@ def resolve_model(
             )
         name, sha = _register(model)
         return ModelSpec(name, None, sha, sha, device, resolved)
+    if model == defaults.DEMO:
+        _warn_of_demo()
     found = resolve_checkpoint(model)
     _validate_config(found.config, spread=spread)
     return ModelSpec(
@@ -251,6 +255,17 @@ def _validate_config(config: CHMv2Config, *, spread: bool) -> None:
         )
     if spread:
         validate_spread(config)
+
+
+@functools.cache
+def _warn_of_demo() -> None:
+    """Warn once in a process."""
+    warnings.warn(
+        "the demonstration model was trained on synthetic forest alone: its heights mean nothing "
+        f"anywhere else; for real imagery use the published weights, model={defaults.MODEL!r}",
+        DemoModelWarning,
+        stacklevel=5,
+    )
 
 
 def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xchmv2.defaults import DEMO, DEMO_FOLDER
 from xchmv2.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
@@ -26,8 +27,8 @@ def find_folder(
     Parameters
     ----------
     model : str or path
-        A folder, or an id ``"owner/name"`` on the Hugging Face hub. A folder of that name goes
-        first, and "~" is the home folder.
+        A folder, an id ``"owner/name"`` on the Hugging Face hub, or "demo" for the model that
+        comes with the package. A folder goes before an id, and "~" is the home folder.
     revision : str or None
         Branch, tag or commit on the hub; a local folder has none and ignores it.
     files : sequence of str
@@ -38,13 +39,15 @@ def find_folder(
     folder : Path
         Absolute. Not every file need be in it.
     is_local : bool
-        Whether it is a folder that was given, not a download.
+        Whether it is a folder that was given.
 
     Raises
     ------
     CheckpointError
         If there is no such folder, or the hub cannot be reached or refuses.
     """
+    if model == DEMO:
+        return DEMO_FOLDER, False
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve(), True

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from xchmv2.errors import CheckpointError
+from xchmv2.model.config import CHMv2Config
 from xchmv2.model.files import CONFIG_NAME, read_json, write_json
-
-if TYPE_CHECKING:
-    from xchmv2.model.modeling import CHMv2ForDepthEstimation
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -78,12 +77,12 @@ def weights_dtype(folder: Path) -> torch.dtype:
         return _dtype(file, next(iter(file.keys())))
 
 
-def load_weights(model: CHMv2ForDepthEstimation, checkpoint: _HasFolder) -> None:
+def load_weights(model: nn.Module, checkpoint: _HasFolder) -> None:
     """Copy a checkpoint's tensors into a model, whatever data type they are stored in.
 
     Parameters
     ----------
-    model : CHMv2ForDepthEstimation
+    model : nn.Module with a CHMv2Config as ``config``
     checkpoint : Checkpoint
         Anything with a ``folder``.
 
@@ -104,19 +103,19 @@ def load_weights(model: CHMv2ForDepthEstimation, checkpoint: _HasFolder) -> None
     model.load_state_dict(found)
 
 
-def save_checkpoint(model: CHMv2ForDepthEstimation, folder: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write ``config.json`` and ``model.safetensors``, each replaced in one step.
 
     Parameters
     ----------
-    model : CHMv2ForDepthEstimation
+    model : nn.Module with a CHMv2Config as ``config``
     folder : str or path
         Made if it does not exist; other files in it stay.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {_on_disk_name(key): _packed(value) for key, value in model.state_dict().items()}
-    config = model.config.to_dict() | {
+    config = cast(CHMv2Config, model.config).to_dict() | {
         "architectures": [type(model).__name__],
         "dtype": str(model.dtype).removeprefix("torch."),
     }
@@ -124,11 +123,13 @@ def save_checkpoint(model: CHMv2ForDepthEstimation, folder: str | os.PathLike[st
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as partial:
         save_file(tensors, Path(partial) / WEIGHTS_NAME, metadata={"format": "pt"})
         write_json(Path(partial) / CONFIG_NAME, config)
+        # safetensors writes for the owner alone; other users' workers must be able to read.
+        shutil.copymode(Path(partial) / CONFIG_NAME, Path(partial) / WEIGHTS_NAME)
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             (Path(partial) / name).replace(target / name)
 
 
-def state_dict_sha256(model: CHMv2ForDepthEstimation) -> str:
+def state_dict_sha256(model: nn.Module) -> str:
     """Hash a live model's configuration and weights.
 
     Returns

@@ -1,0 +1,112 @@
+"""Measure the demonstration model on forests it never saw: ``python -m xchmv2.demo.evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from xchmv2.datasets import synthetic_forest
+from xchmv2.demo import TEST_SEEDS
+from xchmv2.predict import predict
+
+#: Edges of the height classes of the table [m].
+CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)
+#: Side of the blocks of block-R2 [px], as in the CHMv2 paper.
+BLOCK = 50
+_DATES = ("2019-07-01", "2024-07-01")
+_CLEARED = 5.0
+
+
+def evaluate(
+    model: Any = "demo", *, seeds: Iterable[int] = TEST_SEEDS, side: int = 600
+) -> tuple[pd.Series, pd.DataFrame]:
+    """Predict two dates of unseen synthetic forests and compare with the truth.
+
+    Parameters
+    ----------
+    model : str, path or model
+        As in ``predict``.
+    seeds : iterable of int
+        Forests, one scene each.
+    side : int, default 600
+        Side of a scene [px].
+
+    Returns
+    -------
+    summary : pandas.Series
+        ``block_r2`` over 50-px blocks, ``mae`` [m], ``mae_share`` of the MAE of predicting the
+        mean, ``bias`` [m]; ``cleared_iou``: overlap of the area that lost more than 5 m, true and
+        predicted.
+    classes : pandas.DataFrame
+        Pixels, MAE and bias [m] by class of true height.
+
+    References
+    ----------
+    Block-R2: CHMv2, arXiv 2603.06382, section 4.
+    """
+    truth, found = (np.concatenate(part) for part in zip(*_scenes(model, seeds, side), strict=True))
+    error = found - truth
+    mean_error = np.abs(truth - truth.mean()).mean()
+    true_loss, found_loss = (np.diff(h, axis=1) < -_CLEARED for h in (truth, found))
+    summary = pd.Series(
+        {
+            "block_r2": r2(blocks(truth), blocks(found)),
+            "mae": np.abs(error).mean(),
+            "mae_share": np.abs(error).mean() / mean_error,
+            "bias": error.mean(),
+            "cleared_iou": (true_loss & found_loss).sum() / (true_loss | found_loss).sum(),
+        }
+    )
+    return summary, by_class(truth, error)
+
+
+def blocks(heights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Mean heights [m] of whole blocks of 50 px, from arrays (..., H, W)."""
+    *rest, rows, cols = heights.shape
+    rows, cols = rows // BLOCK, cols // BLOCK
+    whole = heights[..., : rows * BLOCK, : cols * BLOCK]
+    # [..., H, W] -> [..., rows, 50, cols, 50]
+    means: npt.NDArray[Any] = whole.reshape(*rest, rows, BLOCK, cols, BLOCK).mean(axis=(-3, -1))
+    return means
+
+
+def r2(truth: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """Share of the truth's variance that is explained."""
+    return float(1 - ((found - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+
+
+def by_class(truth: npt.NDArray[Any], error: npt.NDArray[Any]) -> pd.DataFrame:
+    """Pixels, MAE and bias [m] by class of true height."""
+    rows = {}
+    for low, high in pairwise(CLASSES):
+        inside = (truth >= low) & (truth < high)
+        chosen = error[inside]
+        name = f"{low:g} to {high:g} m" if np.isfinite(high) else f"above {low:g} m"
+        rows[name] = {
+            "pixels": int(inside.sum()),
+            "mae": float(np.abs(chosen).mean()) if chosen.size else np.nan,
+            "bias": float(chosen.mean()) if chosen.size else np.nan,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"pixels": int})
+
+
+def _scenes(
+    model: Any, seeds: Iterable[int], side: int
+) -> Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Yield truth and prediction of one scene after another, (1, 2, H, W) [m]."""
+    for seed in seeds:
+        forest = synthetic_forest((side, side), times=_DATES, seed=seed)
+        found = cast(xr.DataArray, predict(forest[["red", "green", "blue"]], model))
+        yield forest["canopy_height"].values[None], found.values[None]
+
+
+if __name__ == "__main__":
+    overall, classes = evaluate(*sys.argv[1:2])
+    sys.stdout.write(f"{overall.round(3).to_string()}\n\n{classes.round(2).to_string()}\n")

@@ -1,0 +1,144 @@
+"""How near a prediction comes to the truth: height by date, area of loss between dates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy import ndimage
+
+#: A pixel is lost if it drops by more than this [m] ...
+DROP = 5.0
+#: ... and so does a square of this side around it [px].
+OPENING = 3
+
+
+@dataclass(frozen=True)
+class HeightScore:
+    """Height against the truth on one date.
+
+    Parameters
+    ----------
+    date : str
+        Day.
+    mae, bias : float
+        Mean absolute error and mean error (predicted minus true) [m].
+    r2 : float
+        Coefficient of determination; NaN if all true heights are equal.
+    """
+
+    date: str
+    mae: float
+    bias: float
+    r2: float
+
+
+@dataclass(frozen=True)
+class LossScore:
+    """Loss against the truth between two dates.
+
+    Parameters
+    ----------
+    years : str
+        Such as "2019 to 2021".
+    true_area, found_area : float
+        Area of loss in the truth and in the prediction [ha].
+    overlap : float
+        Intersection over union of the two; NaN if there is neither.
+    """
+
+    years: str
+    true_area: float
+    found_area: float
+    overlap: float
+
+
+def score_heights(predicted: xr.DataArray, truth: xr.DataArray) -> list[HeightScore]:
+    """Compare heights on each date, where there is a prediction.
+
+    Parameters
+    ----------
+    predicted, truth : DataArray
+        (time, y, x) heights [m].
+
+    Returns
+    -------
+    list of HeightScore
+        In order of date.
+    """
+    return [
+        _height_score(str(date), predicted.isel(time=k).values, truth.isel(time=k).values)
+        for k, date in enumerate(predicted["time"].dt.strftime("%Y-%m-%d").values)
+    ]
+
+
+def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore]:
+    """Compare the area of loss between neighbouring dates, where both dates have a prediction.
+
+    Parameters
+    ----------
+    predicted, truth : DataArray
+        (time, y, x) heights [m].
+
+    Returns
+    -------
+    list of LossScore
+        In order of date.
+    """
+    hectares = (
+        abs(float(truth["x"][1] - truth["x"][0]) * float(truth["y"][1] - truth["y"][0])) / 1e4
+    )
+    years = [str(year) for year in predicted["time"].dt.year.values]
+    seen = truth.where(predicted.notnull())
+    scores = []
+    for before, after in pairwise(range(len(years))):
+        lost, found = (
+            find_loss(heights.isel(time=before).values, heights.isel(time=after).values)
+            for heights in (seen, predicted)
+        )
+        either = int((lost | found).sum())
+        scores.append(
+            LossScore(
+                years=f"{years[before]} to {years[after]}",
+                true_area=int(lost.sum()) * hectares,
+                found_area=int(found.sum()) * hectares,
+                overlap=int((lost & found).sum()) / either if either else float("nan"),
+            )
+        )
+    return scores
+
+
+def find_loss(
+    before: npt.NDArray[np.floating], after: npt.NDArray[np.floating]
+) -> npt.NDArray[np.bool_]:
+    """Tell where canopy was lost: a drop of more than 5 m, cleaned by an opening of 3 x 3 px.
+
+    Parameters
+    ----------
+    before, after : ndarray of float, shape (H, W)
+        Heights [m]; where either is NaN, there is no loss.
+
+    Returns
+    -------
+    ndarray of bool, shape (H, W)
+        Lost or not.
+    """
+    square = np.ones((OPENING, OPENING), bool)
+    opened: npt.NDArray[np.bool_] = ndimage.binary_opening(before - after > DROP, square)
+    return opened
+
+
+def _height_score(
+    date: str, predicted: npt.NDArray[np.floating], truth: npt.NDArray[np.floating]
+) -> HeightScore:
+    known = np.isfinite(predicted) & np.isfinite(truth)
+    true = truth[known].astype(np.float64)
+    error = predicted[known].astype(np.float64) - true
+    if not error.size:
+        return HeightScore(date, float("nan"), float("nan"), float("nan"))
+    spread = float(true.var())
+    r2 = 1.0 - float((error**2).mean()) / spread if spread > 0 else float("nan")
+    return HeightScore(date, float(np.abs(error).mean()), float(error.mean()), r2)

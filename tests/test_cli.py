@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import rioxarray
 import xarray as xr
@@ -13,6 +14,7 @@ import xchmv2
 from xchmv2 import cli
 from xchmv2.cli import main
 from xchmv2.demo import run as demonstration
+from xchmv2.training import FineTuned
 
 
 def run(*words):
@@ -134,7 +136,14 @@ class TestFineTune:
         height = rioxarray.open_rasterio(image).chmv2.predict(model=out, tile=64, overlap=16)
         assert np.isfinite(height).all()
 
-        again = run("fine-tune", image, lidar, out, "--model", tiny_checkpoint, *FAST)
+    def test_it_says_when_no_epoch_did_better(self, tmp_path):
+        history = pd.DataFrame({"epoch": [0, 1], "validation_mae": [3.0, 3.5]})
+        said = cli._describe(FineTuned(tmp_path / "tuned", history, 0))
+        assert said.startswith("Validation MAE: 3.00 m before, and no epoch did better")
+
+    def test_existing_output_is_left_alone(self, rasters, tmp_path, tiny_checkpoint):
+        (tmp_path / "tuned").mkdir()
+        again = run("fine-tune", *rasters, tmp_path / "tuned", "--model", tiny_checkpoint, *FAST)
         assert again.exit_code == 1
         assert "error: expected an output folder that does not exist yet" in again.stderr
 

@@ -117,11 +117,16 @@ def _describe(found: FineTuned) -> str:
     """Say what fine-tuning gained, and how to use it."""
     mae = found.history.set_index("epoch")["validation_mae"]
     before, after = mae.loc[0], mae.loc[found.best_epoch]
-    gained = (
-        f"Validation MAE: {before:.2f} m before, {after:.2f} m after epoch {found.best_epoch}."
-        if not math.isnan(before)
-        else f"Nothing was held out: no telling how good epoch {found.best_epoch} is."
-    )
+    if math.isnan(before):
+        gained = f"Nothing was held out: no telling how good epoch {found.best_epoch} is."
+    elif found.best_epoch == 0:
+        gained = (
+            f"Validation MAE: {before:.2f} m before, and no epoch did better: the model is as it "
+            "came.\nMore reference heights, or another --lr, may help."
+        )
+    else:
+        gained = f"Validation MAE: {before:.2f} m before, {after:.2f} m after epoch "
+        gained += f"{found.best_epoch}."
     folder = str(found.folder)
     return (
         f"{gained}\nWrote {shlex.quote(folder)}. Use it in Python:\n\n"

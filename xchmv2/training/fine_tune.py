@@ -27,7 +27,7 @@ from xchmv2.model.weights import state_dict_sha256
 from xchmv2.tiling import validate_grid
 from xchmv2.training.crops import CropSampler, split_crops
 from xchmv2.training.fit import Schedule, Trainer
-from xchmv2.training.pairs import read_pair
+from xchmv2.training.pairs import Pair, read_pair
 from xchmv2.training.state import (
     RunState,
     load_state,
@@ -145,14 +145,10 @@ def fine_tune(
     folder = Path(output)
     _validate(folder, train, epochs, batch_size, lr, validation)
     validate_grid(tile, 0, None)
-    reading = dict(
-        bands=bands,
-        value_range=value_range,
-        nodata=nodata,
-        valid=valid,
-        erode=erode,
-        resolution=resolution,
-    )
+    reading = {
+        **{"bands": bands, "value_range": value_range, "nodata": nodata},
+        **{"valid": valid, "erode": erode, "resolution": resolution},
+    }
     pairs = [read_pair(*pair, **reading) for pair in _paired(imagery, reference)]
     sampler, held_out = split_crops(pairs, tile, validation, np.random.default_rng(seed))
     network, mean, std = _starting_point(model, train, device)
@@ -164,10 +160,7 @@ def fine_tune(
         patience=patience,
         curriculum=curriculum or Curriculum(),
     )
-    settings = {
-        **asdict(schedule),
-        "model": state_dict_sha256(network),
-        "data": tokenize(*((p.image, p.valid, p.height) for p in pairs)),
+    settings = _settings(schedule, network, pairs) | {
         "train": train,
         "tile": tile,
         "validation": validation,
@@ -259,6 +252,17 @@ def _starting_point(
     network.requires_grad_(True)
     network.backbone.requires_grad_(train == "all")
     return network, mean, std
+
+
+def _settings(
+    schedule: Schedule, network: CHMv2ForDepthEstimation, pairs: Sequence[Pair]
+) -> dict[str, Any]:
+    """Tell what determines a run: schedule, weights to start from, data."""
+    return {
+        **asdict(schedule),
+        "model": state_dict_sha256(network),
+        "data": tokenize(*((p.image, p.valid, p.height) for p in pairs)),
+    }
 
 
 def _steps(sampler: CropSampler, batch_size: int) -> int:

@@ -195,7 +195,7 @@ class TestFineTune:
             (["image.tif", "lidar.tif", "out", "--tile", "50"], "a multiple of 32"),
             (
                 ["image.tif", "lidar.tif", "out", "--epochs", "0"],
-                "epochs, batch_size and lr above 0",
+                "epochs, batch_size and patience above 0",
             ),
             (["image.tif", "image.tif", "out"], "reference heights with dims y and x"),
             (["image.tif", "lidar.tif", "out", "--device", "abacus"], "abacus"),

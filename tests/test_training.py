@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from xchmv2.errors import CHMv2Error, ImageryError
+from xchmv2.inference import tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 from xchmv2.training import FineTuned, calibrate, fine_tune
 from xchmv2.training.crops import split_crops
@@ -100,6 +101,31 @@ class TestPairs:
         with pytest.raises(ImageryError, match=message):
             read_pair(imagery, change(height))
 
+    def test_reference_in_degrees_is_interpolated(self):
+        imagery, height = forest()
+        degrees = height.odc.reproject("EPSG:4326", resolution=5e-5, dst_nodata=np.nan)
+        found = read_pair(imagery, degrees).height
+        known = np.isfinite(found)
+        assert len(np.unique(found[known])) > 0.8 * known.sum()
+
+    @pytest.mark.parametrize("turn", [dict(y=slice(None, None, -1)), dict(x=slice(None, None, -1))])
+    def test_reference_without_crs_is_placed_by_its_coordinates(self, turn):
+        imagery, height = forest()
+        bare = height.drop_vars("spatial_ref").isel(turn)
+        bare.attrs.pop("grid_mapping", None)
+        bare.encoding.clear()
+        np.testing.assert_allclose(read_pair(imagery, bare).height, height, atol=1e-6)
+        np.testing.assert_allclose(read_pair(imagery, bare.T).height, height, atol=1e-6)
+        with pytest.raises(ImageryError, match=r"reference heights under the imagery"):
+            read_pair(imagery, bare.assign_coords(x=bare.x + 1e5))
+        with pytest.raises(ImageryError, match=r"a CRS on imagery and reference, or equal dims"):
+            read_pair(imagery, bare.isel(y=slice(1, None)))
+
+    def test_reference_that_is_no_array(self):
+        imagery, height = forest()
+        with pytest.raises(ImageryError, match=r"as a DataArray, found Dataset"):
+            read_pair(imagery, height.to_dataset(name="chm"))
+
     def test_noise_around_the_ground_is_ground(self):
         imagery, height = forest()
         pair = read_pair(imagery, height.where(height > 8, -0.2))
@@ -130,6 +156,19 @@ class TestCrops:
         for crop in held_out:
             assert not seen[crop.top : crop.top + 32, crop.left : crop.left + 32].any()
         assert sampler.weights.sum() == pytest.approx(1)
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_what_is_held_out_of_one_image_is_not_learned_from_another(self, again):
+        imagery, height = forest()
+        first = read_pair(imagery, height)
+        window = dict(y=slice(10, 190), x=slice(7, 250))
+        second = first if again else read_pair(imagery.isel(window), height)
+        pairs, shifts = [first, second], [(0, 0), (0, 0) if again else (10, 7)]
+        sampler, held_out = split_crops(pairs, 32, 0.1, np.random.default_rng(0))
+        place = [(c.top + shifts[c.pair][0], c.left + shifts[c.pair][1]) for c in sampler.crops]
+        for block in held_out:
+            top, left = block.top + shifts[block.pair][0], block.left + shifts[block.pair][1]
+            assert all(abs(t - top) >= 32 or abs(x - left) >= 32 for t, x in place)
 
     def test_tall_trees_are_drawn_more_often_than_their_area(self):
         height = np.full((300, 300), 3.0)
@@ -206,7 +245,10 @@ class TestFineTune:
         assert result.best_epoch == 2
 
     def test_several_images(self, start, tmp_path):
-        images, heights = zip(*(forest((120, 130), seed=s) for s in (0, 1)), strict=True)
+        images, heights = zip(
+            *(forest((120, 130), origin=(-8_000_000, 800_000 + 500 * i)) for i in (0, 1)),
+            strict=True,
+        )
         fine_tune(images, heights, start, output=tmp_path / "mine", **FAST)
         with pytest.raises(CHMv2Error, match=r"as many references as images"):
             fine_tune(images, heights[:1], start, output=tmp_path / "other", **FAST)
@@ -287,6 +329,9 @@ class TestFineTune:
         [
             (dict(train="tail"), r"train='head' or train='all', found train='tail'"),
             (dict(epochs=0), r"above 0.*found epochs=0"),
+            (dict(patience=0), r"found patience=0"),
+            (dict(batch_size=2.5), r"found batch_size=2.5"),
+            (dict(seed=-1), r"found seed=-1"),
             (dict(lr=float("nan")), r"found lr=nan"),
             (dict(validation=1.0), r"found validation=1.0"),
             (dict(tile=100), r"multiple of 32"),
@@ -298,6 +343,18 @@ class TestFineTune:
         with pytest.raises(CHMv2Error, match=message):
             fine_tune(imagery, height, start, output=tmp_path / "mine", **{**FAST, **options})
         assert not list(tmp_path.iterdir())
+
+    def test_diverged_run_says_so_and_writes_nothing(self, start, tmp_path):
+        imagery, height = forest()
+        options = {**FAST, "lr": 1e8, "epochs": 9, "patience": 9, "train": "all"}
+        with pytest.raises(CHMv2Error, match=r"a finite loss, found .*diverged; .*lr=1e\+07"):
+            fine_tune(imagery, height, start, output=tmp_path / "mine", **options)
+        assert not (tmp_path / "mine").exists()
+
+    def test_half_precision_start(self, start, tmp_path):
+        imagery, height = forest()
+        result = fine_tune(imagery, height, start.half(), output=tmp_path / "mine", **FAST)
+        assert result.history["loss"][1:].notna().all()
 
     def test_existing_output_is_left_alone(self, start, tmp_path):
         imagery, height = forest()
@@ -356,6 +413,40 @@ class TestCalibrate:
         assert found.count == 60
         assert found.slope == pytest.approx(1.3, abs=0.1)
         assert found.mae_after < found.mae_before
+
+    def test_nodata_and_feet_at_points(self):
+        data, height = self.truth()
+        points = height.isel(y=3).rename("h").swap_dims(x="shot").reset_coords(drop=True)
+        points = points.assign_coords(
+            x=("shot", height.x.values), y=("shot", np.full(260, float(height.y[3])))
+        )
+        clean = calibrate(data["canopy_height"], points)[1]
+        holed = points.copy()
+        holed[::5] = -9999
+        with pytest.raises(ImageryError, match=r"0 to 120 m, found 52 pixels outside"):
+            calibrate(data["canopy_height"], holed)
+        declared = holed.assign_attrs(_FillValue=-9999)
+        found = calibrate(data["canopy_height"], declared)[1]
+        assert found.count == 208
+        assert found.slope == pytest.approx(clean.slope, abs=0.2)
+        with pytest.raises(ImageryError, match=r"points with coordinates x and y"):
+            calibrate(data["canopy_height"], points.drop_vars("x"))
+
+    def test_dims_in_the_other_order(self):
+        data, height = self.truth()
+        assert calibrate(data.transpose("x", "y"), height)[1] == calibrate(data, height)[1]
+
+    def test_only_what_is_under_the_reference_is_computed_and_once(self):
+        imagery, height = forest()
+        model = reference.whole_tile_model()
+        layers = imagery.chunk(y=64, x=64).chmv2.predict(
+            model, tile=32, overlap=8, block=64, layers=("height", "bin_spread")
+        )
+        before = tiles_forwarded()
+        calibrate(layers, height.isel(y=slice(0, 60), x=slice(0, 60)))
+        corner = tiles_forwarded() - before
+        layers.compute(scheduler="sync")
+        assert 0 < corner < 0.3 * (tiles_forwarded() - before - corner)
 
     def test_too_few(self):
         data, height = self.truth()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from scipy import optimize
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.imagery import find_grid
-from xchmv2.training.pairs import align_reference
+from xchmv2.imagery import Grid, find_grid
+from xchmv2.training.pairs import align_reference, clean_reference
 
 #: Fewest reference heights that a line is fitted to.
 _FEWEST = 10
@@ -100,7 +102,8 @@ def calibrate(
     Raises
     ------
     ImageryError
-        If fewer than 10 reference heights fall on predicted ones, or they do not vary.
+        If fewer than 10 reference heights fall on predicted ones, they do not vary, heights lie
+        outside 0 to 120 m, or points have no coordinates.
 
     Notes
     -----
@@ -159,9 +162,13 @@ def _matched(
             f"dims {height.dims}",
             "choose one: height.isel(time=0)",
         )
-    points = reference.ndim == 1 and not set(reference.dims) & set(grid.dims)
-    known = reference.values if points else align_reference(reference, grid, like=height)
-    predicted = _at_points(height, reference) if points else height.values
+    layers = [array.transpose(*grid.dims) for array in (height, spread) if array is not None]
+    if reference.ndim == 1 and not set(reference.dims) & set(grid.dims):
+        known, picked = _under_points(layers, grid, reference)
+    else:
+        known, picked = _under_raster(layers, grid, reference)
+    # Together: height and spread come out of one run of the network.
+    predicted, *deviation = dask.compute(*(array.data for array in picked))
     usable = np.isfinite(known) & np.isfinite(predicted)
     if usable.sum() < _FEWEST or np.ptp(predicted[usable]) == 0:
         raise ImageryError(
@@ -169,21 +176,31 @@ def _matched(
             f"{int(usable.sum())}",
             "give more reference heights inside the predicted area, in its CRS",
         )
-    deviation = None
-    if spread is not None:
-        found = _at_points(spread, reference) if points else spread.values
-        deviation = found[usable].astype(np.float64)
-    return known[usable].astype(np.float64), predicted[usable].astype(np.float64), deviation
+    found = [array[usable].astype(np.float64) for array in (known, predicted, *deviation)]
+    return found[0], found[1], found[2] if deviation else None
 
 
-def _at_points(values: xr.DataArray, points: xr.DataArray) -> npt.NDArray[Any]:
-    """Take the pixel under each point; NaN outside."""
-    grid = find_grid(values)
-    if grid.crs is None:
+def _under_raster(
+    layers: Sequence[xr.DataArray], grid: Grid, reference: xr.DataArray
+) -> tuple[npt.NDArray[np.float32], list[xr.DataArray]]:
+    """Cut the part of the layers that has reference heights."""
+    known = align_reference(reference, grid, like=layers[0])
+    where = tuple(
+        slice(int(found.min()), int(found.max()) + 1) if found.size else slice(0, 0)
+        for found in (np.flatnonzero(np.isfinite(known).any(axis=axis)) for axis in (1, 0))
+    )
+    return known[where], [array.isel(dict(zip(grid.dims, where, strict=True))) for array in layers]
+
+
+def _under_points(
+    layers: Sequence[xr.DataArray], grid: Grid, points: xr.DataArray
+) -> tuple[npt.NDArray[np.float32], list[xr.DataArray]]:
+    """Take the pixels under points; those outside the layers have no reference height."""
+    if grid.crs is None or not {"x", "y"} <= set(points.coords):
         raise ImageryError(
-            "a CRS on heights that are compared with points",
-            "none",
-            "write it: height.rio.write_crs('EPSG:...')",
+            "a CRS on the heights, and points with coordinates x and y in it",
+            f"CRS {grid.crs}, point coordinates {[str(name) for name in points.coords]}",
+            "write both: height.rio.write_crs('EPSG:...'), points.assign_coords(x=..., y=...)",
         )
     rows, cols = (
         np.floor((points[name].values - edge) / pixel).astype(int)
@@ -194,7 +211,8 @@ def _at_points(values: xr.DataArray, points: xr.DataArray) -> npt.NDArray[Any]:
         dim: xr.DataArray(np.where(inside, index, 0), dims="point")
         for dim, index in zip(grid.dims, (rows, cols), strict=True)
     }
-    return np.where(inside, values.isel(where).values, np.nan)
+    known = np.where(inside, clean_reference(points).values, np.float32(np.nan))
+    return known, [array.isel(where) for array in layers]
 
 
 def _fit(predicted: npt.NDArray[Any], known: npt.NDArray[Any]) -> tuple[float, float]:

@@ -112,7 +112,8 @@ def split_crops(
     Returns
     -------
     training : CropSampler
-        Crops that overlap no held-out block.
+        Crops that overlap no held-out block, not even one of another pair on the same ground (of
+        the same CRS).
     validation : list of Crop
         One crop per held-out block; empty if ``validation`` is 0.
 
@@ -128,7 +129,8 @@ def split_crops(
     held_out = [blocks[i] for i in sorted(rng.permutation(len(blocks))[:count])]
     candidates, classes = [], []
     for i, pair in enumerate(pairs):
-        crops, counts = _candidates(i, pair, tile, [c for c in held_out if c.pair == i])
+        blocked = [_seen_from(pair, pairs[crop.pair], crop, tile) for crop in held_out]
+        crops, counts = _candidates(i, pair, tile, [area for area in blocked if area])
         candidates += crops
         classes.append(counts)
     _validate_enough(blocks, count, candidates, tile)
@@ -141,7 +143,8 @@ def _validate_enough(blocks: list[Crop], held_out: int, candidates: list[Crop], 
         raise ImageryError(
             f"at least two tiles of {tile} px with reference heights to train on",
             f"{len(blocks)} in all, {left} after {held_out} were held out for validation",
-            "take a smaller tile, for example fine_tune(..., tile=64), or more reference data",
+            f"half of a tile's pixels must have heights: take a smaller tile, such as "
+            f"tile={max(32, tile // 64 * 32)}, or more reference data",
         )
 
 
@@ -163,10 +166,28 @@ def _blocks(pairs: Sequence[Pair], index: int, tile: int) -> list[Crop]:
     ]
 
 
+def _seen_from(
+    pair: Pair, other: Pair, crop: Crop, tile: int
+) -> tuple[float, float, float, float] | None:
+    """Rows and columns that a block of another pair covers in this one, which may be the same."""
+    spans: list[tuple[float, float]] = [
+        (crop.top, crop.top + tile),
+        (crop.left, crop.left + tile),
+    ]
+    if pair is not other:
+        if pair.grid is None or other.grid is None or pair.grid.crs != other.grid.crs:
+            return None
+        for axis, span in enumerate(spans):
+            ends = [other.grid.edges[axis] + other.grid.pixel[axis] * end for end in span]
+            here = [(end - pair.grid.edges[axis]) / pair.grid.pixel[axis] for end in ends]
+            spans[axis] = (min(here), max(here))
+    return (*spans[0], *spans[1])
+
+
 def _candidates(
-    index: int, pair: Pair, tile: int, held_out: list[Crop]
+    index: int, pair: Pair, tile: int, blocked: list[tuple[float, float, float, float]]
 ) -> tuple[list[Crop], npt.NDArray[np.float64]]:
-    """Crops off the held-out blocks, and how many pixels of each height class they hold."""
+    """Crops off the blocked areas, and how many pixels of each height class they hold."""
     rows, cols = pair.height.shape
     if min(rows, cols) < tile:
         return [], np.zeros((0, len(CLASS_EDGES) + 1))
@@ -178,8 +199,8 @@ def _candidates(
         )
     )
     free = np.ones(top.size, bool)
-    for block in held_out:
-        free &= (abs(top - block.top) >= tile) | (abs(left - block.left) >= tile)
+    for first, last, near, far in blocked:
+        free &= (top + tile <= first) | (top >= last) | (left + tile <= near) | (left >= far)
     label = np.digitize(pair.height, CLASS_EDGES)  # NaN goes to the last class, masked below
     known = np.isfinite(pair.height)
     counts = np.stack(

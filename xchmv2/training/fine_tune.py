@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ def fine_tune(
     train : {"head", "all"}
         What to train: the head on a frozen backbone, as CHMv2 was made, or everything.
     epochs : int, default 20
-        Most epochs; one draws four times as many pixels as there are to train on.
+        Most epochs; one draws four times as many pixels as have reference heights.
     batch_size : int, default 8
         Crops per step.
     lr : float, default 1e-4
@@ -120,7 +121,8 @@ def fine_tune(
     curriculum : Curriculum, optional
         Weights of the losses over the training; the published one by default.
     bands, value_range, nodata, valid, erode, resolution
-        How to read the imagery, as in :func:`xchmv2.predict.predict`.
+        How to read the imagery, as in :func:`xchmv2.predict.predict`. They hold for every image;
+        with images of several areas mask each by ``imagery.where(...)`` instead of ``valid``.
     progress : bool, default True
         Whether to show a progress bar.
 
@@ -143,7 +145,10 @@ def fine_tune(
     CHMv2, arXiv 2603.06382, section 2.6 and Algorithm 1.
     """
     folder = Path(output)
-    _validate(folder, train, epochs, batch_size, lr, validation)
+    _validate_output(folder, train)
+    _validate_numbers(
+        {"epochs": epochs, "batch_size": batch_size, "patience": patience}, seed, lr, validation
+    )
     validate_grid(tile, 0, None)
     reading = {
         **{"bands": bands, "value_range": value_range, "nodata": nodata},
@@ -243,7 +248,7 @@ def _starting_point(
     """Load or copy the model, freeze what is not trained; with its normalisation."""
     where = resolve_device(device)
     if isinstance(model, CHMv2ForDepthEstimation):
-        network = copy.deepcopy(model).to(where)
+        network = copy.deepcopy(model).float().to(where)
         mean, std = defaults.IMAGE_MEAN, defaults.IMAGE_STD
     else:
         checkpoint = resolve_checkpoint(model)
@@ -270,9 +275,7 @@ def _steps(sampler: CropSampler, batch_size: int) -> int:
     return max(1, math.ceil(_LOOKS_PER_EPOCH * pixels / (sampler.tile**2 * batch_size)))
 
 
-def _validate(
-    folder: Path, train: str, epochs: int, batch_size: int, lr: float, validation: float
-) -> None:
+def _validate_output(folder: Path, train: str) -> None:
     if folder.exists():
         raise CHMv2Error(
             "an output folder that does not exist yet",
@@ -281,12 +284,18 @@ def _validate(
         )
     if train not in ("head", "all"):
         raise CHMv2Error("train='head' or train='all'", f"train={train!r}", "pass one of the two")
-    numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-    small = {name: value for name, value in numbers.items() if not 0 < value < math.inf}
-    if small or not 0 <= validation < 1:
-        found = small or {"validation": validation}
+
+
+def _validate_numbers(counts: Mapping[str, int], seed: int, lr: float, validation: float) -> None:
+    wrong = {name: n for name, n in counts.items() if not isinstance(n, Integral) or n < 1}
+    if not isinstance(seed, Integral) or seed < 0:
+        wrong["seed"] = seed
+    rates = {} if 0 < lr < math.inf else {"lr": lr}
+    shares = {} if 0 <= validation < 1 else {"validation": validation}
+    if wrong or rates or shares:
         raise CHMv2Error(
-            "epochs, batch_size and lr above 0, and a validation share of 0 to below 1",
-            ", ".join(f"{name}={value}" for name, value in found.items()),
+            "whole epochs, batch_size and patience above 0, a whole seed of 0 or more, lr above 0, "
+            "and a validation share of 0 to below 1",
+            ", ".join(f"{name}={value}" for name, value in (wrong | rates | shares).items()),
             "for example fine_tune(..., epochs=20, batch_size=8, lr=1e-4, validation=0.2)",
         )

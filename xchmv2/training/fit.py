@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from xchmv2.errors import CHMv2Error
 from xchmv2.model.loss import Curriculum, chmv2_loss
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.training.crops import Crop, CropSampler, cut_crop
@@ -102,12 +103,13 @@ class Trainer:
         """Train for one epoch, counted from 1, and evaluate; returns the row of the history."""
         started, losses = time.perf_counter(), []
         rng = np.random.default_rng([self.seed, epoch])
-        torch.manual_seed(int(rng.integers(2**31)))
         self.model.train()
-        for step in range(self.schedule.steps):
-            progress = ((epoch - 1) * self.schedule.steps + step) / self._all_steps
-            losses.append(self._step(progress, rng))
-            on_step(losses[-1])
+        with torch.random.fork_rng():
+            torch.manual_seed(int(rng.integers(2**31)))
+            for step in range(self.schedule.steps):
+                progress = ((epoch - 1) * self.schedule.steps + step) / self._all_steps
+                losses.append(self._step(progress, rng))
+                on_step(losses[-1])
         row = {"epoch": epoch, "loss": float(np.mean(losses)), **self.evaluate()}
         return {**row, "seconds": round(time.perf_counter() - started, 3)}
 
@@ -138,6 +140,13 @@ class Trainer:
             progress=progress,
             curriculum=self.schedule.curriculum,
         )
+        if not loss.isfinite():
+            raise CHMv2Error(
+                "a finite loss",
+                f"{loss.item()} at {progress:.0%} of the training: it has diverged",
+                "delete the .partial folder and train slower: "
+                f"fine_tune(..., lr={self.schedule.lr / 10:g})",
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST_GRADIENT)

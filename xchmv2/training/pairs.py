@@ -41,11 +41,14 @@ class Pair:
         (H, W) pixels that hold imagery.
     height : numpy.ndarray
         (H, W) float32 reference heights [m], NaN where there is none or no imagery.
+    grid : Grid, optional
+        Where the pixels lie; two pairs of the same ground are told by it.
     """
 
     image: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     height: npt.NDArray[np.float32]
+    grid: Grid | None = None
 
 
 def read_pair(
@@ -105,7 +108,7 @@ def read_pair(
             "check their bounds and CRS: imagery.odc.geobox.boundingbox, "
             "reference.odc.geobox.boundingbox",
         )
-    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height.astype(np.float32))
+    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height.astype(np.float32), target)
 
 
 def clean_reference(reference: xr.DataArray) -> xr.DataArray:
@@ -114,7 +117,7 @@ def clean_reference(reference: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     reference : DataArray
-        Heights [m].
+        Heights [m]: (y, x), or with one dimension for points.
 
     Returns
     -------
@@ -124,20 +127,31 @@ def clean_reference(reference: xr.DataArray) -> xr.DataArray:
     Raises
     ------
     ImageryError
-        If there is no height at all, or heights lie outside 0 to 120 m.
+        If it is no such array, holds no height at all, or heights outside 0 to 120 m.
     """
-    nodata = resolve_nodata([reference] * 3)
+    if not isinstance(reference, xr.DataArray):
+        raise ImageryError(
+            "reference heights as a DataArray",
+            type(reference).__name__,
+            "choose the variable: reference['canopy_height']",
+        )
+    nodata = resolve_nodata([reference] * 3)[0]
     found = reference.squeeze(drop=True).astype(np.float32).compute()
-    if found.ndim != 2:
+    if found.ndim > 2:
         raise ImageryError(
             "reference heights with dims y and x",
             f"sizes {dict(reference.sizes)}",
             "choose one layer: reference.isel(band=0)",
         )
-    values = found.values
-    if nodata[0] is not None:
-        values = np.where(values == np.float32(nodata[0]), np.float32(np.nan), values)
-    values = np.where(np.isfinite(values), values, np.float32(np.nan))
+    missing = ~np.isfinite(found.values)
+    if nodata is not None:
+        missing |= found.values == np.float32(nodata)
+    values = np.where(missing, np.float32(np.nan), found.values)
+    _validate_heights(values)
+    return found.copy(data=np.clip(values, LOWEST, None))
+
+
+def _validate_heights(values: npt.NDArray[np.float32]) -> None:
     if not np.isfinite(values).any():
         raise ImageryError(
             "reference heights [m]",
@@ -153,13 +167,12 @@ def clean_reference(reference: xr.DataArray) -> xr.DataArray:
             "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
             "reference * 0.3048",
         )
-    return found.copy(data=np.clip(values, LOWEST, None))
 
 
 def align_reference(
     reference: xr.DataArray, target: Grid, *, like: xr.DataArray
 ) -> npt.NDArray[np.float32]:
-    """Bring heights onto a grid: averaged down, bilinear up; NaN spreads to what it touches.
+    """Bring heights onto a grid: averaged down, bilinear up, from what is not NaN.
 
     Parameters
     ----------
@@ -183,8 +196,9 @@ def align_reference(
     heights = clean_reference(reference)
     if target.crs is None or heights.odc.crs is None:
         return _same_grid(heights, like)
-    source = find_grid(heights)
-    finer = abs(source.pixel[1]) < abs(target.pixel[1])
+    heights = heights.transpose(*find_grid(heights).dims)
+    there = heights.odc.geobox.to_crs(target.crs)  # pixels of two CRSs may be of two units
+    finer = abs(there.resolution.x) < abs(target.pixel[1])
     placed = xr_reproject(
         heights.assign_attrs(nodata=np.nan),
         target.geobox,
@@ -195,13 +209,18 @@ def align_reference(
 
 
 def _same_grid(heights: xr.DataArray, like: xr.DataArray) -> npt.NDArray[np.float32]:
-    if heights.shape != like.shape:
+    """Place heights without a CRS: by coordinates where both have them, else by equal shape."""
+    if dict(heights.sizes) != dict(like.sizes):
         raise ImageryError(
-            "a CRS on imagery and reference, or equal shapes",
-            f"no CRS and shapes {like.shape} and {heights.shape}",
+            "a CRS on imagery and reference, or equal dims and shapes",
+            f"no CRS, {dict(like.sizes)} and {dict(heights.sizes)}",
             "write the CRS of both: array.rio.write_crs('EPSG:...')",
         )
-    return heights.values
+    for dim in like.dims:
+        if dim in heights.coords and dim in like.coords and like.sizes[dim] > 1:
+            step = abs(float(like[dim][1] - like[dim][0]))
+            heights = heights.reindex({dim: like[dim]}, method="nearest", tolerance=step / 10)
+    return np.asarray(heights.transpose(*like.dims).values, np.float32)
 
 
 def _read_bands(scene: Scene) -> npt.NDArray[Any]:

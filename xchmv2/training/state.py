@@ -6,6 +6,7 @@ Tensors go into safetensors and the rest into JSON: nothing is pickled.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,11 +46,11 @@ class RunState:
 
     @property
     def best_epoch(self) -> int:
-        """Epoch with the lowest validation error; the last one without validation."""
+        """Epoch with the lowest validation error; the last one if nothing was held out."""
         scored = [row["validation_mae"] for row in self.history]
-        if any(score != score for score in scored):
+        if math.isnan(scored[0]):
             return self.epoch
-        return int(min(range(len(scored)), key=scored.__getitem__))
+        return min(range(len(scored)), key=scored.__getitem__)
 
 
 def partial_folder(output: Path) -> Path:
@@ -80,7 +81,7 @@ def save_state(
     }
     header = json.dumps({"settings": state.settings, "history": state.history})
     if state.best_epoch == state.epoch:
-        # Tagged with its epoch: a kill between the two files is seen when they are read.
+        # First: after a kill between the two, the epoch is run again and writes the same.
         _write(folder / _BEST, weights, {"epoch": str(state.epoch)})
     _write(folder / _STATE, {**weights, **moments}, {"run": header})
 

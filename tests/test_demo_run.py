@@ -24,7 +24,7 @@ from xchmv2.demo.scores import (
     score_heights,
     score_losses,
 )
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, DemoModelWarning
 
 SMALL = dict(size=96, seed=3)
 
@@ -121,7 +121,7 @@ class TestRun:
         original = xchmv2.predict.predict
 
         def warning(*args, **options):
-            warnings.warn("the demo model knows synthetic forest alone", stacklevel=2)
+            warnings.warn("synthetic forest alone", DemoModelWarning, stacklevel=2)
             return original(*args, **options)
 
         monkeypatch.setattr(xchmv2.predict, "predict", warning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import dask
@@ -28,7 +28,7 @@ from xchmv2.imagery import (
     resolve_value_range,
 )
 from xchmv2.inference import Layer, ModelLike, Scaling, resolve_model
-from xchmv2.tiling import TileAxis, validate_grid
+from xchmv2.tiling import TileAxis, is_whole, validate_grid
 
 #: (low, high) for all bands, or one such pair per band.
 ValueRange = tuple[float, float] | Sequence[tuple[float, float]]
@@ -191,23 +191,19 @@ def _validate_options(
             f"layers={layers!r}",
             "for example .predict(..., layers=('height', 'bin_spread'))",
         )
-    if batch_size != "auto" and not _is_whole(batch_size, 1):
+    if batch_size != "auto" and not is_whole(batch_size, 1):
         raise CHMv2Error(
             "a batch size of 1 or more, or 'auto'",
             f"batch_size={batch_size!r}",
             "leave it out: .predict(..., batch_size='auto')",
         )
-    if not _is_whole(erode, 0):
+    if not is_whole(erode, 0):
         raise CHMv2Error(
             "a number of pixels, 0 or more",
             f"erode={erode!r}",
             "pass how many pixels to trim around nodata: .predict(..., erode=2)",
         )
     return wanted
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _validate_number(name: str, value: object, example: str) -> None:

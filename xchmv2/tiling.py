@@ -204,6 +204,11 @@ def origin_index(edge: float, pixel: float) -> int:
     return math.floor(round(edge / pixel, 3) + 0.5)
 
 
+def is_whole(value: object, least: float = -math.inf) -> bool:
+    """Whether a value is a whole number, of any integer type but bool, and not below ``least``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 def validate_grid(tile: int, overlap: int, block: int | None) -> None:
     """Check that tiles, overlap and blocks can form a grid.
 
@@ -221,7 +226,7 @@ def validate_grid(tile: int, overlap: int, block: int | None) -> None:
         or more than half a tile, or a block is smaller than a tile.
     """
     sizes = {"tile": tile, "overlap": overlap, **({} if block is None else {"block": block})}
-    broken = [f"{name}={value!r}" for name, value in sizes.items() if not _is_whole(value)]
+    broken = [f"{name}={value!r}" for name, value in sizes.items() if not is_whole(value)]
     if broken:
         raise GridError(
             "tile, overlap and block in whole pixels", ", ".join(broken), "pass integers"
@@ -245,10 +250,6 @@ def validate_grid(tile: int, overlap: int, block: int | None) -> None:
             f"block={block}",
             f"raise it or leave it out: .predict(..., block={max(tile, 2048)})",
         )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _ramp(length: int, overlap: int) -> npt.NDArray[np.float64]:

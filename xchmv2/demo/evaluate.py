@@ -14,6 +14,7 @@ import xarray as xr
 
 from xchmv2.datasets import synthetic_forest
 from xchmv2.demo import TEST_SEEDS
+from xchmv2.demo.scores import DROP
 from xchmv2.predict import predict
 
 #: Edges of the height classes of the table [m].
@@ -21,7 +22,6 @@ CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)
 #: Side of the blocks of block-R2 [px], as in the CHMv2 paper.
 BLOCK = 50
 _DATES = ("2019-07-01", "2024-07-01")
-_CLEARED = 5.0
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
     truth, found = (np.concatenate(part) for part in zip(*_scenes(model, seeds, side), strict=True))
     error = found - truth
     mean_error = np.abs(truth - truth.mean()).mean()
-    true_loss, found_loss = (np.diff(h, axis=1) < -_CLEARED for h in (truth, found))
+    true_loss, found_loss = (np.diff(h, axis=1) < -DROP for h in (truth, found))
     summary = pd.Series(
         {
             "block_r2": r2(blocks(truth), blocks(found)),

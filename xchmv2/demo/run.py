@@ -19,7 +19,7 @@ from xchmv2.demo.forest import RESOLUTION, TIMES, make_forest
 from xchmv2.demo.picture import save_picture
 from xchmv2.demo.report import write_next_steps, write_tables
 from xchmv2.demo.scores import HeightScore, LossScore, score_heights, score_losses
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, DemoModelWarning
 
 if TYPE_CHECKING:
     from xchmv2.inference import ModelLike
@@ -147,7 +147,7 @@ def _predict_into(store: Path, model: ModelLike) -> None:
     cube = xr.open_zarr(store, consolidated=False)
     with warnings.catch_warnings():
         # That the demo model knows synthetic forest alone is what the report says itself.
-        warnings.filterwarnings("ignore", message="(?is).*demo")
+        warnings.simplefilter("ignore", DemoModelWarning)
         height = cube[_COLOURS].chmv2.predict(model, valid=cube["valid"])
         # The coordinates are in the store already.
         plain = height.drop_vars(list(height.coords)).to_dataset(name="canopy_height")

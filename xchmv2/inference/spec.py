@@ -279,13 +279,16 @@ def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
 
 def _load(spec: ModelSpec, device: str) -> Predictor:
     """Make a predictor; under another arithmetic the process's one copy of the model serves."""
-    live = spec.model.startswith(_LIVE)
-    mean, std = (defaults.IMAGE_MEAN, defaults.IMAGE_STD) if live else _checked(spec).mean_std()
     content = (spec.weights_sha256, spec.config_sha256, device)
     held = next((p.model for key, p in _predictors.items() if key[:3] == content), None)
-    model = held or (_find_live(spec) if live else _read_model(spec))
-    if str(model.device) != device:
-        model = copy.deepcopy(model)  # another predictor may hold it where it is
+    if spec.model.startswith(_LIVE):
+        model, mean, std = held or _find_live(spec), defaults.IMAGE_MEAN, defaults.IMAGE_STD
+        if str(model.device) != device:
+            model = copy.deepcopy(model)  # another predictor may hold it where it is
+    else:
+        files = _checked(spec)
+        mean, std = files.mean_std()
+        model = held or CHMv2ForDepthEstimation.from_pretrained(files.folder, device_map=device)
     return Predictor(model, device=device, dtype=spec.dtype, mean=mean, std=std)
 
 
@@ -299,10 +302,6 @@ def _checked(spec: ModelSpec) -> Checkpoint:
             "give all workers the same files, or call predict() again",
         )
     return found
-
-
-def _read_model(spec: ModelSpec) -> CHMv2ForDepthEstimation:
-    return CHMv2ForDepthEstimation.from_pretrained(spec.model, revision=spec.revision)
 
 
 def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from xchmv2.model.loss import Curriculum
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.model.processor import CHMv2ImageProcessor
 from xchmv2.model.weights import state_dict_sha256
-from xchmv2.tiling import validate_grid
+from xchmv2.tiling import is_whole, validate_grid
 from xchmv2.training.crops import CropSampler, split_crops
 from xchmv2.training.fit import Schedule, Trainer
 from xchmv2.training.pairs import Pair, read_pair
@@ -151,8 +150,12 @@ def fine_tune(
     )
     validate_grid(tile, 0, None)
     reading = {
-        **{"bands": bands, "value_range": value_range, "nodata": nodata},
-        **{"valid": valid, "erode": erode, "resolution": resolution},
+        "bands": bands,
+        "value_range": value_range,
+        "nodata": nodata,
+        "valid": valid,
+        "erode": erode,
+        "resolution": resolution,
     }
     pairs = [read_pair(*pair, **reading) for pair in _paired(imagery, reference)]
     sampler, held_out = split_crops(pairs, tile, validation, np.random.default_rng(seed))
@@ -165,12 +168,8 @@ def fine_tune(
         patience=patience,
         curriculum=curriculum or Curriculum(),
     )
-    settings = _settings(schedule, network, pairs) | {
-        "train": train,
-        "tile": tile,
-        "validation": validation,
-        "seed": seed,
-    }
+    chosen = {"train": train, "tile": tile, "validation": validation, "seed": seed}
+    settings = _settings(schedule, network, pairs) | chosen
     trainer = Trainer(network, sampler, held_out, schedule, mean=mean, std=std, seed=seed)
     state = run(trainer, partial_folder(folder), settings, progress=progress)
     return _finish(folder, trainer, state, CHMv2ImageProcessor(image_mean=mean, image_std=std))
@@ -287,8 +286,8 @@ def _validate_output(folder: Path, train: str) -> None:
 
 
 def _validate_numbers(counts: Mapping[str, int], seed: int, lr: float, validation: float) -> None:
-    wrong = {name: n for name, n in counts.items() if not isinstance(n, Integral) or n < 1}
-    if not isinstance(seed, Integral) or seed < 0:
+    wrong = {name: n for name, n in counts.items() if not is_whole(n, 1)}
+    if not is_whole(seed, 0):
         wrong["seed"] = seed
     rates = {} if 0 < lr < math.inf else {"lr": lr}
     shares = {} if 0 <= validation < 1 else {"validation": validation}

@@ -14,7 +14,7 @@ from xchmv2.errors import ImageryError
 COLOURS = ("red", "green", "blue")
 
 #: Names that mean a colour beyond doubt: the words, their initials, Sentinel-2's numbers.
-_NAMES = {
+COLOUR_NAMES = {
     "red": "red", "r": "red", "b04": "red",
     "green": "green", "g": "green", "b03": "green",
     "blue": "blue", "b": "blue", "b02": "blue",
@@ -29,6 +29,11 @@ class Band:
 
     array: xr.DataArray
     index: int | None
+
+    @property
+    def name(self) -> str:
+        """What the band is called in the source: its variable, or its place along ``band``."""
+        return str(self.array.name) if self.index is None else f"{BAND_DIM} {self.index + 1}"
 
 
 def select_bands(
@@ -122,7 +127,9 @@ def _words(name: Hashable, attrs: Mapping[Any, Any]) -> set[str]:
 def _choose(words: Mapping[Hashable, set[str]]) -> tuple[Hashable, Hashable, Hashable]:
     """Find the one candidate for each colour by what the bands are called."""
     candidates = {
-        colour: [n for n, called in words.items() if colour in {_NAMES.get(w) for w in called}]
+        colour: [
+            n for n, called in words.items() if colour in {COLOUR_NAMES.get(w) for w in called}
+        ]
         for colour in COLOURS
     }
     double = {colour: names for colour, names in candidates.items() if len(names) > 1}

@@ -120,7 +120,7 @@ def _refuse_geographic(grid: Grid) -> None:
 def _validate_native(native: tuple[float, float]) -> None:
     if min(native) >= FINEST * (1 - _TOLERANCE) and max(native) <= COARSEST * (1 + _TOLERANCE):
         return
-    _validate_source(native)
+    validate_source(native)
     raise ImageryError(
         f"imagery of {FINEST} to {COARSEST} m on the ground (the model was trained at 0.6 m)",
         f"pixels of {native[0]:.3g} x {native[1]:.3g} m",
@@ -128,7 +128,19 @@ def _validate_native(native: tuple[float, float]) -> None:
     )
 
 
-def _validate_source(native: tuple[float, float]) -> None:
+def validate_source(native: tuple[float, float]) -> None:
+    """Check that pixels are such as the model can be given, resampled or not.
+
+    Parameters
+    ----------
+    native : tuple of float
+        Sides of a pixel on the ground [m].
+
+    Raises
+    ------
+    ImageryError
+        If they are too coarse for trees to be seen, or finer than any imagery.
+    """
     if not min(native) >= _FINEST_SOURCE:
         raise ImageryError(
             f"pixels of at least {_FINEST_SOURCE} m on the ground",
@@ -150,7 +162,7 @@ def _validate_wanted(native: tuple[float, float], resolution: float) -> None:
             f"resolution={resolution}",
             "take the training resolution: .predict(..., resolution=0.6)",
         )
-    _validate_source(native)
+    validate_source(native)
 
 
 def _aligned(

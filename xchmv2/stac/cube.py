@@ -1,0 +1,295 @@
+"""From pictures to arrays: items as odc-stac reads them best, and what it makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pystac
+import xarray as xr
+from odc.geo.geobox import GeoBox
+
+from xchmv2.errors import CHMv2Error
+from xchmv2.stac.grids import DEGREES
+from xchmv2.stac.pictures import BandValues, Picture
+
+#: One of odc-stac's names, or its function of (item, parsed item, index).
+GroupBy = str | Callable[[pystac.Item, Any, int], Any] | None
+
+#: File and band of each variable.
+Layout = Mapping[str, tuple[str, int]]
+
+#: Pixels that differ by less than this share are of one size.
+_TOLERANCE = 0.01
+_EXTENSIONS = [
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Date:
+    """The pictures of one date.
+
+    Parameters
+    ----------
+    pictures : tuple of Picture
+        In order of time.
+    native, wanted : float
+        Coarsest native pixel, NaN if unknown, and pixel of the grid to load on [m].
+    """
+
+    pictures: tuple[Picture, ...]
+    native: float
+    wanted: float
+
+    @property
+    def upsampled(self) -> bool:
+        """Whether the grid is finer than the imagery."""
+        return self.native > self.wanted * (1 + _TOLERANCE)
+
+    @property
+    def resampling(self) -> str:
+        """How it is resampled: by area where finer than the grid."""
+        return "average" if self.native < self.wanted * (1 - _TOLERANCE) else "bilinear"
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is anything to read."""
+        return any(picture.sources for picture in self.pictures)
+
+
+def group_pictures(
+    pictures: Sequence[Picture], groupby: GroupBy, geobox: GeoBox
+) -> list[tuple[Picture, ...]]:
+    """Put pictures of one date together, as odc-stac would, in order of time.
+
+    Parameters
+    ----------
+    pictures : sequence of Picture
+        All pictures.
+    groupby : str, callable or None
+        "solar_day" (by the place's own time of day), "time", "id", an item property, or a
+        function of (item, parsed item, index).
+    geobox : GeoBox
+        The place.
+
+    Returns
+    -------
+    list of tuple of Picture
+        By the earliest time in each.
+
+    Raises
+    ------
+    CHMv2Error
+        If an item lacks the property.
+    """
+    ((longitude, _),) = geobox.extent.centroid.to_crs(DEGREES).points
+    shift = timedelta(hours=int(longitude / 15))
+    groups: dict[Any, list[Picture]] = {}
+    for index, picture in enumerate(pictures):
+        groups.setdefault(_group_key(picture, index, groupby, shift), []).append(picture)
+    ordered = [tuple(sorted(g, key=lambda p: (p.item.time, p.item.id))) for g in groups.values()]
+    return sorted(ordered, key=lambda group: (group[0].item.time, group[0].item.id))
+
+
+def _group_key(picture: Picture, index: int, groupby: GroupBy, shift: timedelta) -> Any:
+    item = picture.item
+    if callable(groupby):
+        import odc.stac
+
+        values = {name: BandValues("uint8", None) for name in picture.sources}
+        plain = plain_item(picture, values, {})
+        return groupby(item.source, next(iter(odc.stac.parse_items([plain]))), index)
+    if groupby == "solar_day":
+        return (item.time + shift).date()
+    if groupby == "time":
+        return item.time
+    if groupby in ("id", None):
+        return index
+    if item.properties.get(groupby) is None:
+        raise CHMv2Error(
+            f"a property {groupby!r} in every item",
+            f"item {item} with {sorted(item.properties)}",
+            "group by 'solar_day', 'time', 'id' or a property they all have",
+        )
+    return item.properties[groupby]
+
+
+def load_cube(
+    dates: Sequence[Date],
+    geobox: GeoBox,
+    values: Mapping[str, BandValues],
+    *,
+    chunks: Mapping[str, int],
+    resampling: Any,
+    driver: Any,
+    options: Mapping[str, Any],
+) -> xr.Dataset:
+    """Load all dates with ``odc.stac.load``, each resampled as suits its own pixels.
+
+    Parameters
+    ----------
+    dates : sequence of Date
+        In order of time; at least one is readable.
+    geobox : GeoBox
+        The grid to load on.
+    values : mapping
+        How each variable is stored.
+    chunks : mapping
+        As for odc-stac.
+    resampling : str, dict or None
+        The user's, in place of each date's own.
+    driver : object
+        As for odc-stac.
+    options : mapping
+        Handed on.
+
+    Returns
+    -------
+    Dataset
+        (time, y, x), lazy.
+    """
+    parts = []
+    for way, members in _ways(dates).items():
+        items = [(picture, number) for number in members for picture in dates[number].pictures]
+        # odc-stac learns the bands from the first item: one that has them.
+        items.sort(key=lambda pair: not pair[0].sources)
+        parts.append(
+            _load_part(
+                items, geobox, values, _resampling(resampling, way, values), chunks, driver, options
+            ).assign_coords(time=list(members))
+        )
+    cube = parts[0]
+    if len(parts) > 1:
+        cube = xr.concat(
+            parts, "time", data_vars="all", coords="minimal", compat="override", join="override",
+            combine_attrs="override",
+        ).sortby("time")  # fmt: skip
+    return cube
+
+
+def _ways(dates: Sequence[Date]) -> dict[str, list[int]]:
+    """Numbers of the dates by their way of resampling; dates without a file join the others."""
+    some = next(date.resampling for date in dates if date.readable)
+    ways: dict[str, list[int]] = {}
+    for number, date in enumerate(dates):
+        ways.setdefault(date.resampling if date.readable else some, []).append(number)
+    return ways
+
+
+def _resampling(wanted: Any, way: str, values: Mapping[str, BandValues]) -> dict[str, str]:
+    """Way of each variable; masks hold classes, which have no mean."""
+    if isinstance(wanted, Mapping):
+        rest = wanted.get("*", way)
+        ways = {name: wanted.get(name, rest) for name in values}
+        return ways | {"valid": wanted.get("valid", "nearest")}
+    return {name: wanted or way for name in values} | {"valid": "nearest"}
+
+
+def _load_part(
+    items: Sequence[tuple[Picture, int]],
+    geobox: GeoBox,
+    values: Mapping[str, BandValues],
+    resampling: Mapping[str, str],
+    chunks: Mapping[str, int],
+    driver: Any,
+    options: Mapping[str, Any],
+) -> xr.Dataset:
+    import odc.stac
+
+    numbers = [number for _, number in items]
+    some = next(_layout(picture) for picture, _ in items if picture.sources)
+    plain = [plain_item(picture, values, some) for picture, _ in items]
+    aliases = {
+        _collection(layout): {"aliases": layout}
+        for layout in (_layout(picture) for picture, _ in items)
+    }
+    cube: xr.Dataset = odc.stac.load(
+        plain,
+        list(values),
+        geobox=geobox,
+        groupby=lambda item, parsed, index: numbers[index],
+        chunks=dict(chunks),
+        resampling=dict(resampling),
+        stac_cfg=aliases,
+        driver=driver,
+        **options,
+    )
+    return cube
+
+
+def _files(picture: Picture) -> dict[str, str]:
+    """Neutral names for the assets, so that none can be taken for a band's."""
+    assets = sorted({source.asset for source in picture.sources.values()})
+    return {asset: f"file{number}" for number, asset in enumerate(assets)}
+
+
+def _layout(picture: Picture) -> Layout:
+    """Where the bands of an item are."""
+    files = _files(picture)
+    return {name: (files[s.asset], s.band) for name, s in sorted(picture.sources.items())}
+
+
+def _collection(layout: Layout) -> str:
+    return " ".join(f"{name}={file}.{band}" for name, (file, band) in layout.items())
+
+
+def plain_item(picture: Picture, values: Mapping[str, BandValues], some: Layout) -> pystac.Item:
+    """Write an item that tells odc-stac everything, whatever the published one left out.
+
+    Parameters
+    ----------
+    picture : Picture
+        What the published item offers; without sources the new item has no assets, and its part
+        of the cube stays empty.
+    values : mapping
+        How each variable is stored.
+    some : mapping
+        The layout that an item without sources is given.
+
+    Returns
+    -------
+    pystac.Item
+        A new item; its collection stands for where its bands are.
+    """
+    item, layout = picture.item, _layout(picture)
+    plain = pystac.Item(
+        item.id, _geometry(picture), None, item.time, {},
+        stac_extensions=list(_EXTENSIONS), collection=_collection(layout or some),
+    )  # fmt: skip
+    for asset, file in _files(picture).items():
+        names = {band: name for name, (where, band) in layout.items() if where == file}
+        told = [
+            _band(values[names[band]]) if band in names else {} for band in range(1, max(names) + 1)
+        ]
+        fields = {**_projection(picture.boxes[asset]), "raster:bands": told}
+        plain.add_asset(
+            file, pystac.Asset(picture.hrefs[asset], None, None, "image/tiff", ["data"], fields)
+        )
+    return plain
+
+
+def _geometry(picture: Picture) -> dict[str, Any] | None:
+    """Outline for where no grid is told: of an item without files."""
+    outline = None if picture.sources else picture.outline(DEGREES)
+    return None if outline is None else dict(outline.json)
+
+
+def _band(values: BandValues) -> dict[str, Any]:
+    nodata = values.nodata
+    told = "nan" if nodata is not None and np.isnan(nodata) else nodata
+    return {"data_type": values.dtype} | ({} if nodata is None else {"nodata": told})
+
+
+def _projection(box: GeoBox) -> dict[str, Any]:
+    epsg = box.crs.to_epsg()
+    named = {"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": box.crs.to_wkt()}
+    return {
+        **named,
+        "proj:shape": [int(size) for size in box.shape],
+        "proj:transform": [float(number) for number in box.affine[:6]],
+    }

@@ -1,0 +1,128 @@
+"""The one date that labels the map in a cube."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from xchmv2.errors import CHMv2Error
+from xchmv2.published.footprints import UNKNOWN_DAY, read_footprints
+from xchmv2.published.reading import Reader
+from xchmv2.published.tiles import TilePart, Window
+
+#: The middle of the years most of the imagery is from; for areas without any date.
+_NOMINAL = np.datetime64("2019-01-01", "D")
+#: Footprints are read for so many tiles without being asked; each may take megabytes.
+_MOST_TILES = 25
+_CONNECTIONS = 8
+#: Dates are looked up at so many by so many places of a tile.
+_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class TimeLabel:
+    """A date for the heights of an area.
+
+    Parameters
+    ----------
+    time : numpy.datetime64
+        The date, in nanoseconds.
+    meaning : str
+        What it is.
+    coverage : tuple of str or None
+        Earliest and latest acquisition in the area, as ISO dates, where they were looked up.
+    """
+
+    time: np.datetime64
+    meaning: str
+    coverage: tuple[str, str] | None = None
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Attributes that tell when the area was imaged (ACDD)."""
+        if self.coverage is None:
+            return {}
+        first, last = self.coverage
+        return {"time_coverage_start": first, "time_coverage_end": last}
+
+
+def resolve_time(time: Any, reader: Reader, window: Window) -> TimeLabel:
+    """Take the user's date, or look up the median acquisition date of an area.
+
+    Parameters
+    ----------
+    time : datetime-like or None
+        The user's date.
+    reader : Reader
+        Reads the map.
+    window : Window
+        The area.
+
+    Returns
+    -------
+    TimeLabel
+        The median is weighted by area; where nothing is dated it is 2019-01-01.
+
+    Raises
+    ------
+    CHMv2Error
+        If ``time`` is no date, too many footprints would have to be read, or they cannot be.
+    """
+    if time is not None:
+        return TimeLabel(_validate_time(time), "date given for the whole map")
+    parts = [part for part in reader.grid.parts(window) if part.quadkey in reader.tiles]
+    if len(parts) > _MOST_TILES:
+        raise CHMv2Error(
+            f"at most {_MOST_TILES} tiles, to look up the median acquisition date in",
+            f"{len(parts)}",
+            "give a date: open_published(..., time='2019-07-01')",
+        )
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        found = list(pool.map(lambda part: _dated_areas(reader, part), parts))
+    days = np.concatenate([days for days, _ in found])
+    areas = np.concatenate([areas for _, areas in found])
+    if not days.size:
+        label = "nominal date: the imagery in this area has no acquisition dates"
+        return TimeLabel(_NOMINAL.astype("datetime64[ns]"), label)
+    return _median(days, areas)
+
+
+def _validate_time(time: Any) -> np.datetime64:
+    try:
+        stamp = pd.Timestamp(np.asarray(time)[()])
+        if stamp is pd.NaT:
+            raise ValueError("no date")
+        if stamp.tzinfo is not None:
+            stamp = stamp.tz_convert("UTC").tz_localize(None)
+        return np.datetime64(stamp.to_datetime64(), "ns")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CHMv2Error(
+            "time= one date", f"time={time!r}", "for example open_published(..., time='2019-07-01')"
+        ) from error
+
+
+def _dated_areas(
+    reader: Reader, part: TilePart
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """Dates in a part of a tile, and the area of each there [px of the map], by sampling."""
+    footprints = read_footprints(reader.mirror, part.quadkey)
+    if footprints is None:
+        return np.empty(0, np.int32), np.empty(0)
+    sampled = footprints.burn(part.coarsened(_SAMPLES))[1]
+    days, counts = np.unique(sampled[sampled != UNKNOWN_DAY], return_counts=True)
+    return days, counts * (np.prod(part.inside.shape) / sampled.size)
+
+
+def _median(days: npt.NDArray[np.int32], areas: npt.NDArray[np.float64]) -> TimeLabel:
+    """Find the date by which half of the area had been imaged."""
+    order = np.argsort(days, kind="stable")
+    grown = np.cumsum(areas[order])
+    middle = int(days[order][np.searchsorted(grown, grown[-1] / 2)])
+    first, last = (str(np.datetime64(int(day), "D")) for day in (days.min(), days.max()))
+    time = np.datetime64(middle, "D").astype("datetime64[ns]")
+    return TimeLabel(time, "median acquisition date of the imagery in this area", (first, last))

@@ -1,0 +1,274 @@
+"""The grid the user wants: the map's own pixels, or any other grid, resampled.
+
+Resampling works on squares that are counted from the target's first pixel, always whole: so the
+result does not depend on chunks, and memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import Resampling
+
+from xchmv2 import defaults
+from xchmv2.errors import CHMv2Error
+from xchmv2.published.footprints import UNKNOWN_DAY
+from xchmv2.published.frame import Frame
+from xchmv2.published.reading import Reader
+from xchmv2.published.tiles import Span, Window
+
+#: Side of the square of the map that is resampled at a time [px]: small, as a chunk that ends
+#: within a square computes all of it.
+_SIDE = 512
+#: A target pixel may measure this many pixels of the map.
+_COARSEST = 4096
+#: GDAL may interpolate coordinates to this share of a pixel of the map.
+_TOLERANCE = 0.01
+# Half a pixel's area, less what float32 rounds away.
+_HALF = 0.5 - 1e-4
+
+
+class Target(Protocol):
+    """Pixels of the grid the user wants."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) [px]."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Side of a chunk that suits [px]."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """How the pixels came about, in words."""
+        ...
+
+    def heights(self, rows: Span, cols: Span) -> npt.NDArray[np.float32]:
+        """Canopy heights (h, w) [m], NaN where there is none."""
+        ...
+
+    def days(self, rows: Span, cols: Span) -> npt.NDArray[np.int32]:
+        """Acquisition dates (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known."""
+        ...
+
+
+@dataclass(frozen=True)
+class NativeTarget:
+    """The map's own pixels.
+
+    Parameters
+    ----------
+    reader : Reader
+        Reads the map.
+    window : Window
+        The area.
+    """
+
+    reader: Reader
+    window: Window
+    block: ClassVar[int] = defaults.BLOCK
+    method: ClassVar[str] = "pixels as published"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) [px]."""
+        return self.window.shape
+
+    def heights(self, rows: Span, cols: Span) -> npt.NDArray[np.float32]:
+        """Canopy heights (h, w) [m], NaN where there is none."""
+        return self.reader.heights(self.window.part(rows, cols))
+
+    def days(self, rows: Span, cols: Span) -> npt.NDArray[np.int32]:
+        """Acquisition dates (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known."""
+        return self.reader.days(self.window.part(rows, cols))
+
+
+@dataclass(frozen=True)
+class WarpedTarget:
+    """Another grid: area average of the map where it is coarser, bilinear where it is finer.
+
+    Parameters
+    ----------
+    reader : Reader
+        Reads the map.
+    frame : Frame
+        How the grid lies on the map.
+    """
+
+    reader: Reader
+    frame: Frame
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) [px]."""
+        height, width = self.frame.geobox.shape
+        return height, width
+
+    @property
+    def ratio(self) -> float:
+        """Side of a target pixel in pixels of the map."""
+        return self.frame.ratio
+
+    @property
+    def block(self) -> int:
+        """Side of a chunk that suits [px]: whole squares over about 4096 pixels of the map."""
+        return self.side * max(1, int(defaults.BLOCK / max(self.ratio, 1) / self.side))
+
+    @property
+    def averages(self) -> bool:
+        """Whether target pixels are larger than those of the map."""
+        return self.ratio > 1
+
+    @property
+    def method(self) -> str:
+        """How the pixels came about, in words."""
+        return f"resampled from the map's pixels: {'area average' if self.averages else 'bilinear'}"
+
+    @cached_property
+    def side(self) -> int:
+        """Side of the squares of the target that are resampled at a time [px]."""
+        return 1 << max(0, int(math.log2(_SIDE / max(self.ratio, 1))))
+
+    def heights(self, rows: Span, cols: Span) -> npt.NDArray[np.float32]:
+        """Canopy heights (h, w) [m], NaN where less than half of a pixel has one."""
+        found = np.full((rows[1] - rows[0], cols[1] - cols[0]), np.nan, np.float32)
+        for square, target, wanted in self._squares(rows, cols):
+            found[target] = self._heights(square)[wanted]
+        return found
+
+    def days(self, rows: Span, cols: Span) -> npt.NDArray[np.int32]:
+        """Acquisition date (h, w) [days since 1970] of the map's pixel nearest to each centre."""
+        found = np.full((rows[1] - rows[0], cols[1] - cols[0]), UNKNOWN_DAY, np.int32)
+        for square, target, wanted in self._squares(rows, cols):
+            found[target] = self._days(square)[wanted]
+        return found
+
+    def _squares(
+        self, rows: Span, cols: Span
+    ) -> Iterator[tuple[Window, tuple[slice, slice], tuple[slice, slice]]]:
+        """Whole squares over a part: their pixels, where they go, what is wanted of them."""
+        height, width = self.frame.geobox.shape
+        for row, to_row, of_row in _cut(rows, self.side, height):
+            for col, to_col, of_col in _cut(cols, self.side, width):
+                yield Window(row, col), (to_row, to_col), (of_row, of_col)
+
+    def _heights(self, square: Window) -> npt.NDArray[np.float32]:
+        window = self.frame.window(square.rows, square.cols)
+        missing = np.full(square.shape, np.nan, np.float32)
+        if window is None:
+            return missing
+        heights = self.reader.heights(window)
+        valid = np.isfinite(heights)
+        if not valid.any():
+            return missing
+        # Heights and validity are weighed alike, so what is missing never counts as 0 m.
+        source = np.stack([np.where(valid, heights, 0), valid]).astype(np.float32)
+        kernel = Resampling.average if self.averages else Resampling.bilinear
+        total, share = self._warp(source, window, square, kernel)
+        return np.where(share >= _HALF, total / np.where(share > 0, share, 1), missing)
+
+    def _days(self, square: Window) -> npt.NDArray[np.int32]:
+        window = self.frame.window(square.rows, square.cols)
+        if window is None:
+            return np.full(square.shape, UNKNOWN_DAY, np.int32)
+        source = self.reader.days(window)
+        if (source == source.flat[0]).all():
+            return np.full(square.shape, source.flat[0], np.int32)
+        days: npt.NDArray[np.int32] = self._warp(
+            source[None], window, square, Resampling.nearest, UNKNOWN_DAY
+        )[0]
+        return days
+
+    def _warp(
+        self,
+        source: npt.NDArray[Any],
+        window: Window,
+        square: Window,
+        kernel: Resampling,
+        nodata: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Resample (bands, H, W) of the map to (bands, h, w) of the target."""
+        geobox, frame = self.frame.geobox, self.frame
+        count, height, width = source.shape
+        options = {"driver": "GTiff", "count": count, "dtype": source.dtype, "nodata": nodata}
+        # A file in memory rather than an array: rasterio's arrays silence a warning by filters
+        # that all threads share, and so it comes up now and then all the same.
+        with MemoryFile() as memory:
+            with memory.open(
+                **options,
+                height=height,
+                width=width,
+                transform=frame.grid.transform(window, frame.start),
+            ) as file:
+                file.write(source)
+            with (
+                memory.open() as file,
+                WarpedVRT(
+                    file,
+                    src_crs=frame.crs,  # GeoTIFF cannot tell the one around 180 degrees
+                    crs=geobox.crs.to_wkt(),
+                    transform=geobox.affine * Affine.translation(square.cols[0], square.rows[0]),
+                    height=square.shape[0],
+                    width=square.shape[1],
+                    resampling=kernel,
+                    tolerance=_TOLERANCE,
+                    # Left to itself GDAL derives the scale from the windows, and blurs by it.
+                    XSCALE=1,
+                    YSCALE=1,
+                ) as warped,
+            ):
+                return np.asarray(warped.read())
+
+
+def _cut(span: Span, side: int, size: int) -> Iterator[tuple[Span, slice, slice]]:
+    """Cut an axis at multiples of a side; what goes where of each whole piece."""
+    start, stop = span
+    for first in range(start // side * side, stop, side):
+        last = min(first + side, size)
+        low, high = max(first, start), min(last, stop)
+        yield (first, last), slice(low - start, high - start), slice(low - first, high - first)
+
+
+def resolve_target(reader: Reader, geobox: GeoBox) -> Target:
+    """Choose how to fill a grid: by the map's own pixels where they are its pixels.
+
+    Parameters
+    ----------
+    reader : Reader
+        Reads the map.
+    geobox : GeoBox
+        The grid, along the axes of its CRS.
+
+    Returns
+    -------
+    Target
+        Nothing is read yet.
+
+    Raises
+    ------
+    CHMv2Error
+        If its pixels are too coarse to be averaged from the full map.
+    """
+    frame = Frame(reader.grid, geobox)
+    if frame.native is not None:
+        return NativeTarget(reader, frame.native)
+    if frame.ratio > _COARSEST:
+        raise CHMv2Error(
+            f"pixels of at most {_COARSEST} x {_COARSEST} of the map's",
+            f"pixels of {frame.ratio:.0f} x {frame.ratio:.0f}",
+            "open a finer grid and coarsen it: height.coarsen(y=10, x=10).mean()",
+        )
+    return WarpedTarget(reader, frame)

@@ -1,13 +1,15 @@
 """Inference on one device: models by name, tiles in batches, blending of their heights."""
 
 from xchmv2.inference.blending import Accumulator, BlockPart, Layer, Sums, blend, stack_dates
+from xchmv2.inference.clients import forward_resources
+from xchmv2.inference.devices import resolve_device
+from xchmv2.inference.model_spec import ModelSpec, WarmModel, WorkerReport
 from xchmv2.inference.predictor import Predictor, Scaling, tiles_forwarded
 from xchmv2.inference.spec import (
     ModelLike,
-    ModelSpec,
+    ModelSource,
     clear_models,
     get_predictor,
-    resolve_device,
     resolve_model,
 )
 
@@ -16,12 +18,16 @@ __all__ = [
     "BlockPart",
     "Layer",
     "ModelLike",
+    "ModelSource",
     "ModelSpec",
     "Predictor",
     "Scaling",
     "Sums",
+    "WarmModel",
+    "WorkerReport",
     "blend",
     "clear_models",
+    "forward_resources",
     "get_predictor",
     "resolve_device",
     "resolve_model",

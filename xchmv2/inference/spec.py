@@ -7,18 +7,21 @@ weights it names, once, and refuses weights that are not the ones the graph was 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import os
-import sys
 import threading
 import warnings
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import torch
 
 from xchmv2 import defaults
-from xchmv2.errors import CheckpointError, DemoModelWarning, DeviceError
+from xchmv2.errors import CheckpointError, DemoModelWarning
+from xchmv2.inference.clients import active_client, workers_dtype
+from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
+from xchmv2.inference.hub import find_unloaded
+from xchmv2.inference.model_spec import ModelSpec, WarmModel
 from xchmv2.inference.predictor import Predictor
 from xchmv2.model.checkpoint import Checkpoint, resolve_checkpoint
 from xchmv2.model.config import CHMv2Config
@@ -26,38 +29,12 @@ from xchmv2.model.height import validate_spread
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.model.weights import state_dict_sha256
 
-#: What ``model=`` takes: a hub id, a checkpoint folder, or a live model.
-ModelLike = str | os.PathLike[str] | CHMv2ForDepthEstimation
-#: What ``dtype=`` takes.
-DType = Literal["auto", "float32", "bfloat16"]
+#: A hub id, a checkpoint folder, or a live model.
+ModelSource = str | os.PathLike[str] | CHMv2ForDepthEstimation
+#: What ``model=`` takes: one of those, or what ``warmup`` returned.
+ModelLike = ModelSource | ModelSpec
 
 _LIVE = "live:"
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model, an arithmetic and a device, by name and content; small and hashable.
-
-    Parameters
-    ----------
-    model : str
-        Hub id, absolute folder, or ``live:`` and the content hash of a model in this process.
-    revision : str or None
-        Revision of a hub id.
-    weights_sha256, config_sha256 : str
-        Content of the weights and of the configuration files.
-    device : str
-        Torch device, or "auto" for what the worker has.
-    dtype : {"float32", "bfloat16"}
-        Arithmetic of the network.
-    """
-
-    model: str
-    revision: str | None
-    weights_sha256: str
-    config_sha256: str
-    device: str
-    dtype: str
 
 
 def resolve_model(
@@ -72,12 +49,13 @@ def resolve_model(
 
     Parameters
     ----------
-    model : str, path or CHMv2ForDepthEstimation
-        Hub id, checkpoint folder, "demo", or live model.
+    model : str, path, CHMv2ForDepthEstimation or ModelSpec
+        Hub id, checkpoint folder, "demo", live model, or what ``xchmv2.warmup`` returned.
     device : str, default "auto"
         Torch device; "auto" is CUDA where the computing process has it, else the processor.
     dtype : {"auto", "float32", "bfloat16"}
-        "auto" is bfloat16 where this process sees a CUDA card that supports it, else float32.
+        "auto" is bfloat16 where this process, or under a distributed client every worker that
+        will forward tiles, has a CUDA card that supports it, else float32.
     spread : bool, default False
         Whether the spread of the height bins will be asked for.
     in_process : bool, default False
@@ -98,30 +76,26 @@ def resolve_model(
     DeviceError
         If the device or dtype is unknown, or no such device is here.
     """
-    device, remote = str(device), not in_process and _has_distributed_client()
-    validate_device(device, remote=remote)
-    resolved = resolve_dtype(dtype, device)
+    device, client = str(device), None if in_process else active_client()
+    if isinstance(model, ModelSpec):
+        return _resolve_spec(model, device, dtype, spread=spread, remote=client is not None)
+    validate_device(device, remote=client is not None)
     if isinstance(model, CHMv2ForDepthEstimation):
-        _validate_config(model.config, spread=spread)
-        if remote:
-            raise CheckpointError(
-                "a model that every worker can load by name",
-                "a live model while a distributed client is active",
-                _SAVE_IT,
-            )
-        name, sha = _register(model)
-        return ModelSpec(name, None, sha, sha, device, resolved)
+        return _resolve_live(model, device, dtype, spread=spread, remote=client is not None)
     if model == defaults.DEMO:
-        _warn_of_demo()
-    found = resolve_checkpoint(model)
-    _validate_config(found.config, spread=spread)
+        warn_of_demo()
+    # A client only plans: it needs to know the weights, not to have them.
+    found = resolve_checkpoint(model) if client is None else find_unloaded(model)
+    validate_config(found.config, spread=spread)
     return ModelSpec(
         model=found.model_id,
         revision=found.revision,
         weights_sha256=found.weights_sha256,
         config_sha256=found.config_sha256,
         device=device,
-        dtype=resolved,
+        dtype=resolve_dtype(dtype, device)
+        if client is None
+        else workers_dtype(client, device, dtype),
     )
 
 
@@ -165,64 +139,6 @@ def clear_models() -> None:
         torch.cuda.empty_cache()
 
 
-def validate_device(device: str, *, remote: bool = False) -> None:
-    """Check a device's name and, where the work is done in this process, its presence.
-
-    Parameters
-    ----------
-    device : str
-        Torch device, or "auto".
-    remote : bool, default False
-        Whether other machines do the work.
-
-    Raises
-    ------
-    DeviceError
-        If the name is unknown to torch, or the device is not here.
-    """
-    if device == "auto":
-        return
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise DeviceError(
-            "'auto' or a torch device such as 'cpu', 'cuda' or 'cuda:1'",
-            f"device={device!r}",
-            "pass one of those: .predict(..., device='auto')",
-        ) from None
-    if remote:
-        return
-    try:
-        torch.zeros(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(
-            f"the device {device!r} on this machine",
-            f"{torch.cuda.device_count()} CUDA devices and the processor",
-            "run on the processor: .predict(..., device='cpu')",
-        ) from error
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """Turn "auto" into the arithmetic for a device.
-
-    Raises
-    ------
-    DeviceError
-        If the dtype is not one of the three.
-    """
-    if dtype not in get_args(DType):
-        raise DeviceError(
-            f"one of {', '.join(map(repr, get_args(DType)))}",
-            f"dtype={dtype!r}",
-            "leave it out, or pass .predict(..., dtype='float32')",
-        )
-    if dtype != "auto":
-        return dtype
-    on_cuda = device == "auto" or device.startswith("cuda")
-    fast = on_cuda and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bfloat16" if fast else "float32"
-
-
 # How many models of each kind a process holds; the one unused for longest goes first.
 _MOST_MODELS = 4
 _SAVE_IT = (
@@ -245,7 +161,38 @@ def _keep(held: dict[K, T], key: K, value: T) -> None:
         del held[next(iter(held))]
 
 
-def _validate_config(config: CHMv2Config, *, spread: bool) -> None:
+def refuse_live(model: object) -> None:
+    """Refuse a model that lives in one process alone.
+
+    Raises
+    ------
+    CheckpointError
+        If it is one.
+    """
+    name = model.model if isinstance(model, ModelSpec) else ""
+    if isinstance(model, CHMv2ForDepthEstimation) or name.startswith(_LIVE):
+        raise CheckpointError(
+            "a model that every worker can load by name",
+            "a live model while a distributed client is active",
+            _SAVE_IT,
+        )
+
+
+def validate_config(config: CHMv2Config, *, spread: bool = False) -> None:
+    """Check that a model takes three bands and can give what is asked for.
+
+    Parameters
+    ----------
+    config : CHMv2Config
+        The model's configuration.
+    spread : bool, default False
+        Whether the spread of the height bins will be asked for.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        If it does not.
+    """
     channels = config.backbone.num_channels
     if channels != 3:
         raise CheckpointError(
@@ -258,14 +205,39 @@ def _validate_config(config: CHMv2Config, *, spread: bool) -> None:
 
 
 @functools.cache
-def _warn_of_demo() -> None:
-    """Warn once in a process."""
+def warn_of_demo() -> None:
+    """Warn once in a process that the demonstration model is in use."""
     warnings.warn(
         "the demonstration model was trained on synthetic forest alone: its heights mean nothing "
         f"anywhere else; for real imagery use the published weights, model={defaults.MODEL!r}",
         DemoModelWarning,
         stacklevel=5,
     )
+
+
+def _resolve_spec(
+    spec: ModelSpec, device: str, dtype: str, *, spread: bool, remote: bool
+) -> ModelSpec:
+    """Take a model as it was described before; "auto" leaves device and dtype as they are."""
+    if remote:
+        refuse_live(spec)
+    if isinstance(spec, WarmModel):
+        validate_config(spec.config, spread=spread)
+    chosen = spec.device if device == "auto" else device
+    validate_device(chosen, remote=remote)
+    arithmetic = spec.dtype if dtype == "auto" else resolve_dtype(dtype, chosen)
+    return dataclasses.replace(spec.plain, device=chosen, dtype=arithmetic)
+
+
+def _resolve_live(
+    model: CHMv2ForDepthEstimation, device: str, dtype: str, *, spread: bool, remote: bool
+) -> ModelSpec:
+    resolved = resolve_dtype(dtype, device)
+    validate_config(model.config, spread=spread)
+    if remote:
+        refuse_live(model)
+    name, sha = _register(model)
+    return ModelSpec(name, None, sha, sha, device, resolved)
 
 
 def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
@@ -313,32 +285,3 @@ def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:
             f"a process that does not hold it, or not any more (it holds {_MOST_MODELS})",
             _SAVE_IT,
         ) from None
-
-
-def resolve_device(device: str) -> str:
-    """Name a device of this process exactly, so that 'cuda' and 'cuda:0' are one.
-
-    Parameters
-    ----------
-    device : str
-        Torch device, or "auto" for CUDA where there is one.
-
-    Returns
-    -------
-    str
-        Such as "cpu" or "cuda:0".
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
-
-
-def _has_distributed_client() -> bool:
-    """Whether computing now would go to a distributed cluster; never imports distributed."""
-    if "distributed" not in sys.modules:
-        return False
-    try:
-        sys.modules["distributed"].default_client()
-    except ValueError:
-        return False
-    return True

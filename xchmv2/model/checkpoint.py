@@ -131,14 +131,14 @@ def _describe(model_id: str, revision: str | None, folder: Path) -> Checkpoint:
         revision=revision,
         folder=folder,
         weights_sha256=_weights_sha256(weight_files(folder)),
-        config_sha256=_json_sha256({"config": config, "preprocessor": settings}),
+        config_sha256=json_sha256({"config": config, "preprocessor": settings}),
     )
 
 
 def _weights_sha256(files: tuple[Path, ...]) -> str:
     if len(files) == 1:
         return _file_sha256(files[0])
-    return _json_sha256({path.name: _file_sha256(path) for path in files})
+    return json_sha256({path.name: _file_sha256(path) for path in files})
 
 
 _file_hashes: dict[tuple[str, int, int, int], str] = {}
@@ -156,7 +156,8 @@ def _file_sha256(path: Path) -> str:
     return _file_hashes[key]
 
 
-def _json_sha256(data: Mapping[str, Any]) -> str:
+def json_sha256(data: Mapping[str, Any]) -> str:
+    """Hash what JSON can hold, whatever the order of its keys."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

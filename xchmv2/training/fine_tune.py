@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from xchmv2 import defaults
 from xchmv2.errors import CHMv2Error
-from xchmv2.inference import ModelLike, resolve_device
+from xchmv2.inference import ModelSource, resolve_device
 from xchmv2.model.checkpoint import resolve_checkpoint
 from xchmv2.model.loss import Curriculum
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
@@ -64,7 +64,7 @@ class FineTuned:
 def fine_tune(
     imagery: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray],
     reference: xr.DataArray | Sequence[xr.DataArray],
-    model: ModelLike = defaults.MODEL,
+    model: ModelSource = defaults.MODEL,
     *,
     output: str | os.PathLike[str],
     train: Literal["head", "all"] = "head",
@@ -242,7 +242,7 @@ def _paired(
 
 
 def _starting_point(
-    model: ModelLike, train: str, device: str
+    model: ModelSource, train: str, device: str
 ) -> tuple[CHMv2ForDepthEstimation, tuple[float, ...], tuple[float, ...]]:
     """Load or copy the model, freeze what is not trained; with its normalisation."""
     where = resolve_device(device)

@@ -1,0 +1,88 @@
+"""Devices and arithmetic: what their names mean, and what this process has."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from xchmv2.errors import DeviceError
+
+#: What ``dtype=`` takes.
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+def validate_device(device: str, *, remote: bool = False) -> None:
+    """Check a device's name and, where the work is done in this process, its presence.
+
+    Parameters
+    ----------
+    device : str
+        Torch device, or "auto".
+    remote : bool, default False
+        Whether other machines do the work.
+
+    Raises
+    ------
+    DeviceError
+        If the name is unknown to torch, or the device is not here.
+    """
+    if device == "auto":
+        return
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(
+            "'auto' or a torch device such as 'cpu', 'cuda' or 'cuda:1'",
+            f"device={device!r}",
+            "pass one of those: .predict(..., device='auto')",
+        ) from None
+    if remote:
+        return
+    try:
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(
+            f"the device {device!r} on this machine",
+            f"{torch.cuda.device_count()} CUDA devices and the processor",
+            "run on the processor: .predict(..., device='cpu')",
+        ) from error
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """Turn "auto" into the arithmetic for a device.
+
+    Raises
+    ------
+    DeviceError
+        If the dtype is not one of the three.
+    """
+    if dtype not in get_args(DType):
+        raise DeviceError(
+            f"one of {', '.join(map(repr, get_args(DType)))}",
+            f"dtype={dtype!r}",
+            "leave it out, or pass .predict(..., dtype='float32')",
+        )
+    if dtype != "auto":
+        return dtype
+    on_cuda = device == "auto" or device.startswith("cuda")
+    fast = on_cuda and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def resolve_device(device: str) -> str:
+    """Name a device of this process exactly, so that 'cuda' and 'cuda:0' are one.
+
+    Parameters
+    ----------
+    device : str
+        Torch device, or "auto" for CUDA where there is one.
+
+    Returns
+    -------
+    str
+        Such as "cpu" or "cuda:0".
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import xarray as xr
 
@@ -12,6 +12,9 @@ from xchmv2 import defaults
 if TYPE_CHECKING:
     from xchmv2.inference import Layer, ModelLike
     from xchmv2.predict import ValueRange
+    from xchmv2.store.encodings import EncodingName
+    from xchmv2.store.locations import StoreLike
+    from xchmv2.store.regions import Regions
 
 T = TypeVar("T", xr.Dataset, xr.DataArray)
 
@@ -67,4 +70,31 @@ class CHMv2Accessor(Generic[T]):
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+        )
+
+    def to_zarr(
+        self,
+        store: StoreLike,
+        *,
+        encoding: EncodingName = "float32",
+        resume: bool = True,
+        regions: Regions | None = None,
+        shards: bool = False,
+        progress: bool = True,
+        compute: bool = True,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Write to a Zarr store that survives a kill; see :func:`xchmv2.store.to_zarr`."""
+        from xchmv2.store import to_zarr
+
+        return to_zarr(
+            self._obj,
+            store,
+            encoding=encoding,
+            resume=resume,
+            regions=regions,
+            shards=shards,
+            progress=progress,
+            compute=compute,
+            storage_options=storage_options,
         )

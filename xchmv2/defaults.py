@@ -18,3 +18,5 @@ LARGEST_BLOCK = 8192
 #: Normalisation of red, green and blue in the range 0 to 1 (arXiv:2603.06382).
 IMAGE_MEAN = (0.420, 0.411, 0.296)
 IMAGE_STD = (0.213, 0.156, 0.143)
+#: Version of the way from imagery to heights: raised whenever the same input gives other heights.
+ALGORITHM = 1

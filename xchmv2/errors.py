@@ -54,3 +54,11 @@ class GridError(CHMv2Error):
 
 class DeviceError(CHMv2Error):
     """A device or data type that this machine does not offer."""
+
+
+class StoreError(CHMv2Error):
+    """A store that cannot be written or read, or does not hold what is to be added to it."""
+
+
+class IncompleteStoreWarning(UserWarning):
+    """A store in which regions are still missing; they read as missing data."""

@@ -28,17 +28,14 @@ from xchmv2.imagery import (
     resolve_value_range,
 )
 from xchmv2.inference import Layer, ModelLike, Scaling, resolve_model
+from xchmv2.labels import HEIGHT_ATTRS, HEIGHT_NAME
 from xchmv2.tiling import TileAxis, is_whole, validate_grid
 
 #: (low, high) for all bands, or one such pair per band.
 ValueRange = tuple[float, float] | Sequence[tuple[float, float]]
 
 _ATTRS: dict[Layer, dict[str, str]] = {
-    "height": {
-        "standard_name": "canopy_height",
-        "long_name": "canopy height",
-        "units": "m",
-    },
+    "height": HEIGHT_ATTRS,
     "bin_spread": {
         "long_name": "standard deviation of the height bin distribution",
         "units": "m",
@@ -48,7 +45,7 @@ _ATTRS: dict[Layer, dict[str, str]] = {
         "units": "m",
     },
 }
-_NAMES: dict[Layer, str] = {"height": "canopy_height"}
+_NAMES: dict[Layer, str] = {"height": HEIGHT_NAME}
 
 
 def predict(
@@ -76,9 +73,9 @@ def predict(
     imagery : Dataset or DataArray
         (..., y, x) variables for the bands, or an array with a ``band`` dimension. Further
         dimensions, such as time, are kept.
-    model : str, path or CHMv2ForDepthEstimation
-        Hub id, checkpoint folder, a model of this process, or "demo" for the small model that
-        comes with the package and knows synthetic forest alone.
+    model : str, path, CHMv2ForDepthEstimation or ModelSpec
+        Hub id, checkpoint folder, a model of this process, what :func:`xchmv2.warmup` returned,
+        or "demo" for the small model that comes with the package and knows synthetic forest alone.
     bands : sequence of three names or numbers, optional
         Red, green and blue, where names and metadata do not tell.
     value_range : (low, high) or three of them, optional
@@ -105,8 +102,9 @@ def predict(
     device : str, default "auto"
         Torch device; "auto" is CUDA where the computing process has it.
     dtype : {"auto", "float32", "bfloat16"}
-        Arithmetic of the network; "auto" is bfloat16 if this process sees a CUDA card that
-        supports it, else float32. With a cluster of GPUs and none here, pass "bfloat16".
+        Arithmetic of the network. "auto" is bfloat16 if this process, or under a distributed
+        client every worker that will forward tiles, has a CUDA card that supports it, else
+        float32; a warmed-up model keeps its own. With no worker up yet, pass "bfloat16".
     batch_size : int or "auto"
         Tiles per forward.
 
@@ -173,6 +171,8 @@ def predict(
         scaling=Scaling(low, high),
         layers=wanted,
         batch_size=batch_size,
+        bands=tuple(band.name for band in scene.bands),
+        masked=scene.mask is not None,
     )
     found = predict_blocks(*_sources(scene), job)
     if not scene.lazy:
@@ -279,7 +279,7 @@ def _label(
         # Tells rioxarray and GDAL that NaN is nodata; xarray writes the same on its own.
         variables[name].encoding["_FillValue"] = np.float32(np.nan)
     if tuple(found) == ("height",):
-        return variables["canopy_height"]
+        return variables[HEIGHT_NAME]
     return xr.Dataset(variables)
 
 

@@ -4,7 +4,28 @@ The network runs in group tasks alone, so it runs once per tile, and culling a g
 blocks culls the tiles too.
 """
 
-from xchmv2._dask.graph import Source, predict_blocks
+from xchmv2._dask.graph import Prediction, find_prediction, predict_blocks
+from xchmv2._dask.sources import Source
 from xchmv2._dask.tasks import Job
+from xchmv2._dask.writing import (
+    blocks_of,
+    compute_keys,
+    delayed_sinks,
+    distributed_client,
+    leaves_process,
+    run_sinks,
+)
 
-__all__ = ["Job", "Source", "predict_blocks"]
+__all__ = [
+    "Job",
+    "Prediction",
+    "Source",
+    "blocks_of",
+    "compute_keys",
+    "delayed_sinks",
+    "distributed_client",
+    "find_prediction",
+    "leaves_process",
+    "predict_blocks",
+    "run_sinks",
+]

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import dask
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+from xchmv2._dask.sampling import sample_tasks
+from xchmv2._dask.sources import Source
 from xchmv2._dask.tasks import BlendBlock, Job, SumGroup
 from xchmv2.errors import CHMv2Error
-from xchmv2.inference import Layer
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """One band, or a mask, as a dask array.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        (..., y, x), or (..., band, y, x) where ``band`` is given.
-    band : int or None
-        Index along the third dimension from the end.
-    """
-
-    array: da.Array
-    band: int | None = None
-
-    @property
-    def name(self) -> tuple[str, int | None]:
-        """What the source adds to a graph's token."""
-        return self.array.name, self.band
-
-    @cached_property
-    def band_chunk(self) -> tuple[tuple[int, ...], int | None]:
-        """Which chunk along the band dimension holds the band, and where in it."""
-        if self.band is None:
-            return (), None
-        chunk, _, local = _covering(_bounds(self.array.chunks[-3]), self.band, self.band + 1)
-        return (chunk,), local
-
-    def covering(self, axis: int, spans: Iterable[tuple[int, int]]) -> list[tuple[range, int]]:
-        """Find the chunks over each span along y (0) or x (1), and the offset in the first."""
-        bounds = _bounds(self.array.chunks[axis - 2])
-        found = (_covering(bounds, *span) for span in spans)
-        return [(range(first, last), offset) for first, last, offset in found]
+from xchmv2.inference import Layer, forward_resources
 
 
 def predict_blocks(bands: Sequence[Source], mask: Source | None, job: Job) -> dict[Layer, da.Array]:
@@ -79,16 +45,93 @@ def predict_blocks(bands: Sequence[Source], mask: Source | None, job: Job) -> di
     """
     _validate_dask()
     sources = [*bands, *([mask] if mask else [])]
-    leading = _leading_chunks(bands[0])
+    leading = bands[0].leading
     token = tokenize(job, [source.name for source in sources], leading)
-    groups = f"chmv2-groups-{token}"
+    groups = f"{GROUPS}{token}"
     tasks = _group_tasks(groups, sources, job, leading)
-    graph = HighLevelGraph.from_collections(groups, tasks, [s.array for s in sources])
+    layer = MaterializedLayer(tasks, annotations=_forward_annotations())
+    graph = HighLevelGraph.from_collections(groups, layer, [s.array for s in sources])
+    graph = _with_samples(graph, groups, f"chmv2-samples-{token}", sources, job, leading)
     chunks = (*leading, *job.chunks)
     return {
         layer: _layer_array(graph, groups, f"chmv2-{layer}-{token}", layer, job, chunks)
         for layer in job.layers
     }
+
+
+def find_prediction(array: da.Array) -> Prediction | None:
+    """Recognise a layer of a prediction that nothing was done to since.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Any array.
+
+    Returns
+    -------
+    Prediction or None
+        What the array is, None where it is something else.
+    """
+    named, layer = _PREDICTED.fullmatch(array.name), array.dask.layers.get(array.name)
+    if named is None or layer is None:
+        return None
+    task = next(iter(layer.values()))
+    if not isinstance(task, tuple) or not isinstance(task[0], BlendBlock):
+        return None  # a persisted one: numbers, of which nothing more is known
+    samples = array.dask.layers[f"chmv2-samples-{named['token']}"]
+    return Prediction(task[0].job, task[0].layer, named["token"], samples, array.dask)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a prediction's array was made of.
+
+    Parameters
+    ----------
+    job : Job
+        All that determines it beside the pixels of the imagery.
+    layer : str
+        Which layer of the prediction it is.
+    token : str
+        The same for all layers of one prediction.
+    samples : mapping
+        Tasks that give a digest of each date's imagery, one for each date chunk.
+    graph : HighLevelGraph
+        What those need.
+    """
+
+    job: Job
+    layer: Layer
+    token: str
+    samples: Mapping[Hashable, Any]
+    graph: HighLevelGraph
+
+
+#: Begins the name of the layer whose tasks run the network.
+GROUPS = "chmv2-groups-"
+_PREDICTED = re.compile(rf"chmv2-({'|'.join(get_args(Layer))})-(?P<token>\w+)")
+
+
+def _forward_annotations() -> dict[str, Any] | None:
+    """Where tasks that run the network may run; what the user annotates goes before it."""
+    resources = forward_resources()
+    return {"resources": resources, **dask.get_annotations()} if resources else None
+
+
+def _with_samples(
+    graph: HighLevelGraph,
+    groups: str,
+    name: str,
+    sources: Sequence[Source],
+    job: Job,
+    leading: tuple[tuple[int, ...], ...],
+) -> HighLevelGraph:
+    """Add the digests of the imagery; nothing depends on them, so they run only if asked for."""
+    samples = MaterializedLayer(sample_tasks(name, sources, job, leading))
+    return HighLevelGraph(
+        {**graph.layers, name: samples},
+        {**graph.dependencies, name: graph.dependencies[groups]},
+    )
 
 
 def _group_tasks(
@@ -110,8 +153,8 @@ def _group_tasks(
         task = SumGroup(job, iy, ix, offsets, bands)
         for date in dates:
             keys = [
-                [[(s.array.name, *date, *s.band_chunk[0], y, x) for x in xs] for y in ys]
-                for s, (ys, _), (xs, _) in zip(sources, over_y, over_x, strict=True)
+                source.keys(date, ys, xs)
+                for source, (ys, _), (xs, _) in zip(sources, over_y, over_x, strict=True)
             ]
             tasks[(name, *date, iy, ix)] = (task, keys)
     return tasks
@@ -135,24 +178,6 @@ def _layer_array(
     layers = {**graph.layers, name: MaterializedLayer(tasks)}
     full = HighLevelGraph(layers, {**graph.dependencies, name: {groups}})
     return da.Array(full, name, chunks, meta=np.empty((0,) * len(chunks), np.float32))
-
-
-def _leading_chunks(band: Source) -> tuple[tuple[int, ...], ...]:
-    """Chunks of the dims before y and x, without the band dimension."""
-    chunks: tuple[tuple[int, ...], ...] = band.array.chunks
-    return chunks[:-2] if band.band is None else chunks[:-3]
-
-
-def _bounds(sizes: Sequence[int]) -> npt.NDArray[np.intp]:
-    """Where chunks begin and end along an axis."""
-    return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def _covering(bounds: npt.NDArray[np.intp], start: int, stop: int) -> tuple[int, int, int]:
-    """First chunk, one past the last chunk over ``[start, stop)``, and the offset in the first."""
-    first = int(np.searchsorted(bounds, start, side="right")) - 1
-    last = int(np.searchsorted(bounds, stop, side="left"))
-    return first, last, start - int(bounds[first])
 
 
 def _validate_dask() -> None:

@@ -64,6 +64,10 @@ class Job:
         Layers to derive.
     batch_size : int or "auto"
         Tiles per forward.
+    bands : tuple of str
+        What red, green and blue are called in the source.
+    masked : bool
+        Whether a mask of valid pixels was given.
     """
 
     model: ModelSpec
@@ -74,6 +78,8 @@ class Job:
     scaling: Scaling
     layers: tuple[Layer, ...]
     batch_size: int | Literal["auto"]
+    bands: tuple[str, ...] = ()
+    masked: bool = False
 
     @property
     def runs(self) -> tuple[tuple[TileRun, ...], tuple[TileRun, ...]]:
@@ -123,8 +129,7 @@ class SumGroup:
         read = self.job.reader.source_span
         span = (read(0, rows.start, rows.stop), read(1, cols.start, cols.stop))
         red, green, blue, *mask = (
-            _assemble(*source, span)
-            for source in zip(chunks, self.offsets, self.bands, strict=True)
+            assemble(*source, span) for source in zip(chunks, self.offsets, self.bands, strict=True)
         )
         leading = red.shape[:-2]
         dates = [
@@ -195,13 +200,25 @@ class BlendBlock:
         return blend(self.layer, parts, sums)
 
 
-def _assemble(
+def assemble(
     chunks: Chunks,
     offset: tuple[int, int],
     band: int | None,
     span: tuple[tuple[int, int], tuple[int, int]],
 ) -> npt.NDArray[Any]:
-    """Cut a window (..., H, W) out of the chunks over it."""
+    """Cut a window (..., H, W) out of the chunks over it.
+
+    Parameters
+    ----------
+    chunks : list of list of numpy.ndarray
+        Source chunks over the window, as rows of columns.
+    offset : tuple of int
+        Where the window begins in the first of them.
+    band : int or None
+        Index along the band dimension, the third from the end.
+    span : tuple of (start, stop)
+        The window's source pixels; only their lengths matter.
+    """
     whole = slice(None)
     pick = (..., whole, whole) if band is None else (..., band, whole, whole)
     views = [[np.asarray(chunk)[pick] for chunk in row] for row in chunks]

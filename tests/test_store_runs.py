@@ -1,0 +1,308 @@
+"""Runs that are killed for real: processes, workers, a server; and how much memory they take."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import store_run
+
+import xchmv2
+from xchmv2.errors import StoreError
+from xchmv2.store.locations import resolve_store
+from xchmv2.store.manifest import open_manifest
+
+HERE = Path(__file__).parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+REGIONS = 2 * 4 * 5
+
+
+def start(store, checkpoint, log, **options):
+    given = [f"{key}={value}" for key, value in options.items()]
+    command = [sys.executable, HERE / "store_run.py", str(store), str(checkpoint), str(log), *given]
+    return subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+
+
+def finish(run):
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+
+
+def lines(log):
+    text = log.read_text() if log.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def kill_after(run, log, events, wait=0.0):
+    """Kill a run once it has done so much; returns whether it was still at work."""
+    while run.poll() is None and len(lines(log)) < events:
+        time.sleep(0.002)
+    time.sleep(wait)
+    alive = run.poll() is None
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    return alive
+
+
+def down(events):
+    return {tuple(event["down"]) for event in events if "down" in event}
+
+
+def insides(events):
+    """Blocks whose inner group was computed."""
+    found = [event["blocks"] for event in events if "group" in event]
+    return [(rows[0], cols[0]) for rows, cols in found if len(rows) == len(cols) == 1]
+
+
+def pixels_of(root):
+    files = (Path(root) / "canopy_height" / "c").rglob("*")
+    return {str(f.relative_to(root)): f.read_bytes() for f in files if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_checkpoint):
+    """Pixels of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start(folder / "h.zarr", tiny_checkpoint, folder / "log"))
+    return pixels_of(folder / "h.zarr")
+
+
+def survive_kills(root, checkpoint, folder, kills, **options):
+    """Kill a run again and again, and check after each that nothing is done twice."""
+    chance = random.Random(kills)
+    killed = 0
+    for attempt in range(kills + 40):
+        last = killed == kills
+        done = open_manifest_or_none(root, options.get("endpoint"))
+        before = done.done() if done else set()
+        log = folder / f"log-{attempt}"
+        run = start(root, checkpoint, log, **options)
+        if last:
+            finish(run)
+        else:
+            killed += kill_after(run, log, chance.randint(0, 25), chance.uniform(0, 0.02))
+        events = lines(log)
+        assert not down(events) & before, "a recorded block was written again"
+        per_block = {
+            block: sum((r, *block) in before for r in range(2)) for block in insides(events)
+        }
+        for block, count in per_block.items():
+            assert insides(events).count(block) + count <= 2, "a recorded block was computed again"
+        if last:
+            return
+    pytest.fail("the run ended before it could be killed so often")
+
+
+def open_manifest_or_none(root, endpoint=None):
+    if endpoint is None and not Path(root).exists():
+        return None
+    storage = {"endpoint_url": endpoint, "key": "test", "secret": "test"} if endpoint else None
+    return open_manifest(resolve_store(root, storage, read_only=True))
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_run(
+    tmp_path, tiny_checkpoint, undisturbed, kills
+):
+    root = tmp_path / "h.zarr"
+    survive_kills(root, tiny_checkpoint, tmp_path, kills, pause=0.01)
+    assert pixels_of(root) == undisturbed
+    assert not list(root.rglob("*.partial"))
+    expected = store_run.heights(str(tiny_checkpoint)).compute()
+    np.testing.assert_allclose(xchmv2.open_zarr(root), expected, atol=5e-4)
+
+
+def test_kills_while_dates_are_added_in_between(tmp_path, tiny_checkpoint, undisturbed):
+    root = tmp_path / "h.zarr"
+    finish(start(root, tiny_checkpoint, tmp_path / "log"))
+    for attempt, events in enumerate([1, 20]):
+        log = tmp_path / f"log-{attempt}"
+        assert kill_after(start(root, tiny_checkpoint, log, extend=1, pause=0.02), log, events)
+    finish(start(root, tiny_checkpoint, tmp_path / "log-last", extend=1))
+    found = xchmv2.open_zarr(root)
+    assert found.sizes["time"] == 4
+    old = {name.replace("/c/2/", "/c/1/"): data for name, data in pixels_of(root).items()
+           if "/c/0/" in name or "/c/2/" in name}  # fmt: skip
+    assert old == undisturbed
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An S3-compatible server on loopback."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_on_an_s3_server(tmp_path, tiny_checkpoint, bucket, undisturbed, kills):
+    import s3fs
+
+    files = s3fs.S3FileSystem(endpoint_url=bucket, key="test", secret="test")
+    files.mkdir(f"forest-{kills}")
+    address = f"s3://forest-{kills}/h.zarr"
+    survive_kills(address, tiny_checkpoint, tmp_path, kills, endpoint=bucket, pause=0.02)
+    top = f"forest-{kills}/h.zarr/"
+    found = {
+        name.removeprefix(top): files.cat(name) for name in files.find(f"{top}canopy_height/c")
+    }
+    assert found == undisturbed
+    opened = xchmv2.open_zarr(
+        address, storage_options={"endpoint_url": bucket, "key": "test", "secret": "test"}
+    )
+    assert opened.odc.crs.epsg == 32633
+    files.clear_instance_cache()
+
+
+def test_a_second_process_is_refused_while_the_first_writes(tmp_path, tiny_checkpoint):
+    root, log = tmp_path / "h.zarr", tmp_path / "log"
+    first = start(root, tiny_checkpoint, log, pause=0.05)
+    while len(lines(log)) < 2:
+        time.sleep(0.01)
+    with pytest.raises(StoreError, match=f"process {first.pid}"):
+        store_run.heights(str(tiny_checkpoint)).chmv2.to_zarr(root, progress=False)
+    finish(first)
+
+
+def test_a_write_that_the_system_refuses_names_the_region(tmp_path, tiny_checkpoint):
+    """Files may grow to nothing, as on a full disk: the system itself refuses the write."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import store_run; from xchmv2.store.regions import WriteBlock; write = WriteBlock._write\n"
+        "def full(self, *given):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))\n"
+        "    write(self, *given)\n"
+        "WriteBlock._write = full\n"
+        "store_run.heights(sys.argv[1]).chmv2.to_zarr(sys.argv[2], progress=False)"
+    )
+    given = [sys.executable, "-c", code, str(tiny_checkpoint), str(tmp_path / "h.zarr")]
+    found = subprocess.run(given, env=ENV, capture_output=True, text=True, timeout=120)
+    assert "StoreError: expected to write canopy_height, 2020-07-01" in found.stderr
+    assert "File too large" in found.stderr
+    finish(start(tmp_path / "h.zarr", tiny_checkpoint, tmp_path / "log"))
+    assert len(down(lines(tmp_path / "log"))) == REGIONS
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a killed worker leaves its sockets
+def test_a_worker_that_dies_costs_nothing_but_its_own_work(
+    tmp_path, tiny_checkpoint, undisturbed, capsys
+):
+    distributed = pytest.importorskip("distributed")
+    root, log, loads = tmp_path / "h.zarr", tmp_path / "log", tmp_path / "loads"
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.register_plugin(NoteLoads(str(loads), str(log)))
+        victim = next(iter(client.run(os.getpid).values()))
+
+        def kill():
+            while len(down(lines(log))) < 8:
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        height = store_run.heights(str(tiny_checkpoint))
+        done = height.chmv2.to_zarr(root, progress=True)
+        killer.join()
+    assert done.regions == REGIONS
+    assert f"{REGIONS}/{REGIONS}" in capsys.readouterr().err  # right on a cluster too
+    # Workers make the same batches as one machine, so the same bytes.
+    assert pixels_of(root) == undisturbed
+    pids = loads.read_text().split()
+    assert str(victim) in pids
+    assert len(pids) == len(set(pids)) >= 2  # one load each, whoever took the place of the dead
+
+
+try:
+    from distributed import WorkerPlugin
+except ImportError:
+    WorkerPlugin = object
+
+
+class NoteLoads(WorkerPlugin):
+    """Notes each load of a model, and the work, of every worker there will be."""
+
+    def __init__(self, loads, log):
+        self.loads, self.log = loads, log
+
+    def setup(self, worker):
+        import torch
+
+        from xchmv2.model import CHMv2ForDepthEstimation
+
+        torch.set_num_threads(1)
+        store_run.note_work(self.log, 0.02)
+        load = CHMv2ForDepthEstimation.from_pretrained.__func__
+
+        def noted(cls, *given, **options):
+            with open(self.loads, "a") as file:
+                file.write(f"{os.getpid()}\n")
+            return load(cls, *given, **options)
+
+        CHMv2ForDepthEstimation.from_pretrained = classmethod(noted)
+
+
+MEASURE = """
+import resource, sys, numpy as np, xarray as xr, dask.array as da, torch, odc.geo.xr
+from reference import tiny_config
+import xchmv2
+from xchmv2.model import CHMv2ForDepthEstimation
+
+torch.set_num_threads(1)
+side, block = int(sys.argv[1]), int(sys.argv[2])
+
+
+class Mean(CHMv2ForDepthEstimation):
+    def height(self, pixel_values, *, spread=False):
+        return pixel_values.mean(dim=1), None
+
+
+def pixels(block_info):
+    (top, bottom), (left, right) = block_info[None]["array-location"]
+    return (np.arange(top, bottom)[:, None] * 7 + np.arange(left, right) * 3).astype("u1")
+
+
+def band():
+    sizes = tuple(min(block, side - start) for start in range(0, side, block))
+    return da.map_blocks(pixels, chunks=(sizes, sizes), dtype="u1", meta=np.empty((0, 0), "u1"))
+
+
+axes = {"y": 5e6 - 0.6 * np.arange(side), "x": 5e5 + 0.6 * np.arange(side)}
+scene = xr.Dataset({n: (("y", "x"), band()) for n in ("red", "green", "blue")}, axes)
+height = scene.odc.assign_crs(32633).chmv2.predict(Mean(tiny_config()), block=block)
+height.chmv2.to_zarr(sys.argv[3], progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_memory(side, block, store):
+    """Peak memory of a process that writes a generated scene [MiB]."""
+    given = [sys.executable, "-c", MEASURE, str(side), str(block), str(store)]
+    env = {**ENV, "MALLOC_ARENA_MAX": "2"}
+    found = subprocess.run(given, env=env, check=True, capture_output=True, text=True)
+    return float(found.stdout.split()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.parametrize(
+    ("side", "block"), [(4096, 1024), pytest.param(20480, 4096, marks=pytest.mark.slow)]
+)
+def test_memory_does_not_grow_with_the_scene(tmp_path, side, block):
+    small = peak_memory(side, block, tmp_path / "small.zarr")
+    large = peak_memory(2 * side, block, tmp_path / "large.zarr")
+    print(f"peak memory {side} px: {small:.0f} MiB, {2 * side} px: {large:.0f} MiB")
+    assert large < 1.15 * small

@@ -1,0 +1,6 @@
+"""Zarr stores of canopy heights that are written region by region, and go on after a kill."""
+
+from xchmv2.store.reading import open_zarr
+from xchmv2.store.writing import Written, remove_store, to_zarr
+
+__all__ = ["Written", "open_zarr", "remove_store", "to_zarr"]

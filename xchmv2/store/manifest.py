@@ -1,0 +1,223 @@
+"""What a store knows of itself: what determines its pixels, its dates, which blocks are down.
+
+It is a Zarr group of its own inside the store, so any store that holds Zarr holds it: attributes,
+and an array of one small object per block that is down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import zarr
+from zarr.abc.store import Store
+
+from xchmv2.errors import StoreError
+from xchmv2.store.lock import KEY as LOCK
+from xchmv2.store.objects import delete_below, delete_object, list_keys, list_names
+
+GROUP = "xchmv2"
+_DONE = f"{GROUP}/done"
+_FORMAT = 1
+_LONGEST_VALUE = 120
+
+
+class Manifest:
+    """The record that lies beside the data.
+
+    Parameters
+    ----------
+    store : zarr Store
+        A store that has one.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._group = zarr.open_group(store, path=GROUP, mode="r+" if not store.read_only else "r")
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the pixels, but for the dates."""
+        return dict(self._group.attrs["fingerprint"])  # type: ignore[arg-type]
+
+    @property
+    def dates(self) -> dict[str, dict[str, Any]]:
+        """By label: which ``record`` is theirs, their source ``items`` and ``imagery`` digest."""
+        return dict(self._group.attrs["dates"])  # type: ignore[arg-type]
+
+    @property
+    def order(self) -> list[str]:
+        """Labels in the order of the data's dates."""
+        return list(self._group.attrs["order"])  # type: ignore[arg-type]
+
+    @property
+    def pending(self) -> dict[str, Any] | None:
+        """What is left of an extension that was begun; None mostly."""
+        return self._group.attrs.get("pending")  # type: ignore[return-value]
+
+    @property
+    def generation(self) -> int:
+        """How often dates were added; places in the data hold for one generation alone."""
+        return int(self._group.attrs["generation"])  # type: ignore[arg-type]
+
+    @property
+    def record(self) -> zarr.Array[Any]:
+        """One whole number for each record, and block along y and x: 1 once it is down."""
+        return zarr.open_array(self.store, path=_DONE, mode="r+")
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """How many blocks there are along y and x."""
+        _, y, x = zarr.open_array(self.store, path=_DONE, mode="r").shape
+        return y, x
+
+    def done(self) -> set[tuple[int, int, int]]:
+        """List the blocks that are down as (record, y, x)."""
+        head = f"{_DONE}/c/"
+        found = (key.removeprefix(head).split("/") for key in list_keys(self.store, head))
+        # A file that is just being written has a longer name.
+        return {(int(d), int(y), int(x)) for d, y, x in found if x.isdigit()}
+
+    def forget(self, record: int) -> None:
+        """Take the blocks of one record for not written."""
+        delete_below(self.store, f"{_DONE}/c/{record}")
+
+    def update(self, **attrs: Any) -> None:
+        """Change attributes, all at once."""
+        self._group.update_attributes(attrs)
+
+    def add_records(self, count: int) -> None:
+        """Make room for more dates."""
+        record = self.record
+        if record.shape[0] < count:
+            record.resize((count, *record.shape[1:]))
+
+
+def create_manifest(
+    store: Store,
+    content: Mapping[str, Any],
+    dates: Mapping[str, Mapping[str, Any]],
+    blocks: tuple[int, int],
+) -> Manifest:
+    """Write the record of a store whose template is complete.
+
+    Parameters
+    ----------
+    store : zarr Store
+        Where.
+    content : mapping
+        The fingerprint.
+    dates : mapping
+        As :attr:`Manifest.dates`, in the order of the data.
+    blocks : tuple of int
+        Blocks along y and x.
+    """
+    zarr.create_array(
+        store,
+        name=_DONE,
+        shape=(len(dates), *blocks),
+        chunks=(1, 1, 1),
+        dtype="uint8",
+        fill_value=0,
+        compressors=None,
+        overwrite=True,
+    )
+    attrs = {"state": "ready", "format": _FORMAT, "fingerprint": dict(content), "generation": 0}
+    manifest = Manifest(store)
+    manifest.update(**attrs, dates=dict(dates), order=list(dates), pending=None)
+    return manifest
+
+
+def open_manifest(store: Store) -> Manifest | None:
+    """Open a store's record; None where the store is empty, or was hardly begun.
+
+    Raises
+    ------
+    StoreError
+        If something else lies there, or a later version wrote it.
+    """
+    attrs = _attributes(store)
+    if attrs.get("state") == "creating":
+        return None
+    if attrs.get("state") != "ready":
+        foreign = _foreign_names(store)
+        if not foreign:
+            return None
+        raise StoreError(
+            "an empty place, or a store that .chmv2.to_zarr() wrote",
+            f"{', '.join(sorted(foreign)[:5])} in {store}",
+            "give another name; nothing there was touched",
+        )
+    if attrs["format"] != _FORMAT:
+        raise StoreError(
+            f"a store of format {_FORMAT}",
+            f"format {attrs['format']} in {store}",
+            "upgrade xchmv2",
+        )
+    return Manifest(store)
+
+
+def begin(store: Store) -> None:
+    """Clear what a killed start left behind, and say that a start is under way."""
+    for key in list_keys(store, ""):
+        if key not in (LOCK, f"{GROUP}/zarr.json"):
+            delete_object(store, key)
+    zarr.open_group(store, path=GROUP, mode="a", attributes={"state": "creating"})
+
+
+def _attributes(store: Store) -> dict[str, Any]:
+    try:
+        return dict(zarr.open_group(store, path=GROUP, mode="r").attrs)
+    except (FileNotFoundError, KeyError, ValueError):
+        return {}
+
+
+def _foreign_names(store: Store) -> set[str]:
+    """Name what lies in a store without a manifest, but for a lock and empty groups."""
+    names = set(list_names(store)) - {GROUP}
+    own = list_keys(store, f"{GROUP}/") if GROUP in list_names(store) else []
+    found = names | {k for k in own if k not in (LOCK, f"{GROUP}/zarr.json")}
+    if found == {"zarr.json"} and not dict(zarr.open_group(store, mode="r").attrs):
+        return set()
+    return found
+
+
+def validate_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Check that two fingerprints are equal.
+
+    Raises
+    ------
+    StoreError
+        If they differ; the message names each field that does.
+    """
+    if ("arrays" in found) != ("arrays" in wanted):
+        raise StoreError(
+            f"{_kind(found)}, with which {where} was begun",
+            _kind(wanted),
+            "select and mask the imagery before predict(), not its result; or write to another "
+            "store",
+        )
+    fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    if fields:
+        raise StoreError(
+            f"what determines the pixels to be what {where} was begun with: "
+            + _listed((name, found.get(name)) for name in fields),
+            _listed((name, wanted.get(name)) for name in fields),
+            "call it as before to go on, or write to another store",
+        )
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    if "arrays" not in content:
+        return "the result of predict() as it is"
+    names = ", ".join(f"{name} from {array}" for name, array in content["arrays"].items())
+    return f"arrays computed in another way ({names})"
+
+
+def _listed(pairs: Iterable[tuple[str, Any]]) -> str:
+    return "; ".join(f"{name} {_short(value)}" for name, value in pairs)
+
+
+def _short(value: Any) -> str:
+    text = "not given" if value is None else str(value)
+    return text if len(text) < _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -1,0 +1,234 @@
+"""Which blocks are to be written, and the task that writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from xchmv2._dask import blocks_of
+from xchmv2.errors import StoreError
+from xchmv2.store.cube import Cube
+from xchmv2.store.encodings import Encoding
+from xchmv2.store.manifest import Manifest
+
+#: What ``regions=`` takes: index ranges along some dims, or several of these.
+Region = Mapping[Hashable, slice | int]
+Regions = Region | Sequence[Region]
+
+
+@dataclass(frozen=True)
+class DatePlace:
+    """Where one date of a block belongs.
+
+    Parameters
+    ----------
+    source : int
+        Index in the block.
+    target : int
+        Index in the store's arrays.
+    record : int
+        Index in the manifest.
+    label : str
+        What the store calls the date.
+    """
+
+    source: int
+    target: int
+    record: int
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class WriteBlock:
+    """Task: encode one block of each variable, write it, record it.
+
+    Parameters
+    ----------
+    arrays : tuple of zarr.Array
+        Arrays of the store, (date, y, x) or (y, x).
+    encodings : tuple of Encoding
+        How each is stored.
+    record : zarr.Array
+        Where it is noted that a block is down.
+    dates : tuple of DatePlace
+        Dates of the block that are not down yet.
+    block : tuple of int
+        The block, along y and x.
+    rows, cols : slice
+        Its pixels.
+    generation : int
+        Of the store's dates, for which the places hold.
+    """
+
+    arrays: tuple[zarr.Array[Any], ...]
+    encodings: tuple[Encoding, ...]
+    record: zarr.Array[Any]
+    dates: tuple[DatePlace, ...]
+    block: tuple[int, int]
+    rows: slice
+    cols: slice
+    generation: int
+
+    def __call__(self, blocks: Sequence[npt.NDArray[Any]]) -> int:
+        """Write the blocks, one of each variable; returns how many pixels that were."""
+        self._validate_generation()
+        for date in self.dates:
+            for array, encode, block in zip(self.arrays, self.encodings, blocks, strict=True):
+                self._write(array, encode, np.asarray(block), date)
+            # After the data, so that a block that is recorded is down.
+            self._note(date)
+        height, width = blocks[0].shape[-2:]
+        return int(height * width * len(self.dates))
+
+    def _validate_generation(self) -> None:
+        """Make sure that the dates are where they were when this was planned."""
+        found = Manifest(self.record.store).generation
+        if found != self.generation:
+            raise StoreError(
+                "the dates where they were when this run was planned",
+                "that another run has added dates since",
+                "call .chmv2.to_zarr() again",
+            )
+
+    def _write(
+        self, array: zarr.Array[Any], encode: Encoding, block: npt.NDArray[Any], date: DatePlace
+    ) -> None:
+        flat = block.ndim == 2
+        where = (self.rows, self.cols) if flat else (date.target, self.rows, self.cols)
+        try:
+            array[where] = encode(block if flat else block[date.source])
+        except OverflowError as error:
+            raise StoreError(
+                f"heights that the encoding can hold at {self._name(array, date)}",
+                str(error),
+                "choose encoding='int16_cm' or 'float32' for a new store",
+            ) from None
+        except Exception as error:
+            raise self._failure(self._name(array, date), error) from error
+
+    def _note(self, date: DatePlace) -> None:
+        try:
+            self.record[(date.record, *self.block)] = 1
+        except Exception as error:
+            raise self._failure(f"the record of {self._name(self.record, date)}", error) from error
+
+    def _name(self, array: zarr.Array[Any], date: DatePlace) -> str:
+        place = f"y {self.rows.start}:{self.rows.stop}, x {self.cols.start}:{self.cols.stop}"
+        return ", ".join(filter(None, [array.basename or array.path, date.label, place]))
+
+    def _failure(self, what: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"to write {what}",
+            f"{type(error).__name__}: {error}",
+            "mend the cause and call the same again: regions that are down stay, and only the "
+            "missing ones are computed",
+        )
+
+
+def missing_blocks(
+    cube: Cube,
+    manifest: Manifest,
+    arrays: tuple[zarr.Array[Any], ...],
+    encodings: Mapping[str, Encoding],
+    wanted: list[dict[str, slice]] | None,
+) -> tuple[dict[tuple[int, ...], WriteBlock], int]:
+    """Find the blocks of a cube that are not in the store.
+
+    Parameters
+    ----------
+    cube : Cube
+        What is to be written.
+    manifest : Manifest
+        The store's record.
+    arrays : tuple of zarr.Array
+        The store's arrays.
+    encodings : mapping
+        How each variable is stored.
+    wanted : list of dict, or None
+        Index ranges that a block must touch, from :func:`resolve_regions`; None for all.
+
+    Returns
+    -------
+    sinks : dict
+        What writes each block, by its place in the cube.
+    present : int
+        Regions among those wanted that are in the store.
+    """
+    generation = manifest.generation
+    done, record, order, dates = manifest.done(), manifest.record, manifest.order, manifest.dates
+    labels, places = cube.labels, {label: i for i, label in enumerate(order)}
+    found, present = {}, 0
+    for index, pixels in blocks_of(next(iter(cube.arrays.values()))):
+        if not _touches(wanted, cube, pixels):
+            continue
+        *when, rows, cols = pixels
+        by, bx = index[-2:]
+        span = when[0] if when else slice(0, 1)
+        missing = tuple(
+            DatePlace(i - span.start, places[label], dates[label]["record"], label)
+            for i, label in enumerate(labels[span], span.start)
+            if (dates[label]["record"], by, bx) not in done
+        )
+        present += len(labels[span]) - len(missing)
+        if missing:
+            found[index] = WriteBlock(
+                arrays, tuple(encodings.values()), record, missing, (by, bx), rows, cols, generation
+            )
+    return found, present
+
+
+def resolve_regions(cube: Cube, regions: Regions | None) -> list[dict[str, slice]] | None:
+    """Check what the user wrote, and make it plain index ranges.
+
+    Raises
+    ------
+    StoreError
+        If a dim is unknown, or a range is none or lies outside.
+    """
+    if regions is None:
+        return None
+    given = [regions] if isinstance(regions, Mapping) else list(regions)
+    sizes = {str(dim): size for dim, size in cube.dataset.sizes.items()}
+    for region in given:
+        good = isinstance(region, Mapping) and all(
+            dim in sizes and (isinstance(part, slice | int | np.integer))
+            for dim, part in region.items()
+        )
+        if not good:
+            raise StoreError(
+                f"regions as index ranges along {tuple(sizes)}",
+                f"{region!r}",
+                "for example .to_zarr(store, regions={'time': 0, 'y': slice(0, 8192)})",
+            )
+    return [{str(d): _as_slice(p, sizes[str(d)]) for d, p in r.items()} for r in given]
+
+
+def _as_slice(part: slice | int, size: int) -> slice:
+    if isinstance(part, slice):
+        start, stop, step = part.indices(size)
+        if step == 1:
+            return slice(start, stop)
+    elif -size <= part < size:
+        return slice(int(part) % size, int(part) % size + 1)
+    raise StoreError(
+        f"an index range within {size}",
+        f"{part!r}",
+        "give slice(start, stop) in pixels or dates, without a step",
+    )
+
+
+def _touches(wanted: list[dict[str, slice]] | None, cube: Cube, pixels: tuple[slice, ...]) -> bool:
+    """Whether a block has a pixel in one of the regions."""
+    if wanted is None:
+        return True
+    dims = [*([cube.date_dim] if cube.date_dim else []), *cube.dims]
+    block = dict(zip(dims, pixels, strict=True))
+    return any(
+        all(block[d].start < part.stop and part.start < block[d].stop for d, part in region.items())
+        for region in wanted
+    )

@@ -1,18 +1,22 @@
 import errno
+import json
 import subprocess
 import sys
 
+import catalogue as catalogue_of
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import rioxarray
 import xarray as xr
 from click.testing import CliRunner
 from conftest import cube
 
 import xchmv2
-from xchmv2 import cli
 from xchmv2.cli import main
+from xchmv2.cli.fine_tune import _describe
+from xchmv2.cli.rasters import open_raster
 from xchmv2.demo import run as demonstration
 from xchmv2.training import FineTuned
 
@@ -69,7 +73,7 @@ class TestMain:
             ["demo", "--size", "10"],
             ["demo", "--seed", "-1"],
             ["fine-tune", "a.tif", "b.tif"],
-            ["fine-tune", "a.tif", "b.tif", "out", "--bands", "1", "2"],
+            ["fine-tune", "a.tif", "b.tif", "out", "--bands", "1,2"],
             ["fine-tune", "a.tif", "b.tif", "out", "--train", "neck"],
         ],
     )
@@ -138,7 +142,7 @@ class TestFineTune:
 
     def test_it_says_when_no_epoch_did_better(self, tmp_path):
         history = pd.DataFrame({"epoch": [0, 1], "validation_mae": [3.0, 3.5]})
-        said = cli._describe(FineTuned(tmp_path / "tuned", history, 0))
+        said = _describe(FineTuned(tmp_path / "tuned", history, 0))
         assert said.startswith("Validation MAE: 3.00 m before, and no epoch did better")
 
     def test_existing_output_is_left_alone(self, rasters, tmp_path, tiny_checkpoint):
@@ -157,7 +161,7 @@ class TestFineTune:
         monkeypatch.setattr("xchmv2.training.fine_tune", fine_tune)
         words = "--model m --train all --epochs 3 --batch-size 4 --lr 0.01 --tile 96 --validation 0"
         words += (
-            " --resolution 0.6 --bands 3 2 1 --value-range 0 3000 --nodata 0 --seed 5 --device cpu"
+            " --resolution 0.6 --bands 3,2,1 --value-range 0,3000 --nodata 0 --seed 5 --device cpu"
         )
         result = run("fine-tune", *rasters, tmp_path / "out", *words.split())
         assert result.exit_code == 1
@@ -191,7 +195,7 @@ class TestFineTune:
         ("words", "message"),
         [
             (["missing.tif", "lidar.tif", "out"], "error: missing.tif: No such file"),
-            (["image.tif", "lidar.tif", "out", "--bands", "1", "2", "9"], "three different bands"),
+            (["image.tif", "lidar.tif", "out", "--bands", "1,2,9"], "three different bands"),
             (["image.tif", "lidar.tif", "out", "--tile", "50"], "a multiple of 32"),
             (
                 ["image.tif", "lidar.tif", "out", "--epochs", "0"],
@@ -213,4 +217,184 @@ class TestFineTune:
         with pytest.raises(
             xchmv2.CHMv2Error, match=r"one raster in 'a.nc', found several; name one"
         ):
-            cli._read("a.nc")
+            open_raster("a.nc")
+
+
+PREDICT = ["--tile", 64, "--overlap", 16, "--block", 96, "--device", "cpu"]
+
+
+class TestPredict:
+    def test_a_geotiff_in_and_a_cog_out(self, rasters, tmp_path, tiny_checkpoint):
+        out = tmp_path / "height.tif"
+        words = [*PREDICT, "--model", tiny_checkpoint, "--layers", "height,bin_spread"]
+        result = run("predict", rasters[0], out, *words)
+        assert result.exit_code == 0, result.output
+        assert "megapixels per second" in result.stdout
+        assert "4/4" in result.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["height.tif"]
+        expected = rioxarray.open_rasterio(rasters[0]).chmv2.predict(
+            tiny_checkpoint, tile=64, overlap=16, block=96, layers=("height", "bin_spread")
+        )
+        with rasterio.open(out) as found:
+            assert found.descriptions == ("canopy_height", "bin_spread")
+            assert found.units == ("m", "m")
+            assert found.tags(1)["chmv2_tile"] == "64"
+            assert np.isnan(found.nodata)
+            assert found.crs.to_epsg() == 32633
+            assert found.transform.almost_equals(expected.rio.transform())
+            assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+            np.testing.assert_allclose(found.read(1), expected.canopy_height, atol=5e-4)
+            np.testing.assert_allclose(found.read(2), expected.bin_spread, atol=5e-4)
+
+    def test_options_mean_what_they_mean_in_python(self, rasters, tmp_path, tiny_checkpoint):
+        words = [*PREDICT, "--model", tiny_checkpoint, "--bands", "3,2,1", "--value-range", "5,200"]
+        words += ["--nodata", 7, "--erode", 1, "--resolution", 0.9, "--quiet"]
+        result = run("predict", rasters[0], tmp_path / "h.tif", *words)
+        assert (result.exit_code, result.output) == (0, "")
+        expected = rioxarray.open_rasterio(rasters[0]).chmv2.predict(
+            tiny_checkpoint, tile=64, overlap=16, block=96, bands=(3, 2, 1), value_range=(5, 200),
+            nodata=7, erode=1, resolution=0.9,
+        )  # fmt: skip
+        with rasterio.open(tmp_path / "h.tif") as found:
+            np.testing.assert_allclose(found.read(1), expected, atol=5e-4)
+
+    def test_a_store_out_that_goes_on(self, rasters, tmp_path, tiny_checkpoint):
+        out = tmp_path / "h.zarr"
+        words = ["predict", rasters[0], out, *PREDICT, "--model", tiny_checkpoint]
+        assert run(*words, "--encoding", "int16_cm").exit_code == 0
+        again = run(*words)
+        assert again.exit_code == 1
+        assert "error: expected no " in again.stderr
+        assert "--overwrite, or go on with it by --resume" in again.stderr
+        other = run(*words, "--resume")
+        assert other.exit_code == 1
+        assert "encoding int16_cm, found encoding float32" in other.stderr
+        resumed = run(*words, "--resume", "--encoding", "int16_cm")
+        assert resumed.exit_code == 0
+        assert "4 were there already" in resumed.stdout
+        assert run(*words, "--overwrite").exit_code == 0
+        assert xchmv2.open_zarr(out).notnull().all()
+
+    def test_an_existing_file_is_replaced_only_on_request(self, rasters, tmp_path, tiny_checkpoint):
+        out = tmp_path / "h.tif"
+        out.write_text("mine")
+        words = ["predict", rasters[0], out, *PREDICT, "--model", tiny_checkpoint]
+        refused = run(*words)
+        assert refused.exit_code == 1
+        assert "replace it by --overwrite" in refused.stderr
+        assert out.read_text() == "mine"
+        failed = run(*words, "--overwrite", "--overlap", 40)
+        assert failed.exit_code == 1
+        assert out.read_text() == "mine"
+        assert run(*words, "--overwrite").exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("words", "code", "message"),
+        [
+            (["none.tif", "h.tif"], 1, "error: none.tif: No such file"),
+            (["image.tif", "h.jpg"], 1, "error: expected OUT that ends in .tif or .zarr"),
+            (["image.tif", "h.tif", "--resume"], 1, "written whole or not at all"),
+            (["image.tif", "h.tif", "--tile", "50"], 1, "multiple of 32"),
+            (["image.tif", "h.tif", "--block", "-5"], 2, "-5 is not in the range"),
+            (["image.tif", "h.tif", "--encoding", "rounded"], 1, "a GeoTIFF keeps float32"),
+            (["image.tif", "no/h.tif"], 1, "expected the folder no, found none"),
+            (["image.tif", "h.tif", "--bands", "1,2"], 2, "not 3 whole numbers between commas"),
+            (["image.tif", "h.tif", "--layers", "depth"], 2, "none of height"),
+            (["image.tif", "h.tif", "--value-range", "0;255"], 2, "not 2 numbers"),
+            (["image.tif", "thesis.zarr", "--overwrite"], 1, "an empty place, or a store"),
+        ],
+    )
+    def test_bad_input(self, rasters, tmp_path, tiny_checkpoint, monkeypatch, words, code, message):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "image.tif").symlink_to(rasters[0])
+        (tmp_path / "thesis.zarr").mkdir()
+        (tmp_path / "thesis.zarr" / "text").touch()
+        result = run("predict", "--model", tiny_checkpoint, *PREDICT, *words)
+        assert result.exit_code == code, result.output
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert (tmp_path / "thesis.zarr" / "text").exists()
+        assert not (tmp_path / "h.tif").exists()
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    """An item collection of two dates over files on disk."""
+    collection = tmp_path / "items.json"
+    items = []
+    for year in (2019, 2021):
+        path = catalogue_of.raster(tmp_path / f"{year}.tif", catalogue_of.noise(seed=year))
+        items.append(
+            catalogue_of.item(
+                path,
+                id=f"image-{year}",
+                time=f"{year}-07-01T10:00:00Z",
+                properties={"view:sun_elevation": year - 1979},
+                **{"eo:bands": catalogue_of.names("red", "green", "blue")},
+            )
+        )
+    collection.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    return collection
+
+
+class TestRun:
+    def test_from_a_catalogue_to_a_store_and_on_after_new_dates(
+        self, catalogue, tmp_path, tiny_checkpoint
+    ):
+        out = tmp_path / "h.zarr"
+        words = ["run", catalogue, out, *PREDICT, "--model", tiny_checkpoint]
+        everything = json.loads(catalogue.read_text())
+        catalogue.write_text(json.dumps({**everything, "features": everything["features"][1:]}))
+        first = run(*words)
+        assert first.exit_code == 0, first.output
+        assert "Wrote 1 regions" in first.stdout
+
+        catalogue.write_text(json.dumps(everything))
+        refused = run(*words)
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith("error: expected no store at")
+        assert "--resume" in refused.stderr or "resume=True" in refused.stderr
+        more = run(*words, "--resume")
+        assert more.exit_code == 0, more.output
+        assert "1 were there already" in more.stdout
+        found = xchmv2.open_zarr(out)
+        assert list(found.time.dt.year.values) == [2019, 2021]
+        assert list(found.sun_elevation.values) == [40, 42]
+        assert list(found.item_ids.values) == ["image-2019", "image-2021"]
+        assert list(found.quality_flags.values & 1) == [1, 1]  # the sun stood below 45 degrees
+        assert found.quality_flags.attrs["flag_meanings"].startswith("low_sun")
+        expected = xchmv2.load(str(catalogue)).chmv2.predict(
+            str(tiny_checkpoint), tile=64, overlap=16, block=96
+        )
+        np.testing.assert_allclose(found, expected, atol=5e-4)
+
+    def test_on_a_cluster(self, catalogue, tmp_path, tiny_checkpoint):
+        distributed = pytest.importorskip("distributed")
+        out = tmp_path / "h.zarr"
+        with distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=None
+        ) as cluster:
+            words = ["--scheduler", cluster.scheduler_address, "--model", tiny_checkpoint]
+            result = run("run", catalogue, out, *PREDICT, *words)
+        assert result.exit_code == 0, result.output
+        assert xchmv2.open_zarr(out).notnull().any()
+
+    @pytest.mark.parametrize(
+        ("words", "code", "message"),
+        [
+            (["none.json", "h.zarr"], 1, "none.json"),
+            (["items.json", "h.zarr", "--bbox", "1,2,3"], 2, "not 4 numbers"),
+            (["items.json", "h.zarr", "--bbox", "80,10,81,11"], 1, "error: expected"),
+            (["items.json", "h.zarr", "--sign", "nothing:sign"], 1, "--sign as module:name"),
+            (["items.json", "h.zarr", "--bands", "a,b,c"], 1, "error: expected"),
+            (["items.json", "h.tif"], 1, "OUT as a Zarr store"),
+            (["items.json", "h.zarr", "--scheduler", "nonsense://x"], 1, "--scheduler as an"),
+        ],
+    )
+    def test_bad_input(self, catalogue, tiny_checkpoint, monkeypatch, words, code, message):
+        monkeypatch.chdir(catalogue.parent)
+        result = run("run", "--model", tiny_checkpoint, *PREDICT, *words)
+        assert result.exit_code == code, result.output
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (catalogue.parent / "h.zarr").exists()

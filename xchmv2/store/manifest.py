@@ -176,7 +176,9 @@ def _foreign_names(store: Store) -> set[str]:
     """Name what lies in a store without a manifest, but for a lock and empty groups."""
     names = set(list_names(store)) - {GROUP}
     own = list_keys(store, f"{GROUP}/") if GROUP in list_names(store) else []
-    found = names | {k for k in own if k not in (LOCK, f"{GROUP}/zarr.json")}
+    # Another writer may be putting its lock or its first note there just now.
+    expected = (LOCK, f"{GROUP}/zarr.json")
+    found = names | {k for k in own if k not in expected and not k.endswith(".partial")}
     if found == {"zarr.json"} and not dict(zarr.open_group(store, mode="r").attrs):
         return set()
     return found

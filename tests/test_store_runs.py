@@ -144,9 +144,6 @@ def bucket():
     server.stop()
 
 
-# The sessions of the file system are closed when they are collected, if at all.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_on_an_s3_server(tmp_path, tiny_checkpoint, bucket, undisturbed, kills):
     import s3fs

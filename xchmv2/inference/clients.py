@@ -30,7 +30,10 @@ def active_client() -> Any | None:
 
 def list_workers(client: Any) -> Workers:
     """Ask a cluster's scheduler for its workers; an asynchronous client knows none."""
-    workers: Workers = client.scheduler_info().get("workers", {})
+    if client.asynchronous:
+        return {}
+    # Not client.scheduler_info(): a callback of the client may empty what that is about to return.
+    workers: Workers = client.sync(client.scheduler.identity)["workers"]
     return workers
 
 

@@ -1,13 +1,18 @@
 import sys
 import warnings
 
+import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
+import shapely
 import xarray as xr
 from conftest import cube
 
 from xchmv2 import plotting
+from xchmv2.change import difference
 from xchmv2.errors import CHMv2Error, ImageryError
+from xchmv2.validation import match
 
 
 @pytest.fixture
@@ -132,3 +137,265 @@ def test_without_matplotlib(monkeypatch):
             draw()
     with pytest.raises(CHMv2Error, match=message):
         plotting.new_figure(1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def dates(count=3, **options):
+    stack = [plane(**options) + k for k in range(count)]
+    time = pd.date_range("2019-07-01", periods=count, freq="730D", name="time")
+    return xr.concat(stack, time).rename("canopy_height")
+
+
+def bare(array):
+    """Take the CRS off."""
+    array = array.drop_vars("spatial_ref")
+    array.attrs.pop("grid_mapping", None)
+    array.encoding.pop("grid_mapping", None)
+    return array
+
+
+def drawn(picture):
+    """Draw it as a file would be, and check that nothing is cut off."""
+    picture.figure.canvas.draw()
+    whole = picture.figure.bbox
+    for ax in picture.figure.axes:
+        box = ax.get_tightbbox()
+        assert box.x0 >= -1
+        assert box.y0 >= -1
+        assert box.x1 <= whole.x1 + 1
+        assert box.y1 <= whole.y1 + 1
+    return picture
+
+
+class TestMaps:
+    def test_one_date(self):
+        picture = drawn(plotting.plot_height(plane()))
+        (image,) = picture.artists
+        assert image.get_clim() == (0, 35)
+        assert picture.colour_bar.ax.get_ylabel() == "canopy height [m]"
+        assert picture.figure.axes == [*picture.axes, picture.colour_bar.ax]
+
+    def test_dates_share_a_scale_and_are_named(self):
+        picture = drawn(plotting.plot_height(dates(5), columns=2))
+        assert [ax.get_title() for ax in picture.axes[:2]] == ["2019-07-01", "2021-06-30"]
+        assert len(picture.axes) == 5
+        assert len({image.get_clim() for image in picture.artists}) == 1
+        other = plotting.plot_height(plane().expand_dims(member=2))
+        assert [ax.get_title() for ax in other.axes] == ["member 0", "member 1"]
+
+    def test_axes_limits_and_colours_of_the_caller(self, ax):
+        picture = plotting.plot_height(plane(), ax=ax, limits=(0, 12))
+        assert picture.axes == [ax]
+        assert picture.artists[0].get_clim() == (0, 12)
+        assert picture.colour_bar.extend == "max"
+
+    def test_few_odd_heights_do_not_wash_out_the_rest(self):
+        height = plane((100, 100), high=28)
+        height[50, 50] = 90
+        picture = plotting.plot_height(height)
+        assert picture.artists[0].get_clim() == (0, 30)
+        assert picture.colour_bar.extend == "max"
+
+    def test_missing_data_are_explained(self):
+        picture = plotting.plot_height(plane().where(plane() > 3))
+        assert picture.axes[0].get_legend().get_texts()[0].get_text() == "no data"
+        assert plotting.plot_height(plane()).axes[0].get_legend() is None
+        declared = plane().where(plane() > 3, -9999).assign_attrs(nodata=-9999)
+        image = plotting.plot_height(declared).artists[0]
+        np.testing.assert_array_equal(image.get_array().mask, plane() <= 3)
+
+    def test_nothing_known(self):
+        drawn(plotting.plot_height(plane() * np.nan))
+
+    def test_large_arrays_are_never_whole(self):
+        sizes = []
+
+        def note(block):
+            sizes.append(block.size)
+            return block
+
+        height = plane((4000, 4000)).chunk(y=400, x=400)
+        data = height.data.map_blocks(note, dtype=float, meta=np.empty((0, 0)))
+        before = height.copy(deep=True)
+        picture = plotting.plot_height(height.copy(data=data))
+        assert max(sizes) == 400 * 400
+        assert picture.artists[0].get_array().shape == (1000, 1000)
+        xr.testing.assert_identical(height, before)
+
+    def test_change_of_a_cube_goes_from_date_to_date(self):
+        picture = drawn(plotting.plot_change(dates(3)))
+        assert [ax.get_title() for ax in picture.axes] == [
+            "2019-07-01 to 2021-06-30",
+            "2021-06-30 to 2023-06-30",
+        ]
+        for image in picture.artists:
+            np.testing.assert_allclose(image.get_array(), 1)
+            assert image.get_clim() == (-5, 5)
+        changes = plotting.plot_change(dates(3).rename("height_change"))
+        assert len(changes.axes) == 3
+
+    def test_change_of_two_dates(self):
+        found = difference(plane(), plane(low=-12), sigma=2.0)
+        picture = plotting.plot_change(found)
+        np.testing.assert_allclose(picture.artists[0].get_array(), found["height_change"])
+        picture = plotting.plot_change(found, only_significant=True, limit=8)
+        expected = found["height_change"].where(found["significant"], 0)
+        np.testing.assert_allclose(picture.artists[0].get_array(), expected)
+        assert "significant" in picture.colour_bar.ax.get_ylabel()
+        assert picture.artists[0].get_clim() == (-8, 8)
+
+    def test_missing_change_is_not_no_change(self):
+        before = plane().where(plane() > 3)
+        found = difference(before, plane(), sigma=2.0)
+        image = plotting.plot_change(found, only_significant=True).artists[0]
+        np.testing.assert_array_equal(image.get_array().mask, before.isnull())
+
+    def test_errors(self, ax):
+        with pytest.raises(CHMv2Error, match="one panel, to draw on the axes"):
+            plotting.plot_height(dates(), ax=ax)
+        with pytest.raises(CHMv2Error, match="1 to 36 maps in a figure, found 40"):
+            plotting.plot_height(plane().expand_dims(time=40))
+        with pytest.raises(CHMv2Error, match="at most one more"):
+            plotting.plot_height(plane().expand_dims(time=2, member=2))
+        with pytest.raises(CHMv2Error, match="at least one column"):
+            plotting.plot_height(plane(), columns=0)
+        with pytest.raises(CHMv2Error, match="a DataArray to draw, found Dataset"):
+            plotting.plot_height(plane().to_dataset(name="canopy_height"))
+        with pytest.raises(CHMv2Error, match="a Dataset with height_change"):
+            plotting.plot_change(plane().to_dataset(name="canopy_height"))
+        with pytest.raises(CHMv2Error, match="a Dataset with significant, found a DataArray"):
+            plotting.plot_change(plane(), only_significant=True)
+
+
+class TestScaleBar:
+    def test_is_true_on_the_ground(self, ax):
+        """At 60 degrees north 100 m on the ground are 200 m of web Mercator."""
+        height = bare(plane((200, 300), step=1.0))
+        height = height.assign_coords(y=height.y + 8_399_738.0).odc.assign_crs(3857)
+        plotting.show_height(ax, height)
+        bar = plotting.add_scale_bar(ax, height)
+        assert bar.txt_label.get_text() == "20 m"
+        assert bar.size_bar.get_children()[0].get_width() == pytest.approx(40, rel=0.01)
+
+    def test_degrees(self, ax):
+        x, y = 15 + np.arange(300) * 1e-5, 60 - np.arange(200) * 1e-5
+        height = xr.DataArray(np.ones((200, 300)), {"latitude": y, "longitude": x})
+        picture = plotting.plot_height(height.odc.assign_crs(4326))
+        assert picture.axes[0].get_aspect() == pytest.approx(2, rel=0.01)
+        bar = plotting.add_scale_bar(picture.axes[0], height.odc.assign_crs(4326))
+        assert bar.txt_label.get_text() == "50 m"
+
+    def test_kilometres(self, ax):
+        height = plane((20, 30), step=500.0)
+        plotting.show_height(ax, height)
+        assert plotting.add_scale_bar(ax, height).txt_label.get_text() == "2 km"
+
+    def test_unknown_units(self, ax):
+        height = bare(plane())
+        for dim in "xy":
+            height[dim].attrs.clear()
+        plotting.show_height(ax, height)
+        assert plotting.add_scale_bar(ax, height) is None
+        for dim in "xy":
+            height[dim].attrs["units"] = "m"
+        assert plotting.add_scale_bar(ax, height).txt_label.get_text() == "5 m"
+
+
+class TestSeries:
+    def test_points(self):
+        height = dates()
+        before = height.copy(deep=True)
+        picture = drawn(plotting.plot_series(height.chunk(x=4), [(50, 100), (66, 90)]))
+        first, second = picture.artists
+        np.testing.assert_allclose(first.get_ydata(), height[:, 0, 0])
+        np.testing.assert_allclose(second.get_ydata(), height[:, 5, 8])
+        np.testing.assert_array_equal(first.get_xdata(orig=True), height.time)
+        names = [text.get_text() for text in picture.axes[0].get_legend().get_texts()]
+        assert names == ["point 0", "point 1"]
+        assert picture.axes[0].get_ylabel() == "canopy height [m]"
+        xr.testing.assert_identical(height, before)
+        one = plotting.plot_series(height, (50, 100))
+        assert len(one.artists) == 1
+        assert one.axes[0].get_legend() is None
+
+    def test_points_of_another_crs(self):
+        height = dates()
+        points = gpd.GeoDataFrame(
+            {"plot": ["a", "b"]}, geometry=gpd.points_from_xy([50, 66], [100, 90]), crs=32633
+        )
+        picture = plotting.plot_series(height, points.to_crs(4326), label="plot")
+        np.testing.assert_allclose(picture.artists[1].get_ydata(), height[:, 5, 8])
+        assert picture.artists[1].get_label() == "b"
+
+    def test_polygons(self):
+        height = dates()
+        squares = [shapely.box(49, 97, 53, 101), shapely.box(57, 91, 61, 95)]
+        picture = drawn(plotting.plot_series(height, squares))
+        line, band, *_ = picture.artists
+        np.testing.assert_allclose(line.get_ydata(), height[:, :2, :2].mean(("y", "x")), rtol=1e-6)
+        assert band.get_datalim(picture.axes[0].transData).y0 <= line.get_ydata().min()
+
+    def test_many_lines_can_be_told_apart(self):
+        points = [(float(x), 100.0) for x in plane().x]
+        lines = plotting.plot_series(dates(), points).artists
+        assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == 9
+
+    def test_outside(self):
+        with pytest.warns(UserWarning, match="1 of 2 points are outside the raster"):
+            picture = plotting.plot_series(dates(), [(50, 100), (1000, 100)])
+        assert np.isnan(picture.artists[1].get_ydata()).all()
+
+    def test_errors(self):
+        with pytest.raises(CHMv2Error, match="heights of several dates"):
+            plotting.plot_series(plane(), [(50, 100)])
+        with pytest.raises(CHMv2Error, match=r"points, or polygons, found Point, Polygon"):
+            plotting.plot_series(dates(), [shapely.Point(50, 100), shapely.box(49, 97, 53, 101)])
+        with pytest.raises(CHMv2Error, match="at most 36 lines"):
+            plotting.plot_series(dates(), [(50, 100)] * 40)
+        points = gpd.GeoDataFrame(geometry=gpd.points_from_xy([50], [100]), crs=32633)
+        with pytest.raises(CHMv2Error, match="a column 'plot'"):
+            plotting.plot_series(dates(), points, label="plot")
+        with pytest.raises(CHMv2Error, match="a CRS on the raster, to bring points"):
+            plotting.plot_series(bare(dates()), points)
+
+
+class TestValidation:
+    @pytest.mark.parametrize("shape", [(20, 30), (80, 90)])
+    def test_scatter_and_residuals(self, shape):
+        reference = plane(shape)
+        noise = np.random.default_rng(0).normal(1, 2, shape)
+        picture = drawn(plotting.plot_validation(reference + noise, reference))
+        left, right = picture.axes
+        text = left.texts[0].get_text()
+        assert f"n = {reference.size:,}" in text
+        assert f"bias {noise.mean():+.2f} m" in text
+        assert (picture.colour_bar is None) == (reference.size <= 2000)
+        medians = picture.artists[1].get_ydata()
+        assert np.abs(np.median(medians) - 1) < 0.3
+        assert right.get_ylabel() == "height minus reference [m]"
+
+    def test_points(self):
+        height = plane((60, 60), step=1.0)
+        points = pd.DataFrame({"x": [80.0, 85], "y": [70.0, 75], "height": [10.0, 20]})
+        picture = drawn(plotting.plot_validation(height, points))
+        assert len(picture.artists[0].get_offsets()) == 2
+        again = plotting.plot_validation(match(height, points))
+        assert again.axes[0].texts[0].get_text() == picture.axes[0].texts[0].get_text()
+
+
+def test_on_a_dark_background():
+    import matplotlib.pyplot as plt
+
+    with plt.style.context("dark_background"):
+        picture = drawn(plotting.plot_height(plane().where(plane() > 3)))
+        assert picture.axes[0].get_title() == ""
+        bar = picture.axes[0].artists[-1]
+        assert bar.patch.get_facecolor()[:3] == (1, 1, 1)
+        assert bar.txt_label.get_children()[0].get_color() == "black"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +15,7 @@ from xchmv2.datasets import synthetic_forest
 from xchmv2.demo import TEST_SEEDS
 from xchmv2.demo.scores import DROP
 from xchmv2.predict import predict
+from xchmv2.validation import scores
 
 #: Edges of the height classes of the table [m].
 CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)
@@ -69,32 +69,19 @@ def evaluate(
 
 def blocks(heights: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Mean heights [m] of whole blocks of 50 px, from arrays (..., H, W)."""
-    *rest, rows, cols = heights.shape
-    rows, cols = rows // BLOCK, cols // BLOCK
-    whole = heights[..., : rows * BLOCK, : cols * BLOCK]
-    # [..., H, W] -> [..., rows, 50, cols, 50]
-    means: npt.NDArray[Any] = whole.reshape(*rest, rows, BLOCK, cols, BLOCK).mean(axis=(-3, -1))
-    return means
+    return scores.block_means(heights, BLOCK)
 
 
 def r2(truth: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     """Share of the truth's variance that is explained."""
-    return float(1 - ((found - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+    return scores.r2(found, truth)
 
 
 def by_class(truth: npt.NDArray[Any], error: npt.NDArray[Any]) -> pd.DataFrame:
     """Pixels, MAE and bias [m] by class of true height."""
-    rows = {}
-    for low, high in pairwise(CLASSES):
-        inside = (truth >= low) & (truth < high)
-        chosen = error[inside]
-        name = f"{low:g} to {high:g} m" if np.isfinite(high) else f"above {low:g} m"
-        rows[name] = {
-            "pixels": int(inside.sum()),
-            "mae": float(np.abs(chosen).mean()) if chosen.size else np.nan,
-            "bias": float(chosen.mean()) if chosen.size else np.nan,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"pixels": int})
+    rows = scores.by_class(truth + error, truth, CLASSES)
+    frame = pd.DataFrame(rows, scores.class_names(CLASSES), ["pixels", "mae", "bias"])
+    return frame.astype({"pixels": int})
 
 
 def _scenes(

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import xarray as xr
 from scipy import ndimage
 
+from xchmv2.validation.scores import bias, mae, overlap, r2
+
 #: A pixel is lost if it drops by more than this [m] ...
 DROP = 5.0
 #: ... and so does a square of this side around it [px].
@@ -99,13 +101,12 @@ def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore
             find_loss(heights.isel(time=before).values, heights.isel(time=after).values)
             for heights in (seen, predicted)
         )
-        either = int((lost | found).sum())
         scores.append(
             LossScore(
                 years=f"{years[before]} to {years[after]}",
                 true_area=int(lost.sum()) * hectares,
                 found_area=int(found.sum()) * hectares,
-                overlap=int((lost & found).sum()) / either if either else float("nan"),
+                overlap=overlap(found, lost),
             )
         )
     return scores
@@ -136,9 +137,5 @@ def _height_score(
 ) -> HeightScore:
     known = np.isfinite(predicted) & np.isfinite(truth)
     true = truth[known].astype(np.float64)
-    error = predicted[known].astype(np.float64) - true
-    if not error.size:
-        return HeightScore(date, float("nan"), float("nan"), float("nan"))
-    spread = float(true.var())
-    r2 = 1.0 - float((error**2).mean()) / spread if spread > 0 else float("nan")
-    return HeightScore(date, float(np.abs(error).mean()), float(error.mean()), r2)
+    found = predicted[known].astype(np.float64)
+    return HeightScore(date, mae(found, true), bias(found, true), r2(found, true))

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import no_compute
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xchmv2.change import stable_bias
+from xchmv2.errors import CHMv2Error
+
+
+def pair(*, offset=1.5, spread=2.0, lost=0.2, canopy=0.6, shape=(200, 240), seed=0):
+    """Two dates: open ground, canopy that is off by an offset, and clear-cuts."""
+    rng = np.random.default_rng(seed)
+    cover = rng.random(shape) < canopy
+    before = np.where(cover, rng.uniform(8, 30, shape), 0.0)
+    after = np.where(cover, before + rng.normal(offset, spread, shape), 0.0)
+    after[: int(lost * shape[0])] = 0.0
+    coords = {"time": np.array(["2019-07-01", "2024-07-01"], "datetime64[ns]")}
+    attrs = {"standard_name": "canopy_height", "units": "m"}
+    return xr.DataArray(
+        np.stack([before, after]).astype("f4"), coords, ("time", "y", "x"), "canopy_height", attrs
+    )
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.2, 0.3])
+def test_offset_and_spread_in_spite_of_loss(lost):
+    found = stable_bias(pair(lost=lost), apply=False)
+    assert float(found["offset"][1]) == pytest.approx(1.5, abs=0.1)
+    assert float(found["nmad"][1]) == pytest.approx(2.0, abs=0.1)
+    assert float(found["offset"][0]) == float(found["nmad"][0]) == 0
+    assert 0 < int(found["stable_pixels"][1]) <= 0.6 * 200 * 240 * 1.02
+    assert found["offset"].attrs["units"] == "m"
+
+
+def test_a_mask_counts_all_its_pixels():
+    heights = pair(lost=0.0, canopy=1.0)
+    mask = xr.zeros_like(heights[0], dtype=bool).drop_vars("time")
+    mask[50:150, 20:] = True
+    found = stable_bias(heights, mask, apply=False)
+    change = (heights[1] - heights[0]).values[mask]
+    middle = np.median(change)
+    assert float(found["offset"][1]) == pytest.approx(middle, abs=0.011)
+    nmad = 1.4826 * np.median(np.abs(change - middle))
+    assert float(found["nmad"][1]) == pytest.approx(nmad, abs=0.02)
+    assert int(found["stable_pixels"][1]) == mask.sum()
+
+
+def test_the_offset_is_taken_out():
+    heights = pair()
+    copy = heights.copy(deep=True)
+    corrected = stable_bias(heights)
+    xr.testing.assert_identical(heights, copy)
+    assert float(stable_bias(corrected, apply=False)["offset"][1]) == pytest.approx(0, abs=0.02)
+    np.testing.assert_array_equal(corrected[0], heights[0])
+    offset = float(corrected["removed_offset"][1])
+    np.testing.assert_allclose(corrected[1], heights[1] - offset, atol=1e-5)
+    assert corrected.name == "canopy_height"
+    assert corrected.dtype == np.float32
+    one = stable_bias(heights[1], to=heights[0])
+    assert float(one["removed_offset"]) == offset
+    dataset = stable_bias(xr.Dataset({"canopy_height": heights, "other": heights * 2}))
+    xr.testing.assert_identical(dataset["canopy_height"].drop_attrs(), corrected.drop_attrs())
+    np.testing.assert_array_equal(dataset["other"], heights * 2)
+
+
+@settings(max_examples=6)
+@given(rows=st.integers(13, 40), cols=st.integers(16, 48), times=st.integers(1, 2))
+def test_lazy_and_the_same_for_any_chunks(rows, cols, times):
+    heights = pair(shape=(40, 48))
+    heights[1, 5:9] = np.nan
+    expected = stable_bias(heights)
+    chunked = heights.chunk(time=times, y=rows, x=cols)
+    with no_compute():
+        corrected = stable_bias(chunked)
+        table = stable_bias(chunked, apply=False)
+    xr.testing.assert_identical(corrected.compute(), expected)
+    xr.testing.assert_identical(table.compute(), stable_bias(heights, apply=False))
+
+
+def test_open_ground_counts_where_there_is_no_canopy():
+    rng = np.random.default_rng(1)
+    ground = pair(canopy=0.0, lost=0.0)
+    ground[1] = rng.normal(0.2, 0.3, ground[1].shape)
+    found = stable_bias(ground, apply=False)
+    assert float(found["offset"][1]) == pytest.approx(0.2, abs=0.02)
+    assert float(found["nmad"][1]) == pytest.approx(0.3, abs=0.02)
+
+
+def test_bad_input():
+    heights = pair()
+    with pytest.raises(CHMv2Error, match="True and False, found float32"):
+        stable_bias(heights, heights[0])
+    with pytest.raises(CHMv2Error, match="a mask of dims"):
+        stable_bias(heights, heights > 2)
+    with pytest.raises(CHMv2Error, match="same grid, found"):
+        stable_bias(heights, heights[0, 1:] > 2)
+    with pytest.raises(CHMv2Error, match="did not change, found none; pass other dates"):
+        stable_bias(heights.where(heights.time < heights.time[1]))
+    with pytest.raises(CHMv2Error, match="did not change, found none"):
+        stable_bias(heights, heights[0] > 1000)
+    with pytest.raises(CHMv2Error, match="exactly one date, '2020', found none"):
+        stable_bias(heights, to="2020")
+    with pytest.raises(CHMv2Error, match="pass to=other_height"):
+        stable_bias(heights[0])
+    empty = stable_bias(heights.where(heights.time < heights.time[1]).chunk(), apply=False)
+    assert np.isnan(empty["offset"][1].compute())

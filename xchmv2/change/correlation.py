@@ -1,0 +1,137 @@
+"""How far apart errors are alike, and what that does to sums over areas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import dask
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy import fft, ndimage
+
+from xchmv2.areas import cell_areas
+from xchmv2.change.registration import Windows
+from xchmv2.errors import CHMv2Error
+
+Floats = npt.NDArray[np.float64]
+
+_WINDOW, _MOST_WINDOWS = 256, 16
+#: Beyond this many NMAD a difference is a change, not an error.
+_CLIP = 3.0
+# A window takes part with so many pixels that did not change.
+_LEAST_SHARE = 0.25
+
+
+def correlation_length(
+    change: xr.Dataset | xr.DataArray, *, window: int = _WINDOW, windows: int = _MOST_WINDOWS
+) -> float:
+    """Measure how far apart errors of a change are alike, on pixels that did not change.
+
+    Parameters
+    ----------
+    change : Dataset or DataArray
+        From :func:`~xchmv2.change.difference`, or its ``height_change`` (y, x) [m].
+    window : int, default 256
+        Side of the windows looked at [px]; longer distances are not seen.
+    windows : int, default 16
+        How many, about, spread evenly over the scene. They are read at once.
+
+    Returns
+    -------
+    float
+        Radius [m] of the disc that counts as one independent error: its area is the sum of the
+        correlation of a pixel with all others. So n pixels of a m2 hold n a / (pi r^2) independent
+        errors. At least that of one pixel; NaN if no window has enough unchanged pixels.
+
+    Notes
+    -----
+    Of each window the pixels within 3 NMAD of the median count. Their autocovariance, averaged
+    over all windows and directions, is summed up to the first distance at which it falls to 5 % of
+    that at distance 0.
+    """
+    plane = _change_of(change)
+    if plane.ndim != 2:
+        raise CHMv2Error(
+            "the change between two dates", f"dims {plane.dims}", "choose one: .isel(time=0)"
+        )
+    shape = (plane.shape[0], plane.shape[1])
+    spread = Windows.spread_over(shape, window, windows, 0)
+    patches = dask.compute(spread.cut(plane.data))[0]
+    cell = cell_areas(plane)
+    area = float(cell[tuple(size // 2 for size in shape)])
+    pixels = _correlated_pixels([np.asarray(patch, np.float64) for patch in patches])
+    return math.sqrt(pixels * area / math.pi)
+
+
+def _change_of(change: xr.Dataset | xr.DataArray) -> xr.DataArray:
+    if isinstance(change, xr.DataArray):
+        return change
+    if "height_change" in change:
+        return change["height_change"]
+    raise CHMv2Error(
+        "a Dataset with height_change",
+        f"variables {[str(name) for name in change.data_vars]}",
+        "pass what difference() returns",
+    )
+
+
+def _correlated_pixels(patches: list[Floats]) -> float:
+    """Return the sum of the correlations of a pixel with all others."""
+    parts = [_autocovariance(patch) for patch in patches]
+    known = [part for part in parts if part is not None]
+    if not known:
+        return math.nan
+    shared, count = (np.sum(part, axis=0) for part in zip(*known, strict=True))
+    covariance = shared / np.maximum(count, 1)
+    size = covariance.shape
+    away = [np.minimum(np.arange(n), n - np.arange(n)) for n in size]
+    distance = np.rint(np.hypot(away[0][:, None], away[1])).astype(int)
+    # Rings of one pixel, as far as half a window reaches.
+    rings = np.arange(max(2, min(size) // 4))
+    mean = ndimage.mean(covariance, distance, rings)
+    if mean[0] <= 0:
+        return math.nan
+    correlation = mean / mean[0]
+    low = np.flatnonzero(correlation < 0.05)
+    reach = int(low[0]) if len(low) else len(rings)
+    per_ring = np.bincount(distance.ravel(), minlength=len(rings))[:reach]
+    return max(1.0, float((correlation[:reach] * per_ring).sum()))
+
+
+def _autocovariance(patch: Floats) -> tuple[Floats, Floats] | None:
+    """Return sums of products at each lag, and how many; None with too few unchanged pixels."""
+    known = np.isfinite(patch)
+    if not known.any():
+        return None
+    middle = np.median(patch[known])
+    spread = 1.4826 * np.median(np.abs(patch[known] - middle))
+    with np.errstate(invalid="ignore"):
+        stable = known & (np.abs(patch - middle) <= _CLIP * spread)
+    if stable.mean() < _LEAST_SHARE or spread == 0:
+        return None
+    rest = np.where(stable, patch - patch[stable].mean(), 0.0)
+    size = tuple(2 * n for n in patch.shape)  # room for all lags without wrapping around
+    shared, count = (
+        fft.irfft2(np.abs(fft.rfft2(a, size)) ** 2, size) for a in (rest, stable.astype(float))
+    )
+    return np.asarray(shared), np.asarray(count)
+
+
+def effective_cells(area: Any, length: float | None) -> Any:
+    """Return the area that counts as one independent error [the units of `area`].
+
+    Parameters
+    ----------
+    area : float or array
+        Area of a cell.
+    length : float or None
+        Correlation length, as from :func:`correlation_length`; None for independent cells.
+
+    Returns
+    -------
+    float or array
+        At least the cell's own area.
+    """
+    return np.maximum(area, math.pi * (length or 0.0) ** 2)

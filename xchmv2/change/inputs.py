@@ -1,0 +1,292 @@
+"""What is compared: heights on one grid, dates in order."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import find_grid
+from xchmv2.labels import HEIGHT_NAME
+
+#: A raster, or a Dataset that holds one under the name ``canopy_height``.
+Raster = xr.DataArray | xr.Dataset
+
+# Two grids are the same if they agree to this share of a pixel.
+_TOLERANCE = 0.01
+
+
+def read_heights(height: Raster) -> xr.DataArray:
+    """Take the heights out of what was given, as floats.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Heights, or a Dataset with a variable ``canopy_height`` or with one variable only.
+
+    Returns
+    -------
+    DataArray
+        Of the same dims; integers become float32.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are no numbers, or no saying which variable is meant.
+    """
+    array = _only_variable(height)
+    if not isinstance(array, xr.DataArray):
+        raise CHMv2Error(
+            "a DataArray of heights", type(height).__name__, "pass the result of .chmv2.predict()"
+        )
+    if array.dtype.kind not in "fiu":
+        raise CHMv2Error("heights as numbers", f"{array.dtype}", "pass heights in metres")
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
+
+
+def _only_variable(height: Raster) -> Any:
+    if not isinstance(height, xr.Dataset):
+        return height
+    if HEIGHT_NAME in height.data_vars:
+        return height[HEIGHT_NAME]
+    if len(height.data_vars) == 1:
+        return next(iter(height.data_vars.values()))
+    raise CHMv2Error(
+        f"a Dataset with {HEIGHT_NAME!r}, or with one variable only",
+        f"variables {[str(name) for name in height.data_vars]}",
+        "pass one of them: dataset['...']",
+    )
+
+
+def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
+    """Return the names of the vertical and the horizontal dim.
+
+    Raises
+    ------
+    ImageryError
+        If there are none, or the pixels are not on a regular grid.
+    """
+    return find_grid(array).dims
+
+
+def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> str:
+    """Return the name of the dim along which the dates lie.
+
+    Parameters
+    ----------
+    array : DataArray
+        Heights (date, y, x), in any order of dims.
+    dated : bool
+        Whether the dates themselves matter, not only their order.
+    least : int
+        How many dates are needed.
+
+    Returns
+    -------
+    str
+        The dim that is neither vertical nor horizontal.
+
+    Raises
+    ------
+    CHMv2Error
+        If there is no such dim or more than one, too few dates, or dates that are not in
+        strictly increasing order.
+    """
+    others = [str(dim) for dim in array.dims if dim not in spatial_dims(array)]
+    if len(others) != 1:
+        raise CHMv2Error(
+            "heights of dims (time, y, x)",
+            f"dims {array.dims}",
+            "put the dates together: xr.concat([...], 'time')",
+        )
+    dim = others[0]
+    if array.sizes[dim] < least:
+        raise CHMv2Error(
+            f"at least {least} dates",
+            f"{array.sizes[dim]} along {dim!r}",
+            "add dates: xr.concat([...], 'time')",
+        )
+    if dated or _is_dated(array, dim):
+        _require_order(array, dim)
+    return dim
+
+
+def _is_dated(array: xr.DataArray, dim: str) -> bool:
+    return dim in array.coords and np.issubdtype(array[dim].dtype, np.datetime64)
+
+
+def _require_order(array: xr.DataArray, dim: str) -> None:
+    if not _is_dated(array, dim):
+        kind = array[dim].dtype if dim in array.coords else "no coordinate"
+        raise CHMv2Error(
+            f"dates along {dim!r}",
+            f"{kind}",
+            f"give them: height.assign_coords({dim}=pd.to_datetime([...]))",
+        )
+    times = array[dim].values
+    if np.isnat(times).any() or not (np.diff(times) > np.timedelta64(0)).all():
+        raise CHMv2Error(
+            "dates in strictly increasing order",
+            list_dates(array, dim),
+            f"sort them: height.sortby({dim!r}), and drop what comes twice",
+        )
+
+
+def list_dates(array: xr.DataArray, dim: Hashable, most: int = 12) -> str:
+    """Name the dates there are, for a message."""
+    if dim not in array.coords:
+        return f"{array.sizes[dim]} positions without dates"
+    values = array[dim].values
+    dated = np.issubdtype(values.dtype, np.datetime64)
+    labels = [_day(v) if dated else str(v) for v in values[:most]]
+    if len(set(labels)) < len(labels):
+        labels = [str(v) for v in values[:most]]
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(labels) + more
+
+
+def _day(time: np.datetime64) -> str:
+    return str(np.datetime_as_string(time, "D")) if not np.isnat(time) else "NaT"
+
+
+def select_date(height: Raster, label: Any) -> Raster:
+    """Take the one date that a label means.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        With dates along one dim.
+    label : str or datetime64
+        A date; a string may leave out what follows, such as "2019" or "2019-07", as long as it
+        means exactly one date.
+
+    Returns
+    -------
+    DataArray or Dataset
+        That date, without the dim.
+
+    Raises
+    ------
+    CHMv2Error
+        If the label means no date, or more than one; the message says which there are.
+    """
+    array = read_heights(height)
+    dim = find_dates(array)
+    chosen = _positions(array.indexes[dim], label)
+    if len(chosen) == 1:
+        return height.isel({dim: int(chosen[0])})
+    if len(chosen) == 0:
+        found = f"none; the dates are {list_dates(array, dim)}"
+        fix = "choose one of these"
+    else:
+        found = f"{len(chosen)} of them: {list_dates(array.isel({dim: chosen}), dim)}"
+        fix = "write more of the date"
+    raise CHMv2Error(f"a label of exactly one date, {str(label)!r}", found, fix)
+
+
+def _positions(index: pd.Index, label: Any) -> Any:
+    """Return the positions of the dates that a label means."""
+    everything = np.arange(len(index))
+    try:
+        if isinstance(label, str):
+            found = index.get_loc(label)
+            return np.atleast_1d(everything[found])
+        return everything[index == pd.Timestamp(label)]
+    except (KeyError, ValueError, TypeError):
+        return everything[:0]
+
+
+def require_plane(array: xr.DataArray, name: str) -> xr.DataArray:
+    """Check that there is one date only, and bring the dims into order.
+
+    Parameters
+    ----------
+    array : DataArray
+        Heights; a further dim of size 1 is dropped.
+    name : str
+        What the message calls them.
+
+    Returns
+    -------
+    DataArray
+        (y, x).
+
+    Raises
+    ------
+    CHMv2Error
+        If there are several dates.
+    """
+    dims = spatial_dims(array)
+    others = [dim for dim in array.dims if dim not in dims]
+    if any(array.sizes[dim] != 1 for dim in others):
+        sizes = ", ".join(f"{array.sizes[dim]} along {dim!r}" for dim in others)
+        raise CHMv2Error(
+            f"one date of heights as {name}",
+            sizes,
+            "choose one: height.sel(time='2019-07-01'), or name both: "
+            "height.chmv2.difference('2019', '2024')",
+        )
+    return array.squeeze(others).transpose(*dims)
+
+
+def on_same_grid(array: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
+    """Put an array on another's coordinates, which must be the same up to rounding.
+
+    Parameters
+    ----------
+    array : DataArray
+        Any, with two spatial dims of the same names.
+    other : DataArray
+        Whose coordinates it takes: arithmetic with it then loses no pixel.
+
+    Returns
+    -------
+    DataArray
+        The same values.
+
+    Raises
+    ------
+    CHMv2Error
+        If sizes, coordinates or CRS differ.
+    """
+    dims = spatial_dims(other)
+    found = _grid_difference(array, other, dims)
+    if found is not None:
+        raise CHMv2Error(
+            "rasters on the same grid",
+            found,
+            "resample one first: after.odc.reproject(before.odc.geobox, resampling='bilinear')",
+        )
+    return array.assign_coords({dim: other[dim].variable for dim in dims if dim in other.coords})
+
+
+def _grid_difference(array: xr.DataArray, other: xr.DataArray, dims: tuple[str, str]) -> str | None:
+    """Say how two grids differ; None if they do not."""
+    if not set(dims) <= set(array.dims):
+        return f"dims {other.dims} and {array.dims}"
+    shapes = [tuple(a.sizes[dim] for dim in dims) for a in (other, array)]
+    if shapes[0] != shapes[1]:
+        return f"{shapes[0]} and {shapes[1]} pixels"
+    crs, other_crs = array.odc.crs, other.odc.crs
+    if crs is not None and other_crs is not None and crs != other_crs:
+        return f"{_crs_name(other_crs)} and {_crs_name(crs)}"
+    return next((said for dim in dims if (said := _offset(array, other, dim)) is not None), None)
+
+
+def _crs_name(crs: Any) -> str:
+    return f"EPSG:{crs.epsg}" if crs.epsg is not None else str(crs.proj.name)
+
+
+def _offset(array: xr.DataArray, other: xr.DataArray, dim: str) -> str | None:
+    if dim not in array.coords or dim not in other.coords:
+        return None
+    here, there = (np.asarray(a[dim].values, dtype=float) for a in (array, other))
+    step = abs(there[-1] - there[0]) / (there.size - 1) if there.size > 1 else np.inf
+    apart = np.abs(here - there).max()
+    if apart <= _TOLERANCE * step and (np.isfinite(step) or apart == 0):
+        return None
+    return f"{dim} coordinates {apart:g} apart"

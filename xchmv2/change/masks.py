@@ -1,0 +1,245 @@
+"""Where canopy was lost or gained: masks cleaned of what one pixel, or a thin line, says alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy import ndimage
+
+from xchmv2.change.inputs import on_same_grid
+from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import find_grid
+from xchmv2.labels import label_quantity
+from xchmv2.patches import sieve
+from xchmv2.patches.local import Connectivity
+
+#: Change as a DataArray [m], or as the Dataset of ``difference`` or ``events``.
+Change = xr.DataArray | xr.Dataset
+
+#: Smallest patch by default [m2], and side of the square it is opened by [px].
+MIN_AREA, OPENING = 200.0, 3
+
+
+def loss(
+    change: Change,
+    *,
+    threshold: float | None = None,
+    opening: int | None = OPENING,
+    min_area: float | None = MIN_AREA,
+    mask: xr.DataArray | None = None,
+    connectivity: Connectivity = 8,
+) -> xr.DataArray:
+    """Map where canopy was lost.
+
+    Parameters
+    ----------
+    change : Dataset or DataArray
+        The Dataset of :func:`difference`: pixels count that lost height significantly. That of
+        :func:`events`: pixels count that have a loss date. Or height change [m], after minus
+        before, such as ``after - before``: ``threshold`` decides alone.
+    threshold : float, optional
+        Least loss [m], inclusive, such as 15; the sign plays no part. Needed with a DataArray;
+        with a Dataset a further condition.
+    opening : int or None, default 3
+        Side of the square [px] by which the mask is opened: what it does not fit into goes, and
+        what is left keeps its shape. Odd; None or 1 for no opening.
+    min_area : float or None, default 200
+        Smallest patch [m2, true on the ground; without a CRS in the coordinates' own units].
+    mask : DataArray, optional
+        Boolean on the same grid, True where change is to be left out, such as water and built-up
+        land: ``landcover.isin([...])``. Trees are what the heights are good for.
+    connectivity : {8, 4}
+        Whether pixels that touch at corners only belong to one patch.
+
+    Returns
+    -------
+    DataArray
+        ``loss``, boolean; False where change is missing. Lazy if the change is; the same for any
+        chunks. For a table of its patches see :func:`label_events`.
+
+    Raises
+    ------
+    CHMv2Error
+        If there is no change in the Dataset, ``threshold`` is missing or not above 0, ``opening``
+        is not odd, ``mask`` is not boolean or on another grid, or ``min_area`` is negative.
+
+    Notes
+    -----
+    In this order: threshold and significance, ``mask``, opening, ``min_area``. A patch at the
+    raster's edge counts with the area that is inside.
+    """
+    return _clean("loss", change, threshold, opening, min_area, mask, connectivity)
+
+
+def gain(
+    change: Change,
+    *,
+    threshold: float | None = None,
+    opening: int | None = OPENING,
+    min_area: float | None = MIN_AREA,
+    mask: xr.DataArray | None = None,
+    connectivity: Connectivity = 8,
+) -> xr.DataArray:
+    """Map where canopy was gained: :func:`loss`, the other way.
+
+    Parameters
+    ----------
+    change : Dataset or DataArray
+        The Dataset of :func:`difference`, or height change [m], after minus before.
+    threshold : float, optional
+        Least gain [m], inclusive. Needed with a DataArray.
+    opening, min_area, mask, connectivity
+        As in :func:`loss`.
+
+    Returns
+    -------
+    DataArray
+        ``gain``, boolean. Lazy if the change is; the same for any chunks.
+
+    Raises
+    ------
+    CHMv2Error
+        As for :func:`loss`.
+    """
+    return _clean("gain", change, threshold, opening, min_area, mask, connectivity)
+
+
+def read_magnitude(change: Change) -> xr.DataArray:
+    """Take out of a change how large it is.
+
+    Parameters
+    ----------
+    change : Dataset or DataArray
+        As for :func:`loss`.
+
+    Returns
+    -------
+    DataArray
+        Absolute change of height [m].
+
+    Raises
+    ------
+    CHMv2Error
+        If there is no change in the Dataset.
+    """
+    if isinstance(change, xr.DataArray):
+        return abs(change)
+    for name in ("height_change", "magnitude"):
+        if name in change:
+            return abs(change[name])
+    raise CHMv2Error(
+        "a Dataset with height_change or magnitude",
+        f"variables {sorted(map(str, change.data_vars))}",
+        "pass what difference() or events() returns, or after - before",
+    )
+
+
+def _clean(
+    kind: Literal["loss", "gain"],
+    change: Change,
+    threshold: float | None,
+    opening: int | None,
+    min_area: float | None,
+    mask: xr.DataArray | None,
+    connectivity: Connectivity,
+) -> xr.DataArray:
+    side = _validate_opening(opening)
+    found = _candidates(kind, change, _validate_threshold(kind, change, threshold))
+    if mask is not None:
+        found = found & ~_read_mask(mask, found)
+    found = sieve(_open(found, side), connectivity=connectivity, min_area=min_area)
+    attrs: dict[str, Any] = {"long_name": f"{kind} of canopy height"}
+    attrs |= {"threshold": abs(threshold)} if threshold is not None else {}
+    attrs |= {"opening": side, "min_area": 0.0 if min_area is None else float(min_area)}
+    attrs |= {name: change.attrs[name] for name in ("before", "after") if name in change.attrs}
+    return label_quantity(found, kind, attrs)
+
+
+def _candidates(kind: str, change: Change, threshold: float) -> xr.DataArray:
+    """Tell the pixels that lost or gained enough height; False where it is missing."""
+    size = read_magnitude(change)
+    found = size >= threshold
+    if isinstance(change, xr.DataArray):
+        return found & _towards(kind, change)
+    if "height_change" in change:
+        return found & _towards(kind, change["height_change"]) & change.get("significant", True)
+    if kind == "gain":
+        raise CHMv2Error(
+            "the change between two dates for a gain",
+            "the events of a series, which are losses",
+            "pass what difference() returns",
+        )
+    return found & change["loss_date"].notnull()
+
+
+def _towards(kind: str, change: xr.DataArray) -> xr.DataArray:
+    return change < 0 if kind == "loss" else change > 0
+
+
+def _validate_threshold(kind: str, change: Change, threshold: float | None) -> float:
+    if threshold is None:
+        if isinstance(change, xr.DataArray) or not {"significant", "loss_date"} & set(change):
+            raise CHMv2Error(
+                "a threshold, as the change does not tell what is significant",
+                "none",
+                f"pass {kind}(change, threshold=15), or what difference() returns",
+            )
+        return 0.0
+    size = abs(threshold) if kind == "loss" else threshold
+    if not (math.isfinite(size) and size > 0):
+        raise CHMv2Error("a threshold above 0 m", f"threshold={threshold}", "pass threshold=15")
+    return size
+
+
+def _validate_opening(opening: int | None) -> int:
+    side = 1 if opening is None else opening
+    if side != int(side) or side < 1 or side % 2 == 0:
+        raise CHMv2Error(
+            "an odd side of the opening [px]", f"opening={opening}", "pass opening=3, or None"
+        )
+    return int(side)
+
+
+def _read_mask(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
+    if mask.dtype != bool:
+        raise CHMv2Error(
+            "a boolean mask, True where change is to be left out",
+            f"{mask.dtype} values",
+            "choose the classes: mask=landcover.isin([...])",
+        )
+    kept = on_same_grid(mask, like).reset_coords(drop=True)
+    return kept.chunk() if like.chunks is not None and kept.chunks is None else kept
+
+
+def _open(mask: xr.DataArray, side: int) -> xr.DataArray:
+    """Open each plane of a mask by a square, across the borders of chunks."""
+    if side == 1:
+        return mask
+    ordered = mask.transpose(..., *find_grid(mask).dims)
+    if ordered.chunks is None:
+        data: Any = _opened(ordered.values, side)
+    else:
+        planes = mask.ndim - 2
+        reach = dict(enumerate((0,) * planes + (side - 1,) * 2))  # of an erosion and a dilation
+        data = da.map_overlap(
+            _opened,
+            ordered.data,
+            side=side,
+            depth=reach,
+            boundary="none",
+            dtype=bool,
+            meta=np.empty((0,) * mask.ndim, bool),
+        )
+    return ordered.copy(data=data).transpose(*mask.dims)
+
+
+def _opened(mask: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.bool_]:
+    """Task: open the planes of one block."""
+    square = np.ones((1,) * (mask.ndim - 2) + (side, side), bool)
+    found: npt.NDArray[np.bool_] = ndimage.binary_opening(mask, square)
+    return found

@@ -1,0 +1,259 @@
+"""Maps of canopy height and its change, one panel for each date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xchmv2.areas import coordinate_grid
+from xchmv2.errors import CHMv2Error
+from xchmv2.labels import HEIGHT_NAME
+from xchmv2.nodata import without_nodata
+from xchmv2.plotting.canvas import Picture, missing_patch, panels
+from xchmv2.plotting.planes import coarse, north_up
+from xchmv2.plotting.scale_bar import add_scale_bar, ground_scale
+from xchmv2.plotting.show import round_limit, show_change, show_height
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+#: Side of a panel [inch].
+_SIDE = 4.2
+#: Values beyond this percentile are off the scale, so that few odd ones do not wash out the rest.
+_HEIGHT_TOP, _CHANGE_TOP = 99.9, 99.0
+_MOST_PANELS = 36
+
+
+def plot_height(
+    height: xr.DataArray,
+    *,
+    ax: Axes | None = None,
+    limits: tuple[float, float] | None = None,
+    columns: int = 3,
+    scale_bar: bool = True,
+) -> Picture:
+    """Draw canopy height: a map for each date, on one colour scale.
+
+    Parameters
+    ----------
+    height : DataArray
+        Heights [m], dims y and x and at most one more, such as time.
+    ax : Axes, optional
+        Where to draw a single date; by default a new figure.
+    limits : (low, high), optional
+        Heights [m] at the ends of the colour scale; by default from 0 to the 99.9th percentile,
+        rounded up.
+    columns : int, default 3
+        Most maps in a row.
+    scale_bar : bool, default True
+        Whether to draw one; without a CRS there is none.
+
+    Returns
+    -------
+    Picture
+        Figure, axes, images and colour bar.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are more dims or more than 36 dates, or matplotlib is not installed.
+
+    Notes
+    -----
+    Large arrays are averaged to what a screen shows, lazily: they are never in memory as a whole.
+    Where height is missing, grey hatching shows through.
+    """
+    names, planes = _planes(height)
+    low, high = limits or (0.0, _top(planes, _HEIGHT_TOP))
+
+    def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
+        return show_height(panel, plane, limits=(low, high))
+
+    return _draw(names, planes, show, "canopy height [m]", ax, columns, scale_bar)
+
+
+def plot_change(
+    change: xr.DataArray | xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    limit: float | None = None,
+    only_significant: bool = False,
+    columns: int = 3,
+    scale_bar: bool = True,
+) -> Picture:
+    """Draw the change of canopy height, on a colour scale centred on no change.
+
+    Parameters
+    ----------
+    change : DataArray or Dataset
+        Later minus earlier height [m], dims y and x and at most one more; the Dataset of
+        ``difference``; or a cube of heights named ``canopy_height``, of which the changes from
+        date to date are drawn.
+    ax : Axes, optional
+        Where to draw a single map; by default a new figure.
+    limit : float, optional
+        Change [m] at both ends of the colour scale; by default the 99th percentile of its size,
+        rounded up.
+    only_significant : bool, default False
+        Whether change that may be error is drawn as none; for the Dataset of ``difference``.
+    columns : int, default 3
+        Most maps in a row.
+    scale_bar : bool, default True
+        Whether to draw one; without a CRS there is none.
+
+    Returns
+    -------
+    Picture
+        Figure, axes, images and colour bar.
+
+    Raises
+    ------
+    CHMv2Error
+        If there is no change to draw, there are more dims or more than 36 maps, or matplotlib is
+        not installed.
+
+    Notes
+    -----
+    Large arrays are averaged to what a screen shows, as in :func:`plot_height`.
+    """
+    array = _read_change(change, only_significant)
+    names, planes = _planes(array)
+    if _is_heights(array) and len(planes) > 1:
+        planes = [after - before for before, after in pairwise(planes)]
+        names = [f"{before} to {after}" for before, after in pairwise(names)]
+    end = _top(planes, _CHANGE_TOP) if limit is None else limit
+
+    def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
+        return show_change(panel, plane, limit=end)
+
+    label = (
+        "significant change of canopy height [m]"
+        if only_significant
+        else "change of canopy height [m]"
+    )
+    return _draw(names, planes, show, label, ax, columns, scale_bar)
+
+
+def _read_change(change: xr.DataArray | xr.Dataset, only_significant: bool) -> xr.DataArray:
+    known = isinstance(change, xr.Dataset)
+    lacking = {"height_change"} - set(change.data_vars) if isinstance(change, xr.Dataset) else set()
+    if only_significant and not (known and "significant" in change):
+        lacking = {"significant"}
+    if lacking:
+        raise CHMv2Error(
+            f"a Dataset with {' and '.join(sorted(lacking))}",
+            str(list(change.data_vars) if isinstance(change, xr.Dataset) else "a DataArray"),
+            "give the result of difference(before, after)",
+        )
+    if not isinstance(change, xr.Dataset):
+        return change
+    array = change["height_change"]
+    if only_significant:
+        array = array.where(change["significant"].astype(bool) | array.isnull(), 0.0)
+    return array
+
+
+def _is_heights(array: xr.DataArray) -> bool:
+    return bool(array.name == HEIGHT_NAME)
+
+
+def _planes(array: xr.DataArray) -> tuple[list[str], list[xr.DataArray]]:
+    """Return the name and the averaged pixels of each date, in memory."""
+    if not isinstance(array, xr.DataArray):
+        raise CHMv2Error(
+            "a DataArray to draw", type(array).__name__, "choose it: dataset['canopy_height']"
+        )
+    array = without_nodata(array)
+    dims = coordinate_grid(array).dims
+    further = [dim for dim in array.dims if dim not in dims]
+    if len(further) > 1:
+        raise CHMv2Error(
+            f"dims {dims} and at most one more",
+            f"dims {array.dims}",
+            f"choose one: array.isel({further[0]}=0)",
+        )
+    if not further:
+        return [""], list(dask.compute(coarse(north_up(array))))
+    count = array.sizes[further[0]]
+    if not 1 <= count <= _MOST_PANELS:
+        raise CHMv2Error(
+            f"1 to {_MOST_PANELS} maps in a figure",
+            f"{count} along {further[0]!r}",
+            f"choose some: array.isel({further[0]}=slice(0, 9))",
+        )
+    single = [array.isel({further[0]: k}) for k in range(count)]
+    return _names(array, str(further[0])), list(
+        dask.compute(*(coarse(north_up(p)) for p in single))
+    )
+
+
+def _names(array: xr.DataArray, dim: str) -> list[str]:
+    """Name dates by day, anything else as it is written."""
+    if dim not in array.coords:
+        return [f"{dim} {k}" for k in range(array.sizes[dim])]
+    coord = array[dim]
+    if np.issubdtype(coord.dtype, np.datetime64):
+        return [str(day) for day in coord.dt.strftime("%Y-%m-%d").values]
+    return [f"{dim} {value}" for value in coord.values]
+
+
+def _top(planes: Sequence[xr.DataArray], percentile: float) -> float:
+    """Return the end of a colour scale [m]."""
+    sizes: npt.NDArray[Any] = np.abs(np.concatenate([plane.values.ravel() for plane in planes]))
+    sizes = sizes[np.isfinite(sizes)]
+    return round_limit(np.percentile(sizes, [percentile]) if sizes.size else sizes)
+
+
+def _draw(
+    names: Sequence[str],
+    planes: Sequence[xr.DataArray],
+    show: Callable[[Axes, xr.DataArray], AxesImage],
+    label: str,
+    ax: Axes | None,
+    columns: int,
+    scale_bar: bool,
+) -> Picture:
+    """Draw the maps, then what explains them."""
+    scale = ground_scale(planes[0]) or (1.0, 1.0)
+    shape = _shape(planes[0], scale)
+    figure, axes = panels(len(planes), ax, columns, _SIDE, _SIDE * shape + 0.4)
+    images = []
+    for panel, name, plane in zip(axes, names, planes, strict=True):
+        images.append(show(panel, plane))
+        panel.set_aspect(scale[0] / scale[1])
+        panel.set_title(name)
+        panel.tick_params(axis="x", rotation=30)
+        if scale_bar:
+            add_scale_bar(panel, plane)
+    for panel in axes if len(axes) > 1 else []:
+        panel.label_outer()
+    bar = figure.colorbar(
+        images[0], ax=axes, label=label, extend=_extend(planes, images[0]), shrink=0.8
+    )
+    if any(bool(plane.isnull().any()) for plane in planes):
+        axes[-1].legend(handles=[missing_patch()], loc="upper right", fontsize="small")
+    return Picture(figure, axes, images, bar)
+
+
+def _shape(plane: xr.DataArray, scale: tuple[float, float]) -> float:
+    """Return how high a map is for its width, within reason."""
+    y, x = coordinate_grid(plane).pixel
+    height, width = plane.shape
+    return min(2.0, max(0.4, abs(height * y * scale[0]) / abs(width * x * scale[1])))
+
+
+def _extend(planes: Sequence[xr.DataArray], image: AxesImage) -> str:
+    """Say at which ends there are values beyond the colour scale."""
+    low, high = image.get_clim()
+    below = any(float(plane.min(skipna=True)) < low for plane in planes)
+    above = any(float(plane.max(skipna=True)) > high for plane in planes)
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
+        (below, above), "neither"
+    )

@@ -1,0 +1,129 @@
+"""Heights against their reference: scatter and residuals."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xchmv2.plotting.canvas import Picture, panels
+from xchmv2.plotting.show import HEIGHT_COLOURS, round_limit
+from xchmv2.validation import scores
+from xchmv2.validation.matching import Matched, match
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = npt.NDArray[np.float64]
+
+#: More than this are drawn as a density.
+_MOST_DOTS = 2000
+#: Width of a class of residuals [m], and the fewest heights it is drawn for.
+_STEP, _FEWEST = 2.5, 5
+_ORANGE = "#D55E00"
+
+
+def plot_validation(
+    height: xr.DataArray | Matched, reference: Any = None, **options: Any
+) -> Picture:
+    """Draw heights against their reference, and errors by reference height.
+
+    Parameters
+    ----------
+    height : DataArray or Matched
+        Heights [m] of one date, dims y and x; or what :func:`~xchmv2.validation.match` returned.
+    reference : DataArray, GeoDataFrame or DataFrame, optional
+        As in :func:`~xchmv2.validation.validate`.
+    **options
+        ``column``, ``radius`` and ``percentile``, as there.
+
+    Returns
+    -------
+    Picture
+        Two panels. Left: all pairs, as dots or, above 2000, as a density, with the line of
+        equality. Right: errors by classes of 2.5 m of reference height: median, the middle half
+        and the middle nine tenths.
+
+    Raises
+    ------
+    CHMv2Error
+        If the two cannot be matched, or matplotlib is not installed.
+    """
+    pair = height if isinstance(height, Matched) else match(height, reference, **options)
+    known = pair.known
+    found, true = pair.height[known], pair.reference[known]
+    figure, (left, right) = panels(2, None, 2, 5.0, 4.6)
+    artists = [_scatter(left, found, true), *_residuals(right, found, true)]
+    bar = None
+    if len(true) > _MOST_DOTS:
+        bar = figure.colorbar(artists[0], ax=left, label="pixels")
+    return Picture(figure, [left, right], artists, bar)
+
+
+def _scatter(ax: Axes, found: Floats, true: Floats) -> Any:
+    end = round_limit(np.concatenate([found, true]))
+    low = min(0.0, float(found.min()))
+    if len(true) > _MOST_DOTS:
+        box = (low, end, low, end)
+        drawn: Any = ax.hexbin(
+            true,
+            found,
+            gridsize=60,
+            bins="log",
+            mincnt=1,
+            cmap=HEIGHT_COLOURS,
+            extent=box,
+            linewidths=0.1,
+        )
+    else:
+        drawn = ax.scatter(true, found, s=12, alpha=0.5, color="#0072B2", linewidths=0)
+    ax.plot([low, end], [low, end], color=_ORANGE, linewidth=1, linestyle="--")
+    ax.set(xlim=(low, end), ylim=(low, end), aspect="equal")
+    ax.set(xlabel="reference height [m]", ylabel="height [m]")
+    lines = [
+        f"n = {len(true):,}",
+        f"MAE {scores.mae(found, true):.2f} m",
+        f"RMSE {scores.rmse(found, true):.2f} m",
+        f"bias {scores.bias(found, true):+.2f} m",
+        f"R² {scores.r2(found, true):.2f}",
+    ]
+    frame = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
+    ax.text(
+        0.03,
+        0.97,
+        "\n".join(lines),
+        transform=ax.transAxes,
+        va="top",
+        color="black",
+        bbox=frame,
+        fontsize="small",
+    )
+    return drawn
+
+
+def _residuals(ax: Axes, found: Floats, true: Floats) -> list[Any]:
+    """Draw the spread of errors in classes of reference height."""
+    edges = np.arange(0.0, float(true.max()) + _STEP, _STEP)
+    error = found - true
+    centres, ranks = [], []
+    for low, high in pairwise([*edges, edges[-1] + _STEP]):
+        chosen = error[(true >= low) & (true < high)]
+        if chosen.size >= _FEWEST:
+            centres.append((low + high) / 2)
+            ranks.append(np.percentile(chosen, [5, 25, 50, 75, 95]))
+    ax.axhline(0, color=_ORANGE, linewidth=1, linestyle="--")
+    ax.set(xlabel="reference height [m]", ylabel="height minus reference [m]")
+    ax.grid(alpha=0.3)
+    if not ranks:
+        return [ax.scatter(true, error, s=12, alpha=0.5, color="#0072B2", linewidths=0)]
+    p5, p25, p50, p75, p95 = np.transpose(ranks)
+    thin = ax.vlines(centres, p5, p95, color="#0072B2", linewidth=1.2, label="90 % of errors")
+    thick = ax.vlines(
+        centres, p25, p75, color="#0072B2", linewidth=6, alpha=0.6, label="50 % of errors"
+    )
+    (line,) = ax.plot(centres, p50, color="#0072B2", marker="o", linewidth=1, label="median")
+    ax.legend(fontsize="small", loc="best")
+    return [line, thick, thin]

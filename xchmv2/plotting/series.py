@@ -1,0 +1,197 @@
+"""Canopy height over time, at points or under polygons."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xchmv2.areas import coordinate_grid
+from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import Grid
+from xchmv2.nodata import without_nodata
+from xchmv2.plotting.canvas import Picture, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Colours that the colour-blind can tell apart (Okabe and Ito 2008), seen on white and on black.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_MOST_LINES = 36
+
+
+def plot_series(
+    height: xr.DataArray,
+    places: Any,
+    *,
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Picture:
+    """Draw canopy height over time at points, or its mean under polygons.
+
+    Parameters
+    ----------
+    height : DataArray
+        Heights [m], dims y, x and one more, such as time.
+    places : GeoDataFrame, GeoSeries, shapely geometries, or pairs (x, y)
+        Points or polygons; those without a CRS are in the raster's.
+    label : str, optional
+        Column of a GeoDataFrame that names the lines; by default its index.
+    ax : Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    Picture
+        Figure, axes, and artists: lines, and for polygons bands from the 10th to the 90th
+        percentile of heights.
+
+    Raises
+    ------
+    CHMv2Error
+        If there is no dim beside y and x, places are neither points nor polygons, there are more
+        than 36, or a library is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If places lie outside the raster.
+
+    Notes
+    -----
+    At a point it is the height of the pixel there. Only pixels under the places are computed.
+    """
+    grid = coordinate_grid(height)
+    further = [dim for dim in height.dims if dim not in grid.dims]
+    if len(further) != 1:
+        raise CHMv2Error(
+            f"heights of several dates, dims {('time', *grid.dims)}",
+            f"dims {height.dims}",
+            "put dates together: xr.concat([...], 'time'), or choose: height.isel(...=0)",
+        )
+    height = without_nodata(height).transpose(further[0], *grid.dims)
+    series, names = _read(places, label)
+    kind = _kind(series)
+    middle, low, high = (_points if kind == "points" else _polygons)(height, series, grid)
+    figure, (panel,) = panels(1, ax, 1, 7.0, 4.0)
+    times = height[further[0]].values
+    artists: list[Any] = []
+    for k, (name, colour) in enumerate(zip(names, cycle(_COLOURS), strict=False)):
+        marker = _MARKERS[(k // len(_COLOURS)) % len(_MARKERS)]
+        artists += panel.plot(times, middle[:, k], color=colour, marker=marker, label=name)
+        if low is not None and high is not None:
+            band = panel.fill_between(times, low[:, k], high[:, k], color=colour, alpha=0.2, lw=0)
+            artists.append(band)
+    _dress(panel, height, str(further[0]), kind, len(names))
+    return Picture(figure, [panel], artists)
+
+
+def _read(places: Any, label: str | None) -> tuple[Any, list[str]]:
+    """Return places as a GeoSeries, and their names."""
+    from xchmv2.zonal.polygons import as_series, require_zonal
+
+    require_zonal()
+    series, labels = as_series(_as_points(places))
+    if len(series) > _MOST_LINES:
+        raise CHMv2Error(
+            f"at most {_MOST_LINES} lines in a figure",
+            f"{len(series)} places",
+            "choose some: places.iloc[:9]",
+        )
+    if label is not None and label not in labels:
+        raise CHMv2Error(
+            f"a column {label!r}", f"columns {list(labels)}", "choose one that is there"
+        )
+    values = labels[label] if label else next(iter(labels.values()))
+    kind = _kind(series).removesuffix("s")
+    prefix = "" if label or values.dtype.kind not in "iu" else f"{kind} "
+    return series, [f"{prefix}{value}" for value in values]
+
+
+def _as_points(places: Any) -> Any:
+    """Turn pairs (x, y) into points; anything else stays what it is."""
+    if isinstance(places, Sequence) and not isinstance(places, str) and len(places):
+        pairs = (
+            [places] if np.ndim(places[0]) == 0 and isinstance(places[0], int | float) else places
+        )
+        if all(isinstance(p, tuple | list | np.ndarray) and len(p) == 2 for p in pairs):
+            import shapely
+
+            return [shapely.Point(*map(float, pair)) for pair in pairs]
+    return places
+
+
+def _kind(series: Any) -> str:
+    kinds = set(series.geom_type.dropna())
+    if kinds and kinds <= {"Point"}:
+        return "points"
+    if kinds and kinds <= {"Polygon", "MultiPolygon"}:
+        return "polygons"
+    raise CHMv2Error(
+        "points, or polygons",
+        ", ".join(sorted(kinds)) or "nothing",
+        "draw one kind at a time; lines can be given a width: places.buffer(10)",
+    )
+
+
+def _points(height: xr.DataArray, series: Any, grid: Grid) -> tuple[npt.NDArray[Any], None, None]:
+    """Take the pixel under each point, (dates, points)."""
+    if series.crs is not None:
+        if grid.crs is None:
+            raise CHMv2Error(
+                "a CRS on the raster, to bring points of another CRS to it",
+                f"none, with points in {series.crs.name}",
+                "write it: height.rio.write_crs('EPSG:...')",
+            )
+        series = series.to_crs(grid.crs.proj)
+    index = [
+        np.floor((values.to_numpy() - edge) / pixel)
+        for values, edge, pixel in zip((series.y, series.x), grid.edges, grid.pixel, strict=True)
+    ]
+    inside = np.logical_and.reduce(
+        [(i >= 0) & (i < size) for i, size in zip(index, grid.shape, strict=True)]
+    )
+    if not inside.all():
+        warnings.warn(
+            f"{int((~inside).sum())} of {len(inside)} points are outside the raster",
+            UserWarning,
+            stacklevel=3,
+        )
+    where = {
+        dim: xr.DataArray(np.where(inside, i, 0).astype(int), dims="point")
+        for dim, i in zip(grid.dims, index, strict=True)
+    }
+    (values,) = dask.compute(height.isel(where).data)
+    return np.where(inside, values, np.nan), None, None
+
+
+def _polygons(
+    height: xr.DataArray, series: Any, grid: Grid
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Average under each polygon, with the 10th and the 90th percentile, (dates, polygons)."""
+    from xchmv2.zonal import zonal
+
+    found = zonal(height, series, stats=("mean", "p10", "p90")).compute()
+    return found["mean"].values, found["p10"].values, found["p90"].values
+
+
+def _dress(panel: Axes, height: xr.DataArray, dim: str, kind: str, count: int) -> None:
+    name = str(height.attrs.get("long_name", "canopy height"))
+    panel.set_ylabel(f"{name} [{height.attrs.get('units', 'm')}]")
+    if height[dim].dtype.kind != "M":
+        panel.set_xlabel(dim)
+    panel.grid(alpha=0.3)
+    if kind == "polygons":
+        panel.set_title("mean, and 10th to 90th percentile", fontsize="medium")
+    if count > 1:
+        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
+    for tick in panel.get_xticklabels():
+        tick.set_rotation(30)
+        tick.set_horizontalalignment("right")

@@ -1,0 +1,284 @@
+"""Statistics of canopy structure over cells of ground, or over the whole raster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from xchmv2.areas import cell_areas
+from xchmv2.change.inputs import Raster, read_heights
+from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import find_grid
+from xchmv2.labels import label_quantity
+from xchmv2.structure.cells import resolve_cells, whole_raster
+from xchmv2.structure.reduction import (
+    PercentilesOfCells,
+    mean_of_cells,
+    reduce_to_cells,
+    sum_of_cells,
+)
+from xchmv2.structure.surface import surface_ratio
+
+
+def canopy_cover(
+    height: Raster,
+    threshold: float = 5.0,
+    cell: float | None = 30.0,
+    *,
+    min_valid: float = 0.5,
+) -> xr.DataArray:
+    """Measure the share of the ground under canopy of at least some height.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Canopy heights [m] of two spatial dims and any others, such as time; NaN where missing.
+    threshold : float, default 5
+        Height from which on a pixel is canopy, inclusive [m].
+    cell : float or None, default 30
+        Side of the cells [m on the ground]; None for one number over the whole raster.
+    min_valid : float, default 0.5
+        Share of a cell's pixels that must not be missing, those outside the raster included;
+        other cells are NaN.
+
+    Returns
+    -------
+    DataArray
+        ``canopy_cover``, float32 from 0 to 1. Lazy if the heights are; the same for any chunks.
+
+    Raises
+    ------
+    CHMv2Error
+        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+    ImageryError
+        If there are no spatial dims on a regular grid.
+
+    Notes
+    -----
+    The edges of cells are multiples of their side from the CRS origin, and a pixel belongs to the
+    cell that holds its centre: any area of interest has the same cells. Where a projected metre
+    is not one on the ground (EPSG:3857), and in degrees, the scale is taken at the scene's centre
+    in steps of 1 %. Without a CRS, cells are in the coordinates' own units.
+    """
+    height = read_heights(height)
+    attrs = {"long_name": f"share of the ground under canopy of {threshold:g} m or more"}
+    share = share_of_ground(height >= threshold, height, cell, min_valid)
+    return label_quantity(share, "canopy_cover", {**attrs, "units": "1"})
+
+
+def gap_fraction(
+    height: Raster,
+    threshold: float = 10.0,
+    cell: float | None = 30.0,
+    *,
+    min_valid: float = 0.5,
+) -> xr.DataArray:
+    """Measure the share of the ground where the canopy is not higher than some height.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Canopy heights [m] of two spatial dims and any others; NaN where missing.
+    threshold : float, default 10
+        Height up to which a pixel belongs to a gap, inclusive [m], as in :func:`gaps`.
+    cell, min_valid
+        As in :func:`canopy_cover`.
+
+    Returns
+    -------
+    DataArray
+        ``gap_fraction``, float32 from 0 to 1. Lazy if the heights are; the same for any chunks.
+
+    Raises
+    ------
+    CHMv2Error
+        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+    """
+    height = read_heights(height)
+    attrs = {"long_name": f"share of the ground with canopy of {threshold:g} m or less"}
+    share = share_of_ground(height <= threshold, height, cell, min_valid)
+    return label_quantity(share, "gap_fraction", {**attrs, "units": "1"})
+
+
+def rumple(height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5) -> xr.DataArray:
+    """Measure how rough the canopy is: the area of its surface over that of the ground.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Canopy heights [m] of two spatial dims and any others; NaN where missing.
+    cell, min_valid
+        As in :func:`canopy_cover`. A pixel at the raster's rim, or beside a missing one, counts
+        as missing, because the surface over it is not known.
+
+    Returns
+    -------
+    DataArray
+        ``rumple``, float32, 1 for a flat canopy. Lazy if the heights are; the same for any chunks.
+
+    Raises
+    ------
+    CHMv2Error
+        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+
+    References
+    ----------
+    Jenness (2004), Wildlife Society Bulletin 32(3), 829-839.
+    """
+    attrs = {"long_name": "area of the canopy surface over that of the ground", "units": "1"}
+    return label_quantity(
+        _mean(surface_ratio(read_heights(height)), cell, min_valid), "rumple", attrs
+    )
+
+
+def canopy_volume(
+    height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5
+) -> xr.DataArray:
+    """Measure the volume between the ground and the canopy's surface.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Canopy heights [m] of two spatial dims and any others; NaN where missing.
+    cell, min_valid
+        As in :func:`canopy_cover`. Missing pixels add nothing: a cell that is half missing has
+        half the volume. ``min_valid=0`` keeps all that was seen.
+
+    Returns
+    -------
+    DataArray
+        ``canopy_volume``, float64 [m3, over true areas; without a CRS, m times the coordinates'
+        own units squared]. Lazy if the heights are; the same for any chunks.
+
+    Raises
+    ------
+    CHMv2Error
+        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+    """
+    _validate_share(min_valid)
+    height = read_heights(height)
+    units = cell_areas(height).attrs.get("units")
+    attrs = {"long_name": "volume below the canopy surface"}
+    attrs |= {"units": "m3"} if units == "m2" else {}
+    if cell is None:
+        volume = _whole_sum(height, min_valid)
+    else:
+        volume = reduce_to_cells(
+            height,
+            resolve_cells(height, cell),
+            sum_of_cells,
+            min_valid=min_valid,
+            dtype="float64",
+        )
+    return label_quantity(volume, "canopy_volume", attrs)
+
+
+def percentile(
+    height: Raster,
+    q: float | Sequence[float],
+    cell: float | None = 30.0,
+    *,
+    min_valid: float = 0.5,
+) -> xr.DataArray:
+    """Take percentiles of height.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Canopy heights [m] of two spatial dims and any others; NaN where missing.
+    q : float or sequence of float
+        Which percentiles [%], such as 95.
+    cell, min_valid
+        As in :func:`canopy_cover`. Growth is best followed in the 95th percentile of 10 m cells.
+
+    Returns
+    -------
+    DataArray
+        ``height_percentile``, float32 [m], linear between values. Several are along a first dim
+        ``percentile``; one is a scalar coordinate of that name. Lazy if the heights are; the same
+        for any chunks. With ``cell=None`` all pixels of a plane go into one chunk.
+
+    Raises
+    ------
+    CHMv2Error
+        If ``q`` is outside 0 to 100, the cell is smaller than a pixel, or ``min_valid`` is no
+        share.
+    """
+    _validate_share(min_valid)
+    wanted = tuple(float(one) for one in np.atleast_1d(np.asarray(q, dtype=float)))
+    if not wanted or not all(0 <= one <= 100 for one in wanted):
+        raise CHMv2Error("percentiles from 0 to 100", f"q={q}", "pass percents, such as q=95")
+    height = read_heights(height)
+    cells = whole_raster(height) if cell is None else resolve_cells(height, cell)
+    found = reduce_to_cells(
+        height,
+        cells,
+        PercentilesOfCells(wanted),
+        min_valid=min_valid,
+        further=len(wanted),
+    ).rename(further="percentile")
+    if cell is None:
+        found = found.isel(dict.fromkeys(cells.grid.dims, 0), drop=True)
+    units = {"units": "%", "long_name": "percentile"}
+    found = found.assign_coords(percentile=("percentile", list(wanted), units))
+    found = found.transpose("percentile", ...)
+    name = "percentile of canopy height"
+    if np.ndim(q) == 0:
+        found, name = found.isel(percentile=0), f"{wanted[0]:g}th {name}"
+    return label_quantity(found, "height_percentile", {"long_name": name, "units": "m"})
+
+
+def share_of_ground(
+    condition: xr.DataArray, height: xr.DataArray, cell: float | None, min_valid: float
+) -> xr.DataArray:
+    """Measure the share of the ground where a condition holds.
+
+    Parameters
+    ----------
+    condition : DataArray
+        Boolean.
+    height : DataArray
+        What it was asked of: where this is missing the answer is not known.
+    cell, min_valid
+        As in :func:`canopy_cover`.
+
+    Returns
+    -------
+    DataArray
+        float32 from 0 to 1, not labelled.
+
+    Raises
+    ------
+    CHMv2Error
+        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+    """
+    return _mean(condition.astype("float32").where(height.notnull()), cell, min_valid)
+
+
+def _mean(pixels: xr.DataArray, cell: float | None, min_valid: float) -> xr.DataArray:
+    _validate_share(min_valid)
+    if cell is None:
+        area = cell_areas(pixels).where(pixels.notnull()).sum(find_grid(pixels).dims)
+        return (_whole_sum(pixels, min_valid) / area).astype("float32")
+    cells = resolve_cells(pixels, cell)
+    return reduce_to_cells(pixels, cells, mean_of_cells, min_valid=min_valid)
+
+
+def _whole_sum(pixels: xr.DataArray, min_valid: float) -> xr.DataArray:
+    """Add up value times area over the whole raster."""
+    total = (pixels * cell_areas(pixels)).sum(find_grid(pixels).dims)
+    return total.where(_enough(pixels, min_valid))
+
+
+def _enough(pixels: xr.DataArray, min_valid: float) -> xr.DataArray:
+    valid = pixels.notnull().mean(find_grid(pixels).dims)
+    return (valid > 0) & (valid >= min_valid)
+
+
+def _validate_share(min_valid: float) -> None:
+    if not 0 <= min_valid <= 1:
+        raise CHMv2Error(
+            "a share of valid pixels from 0 to 1", f"min_valid={min_valid}", "pass min_valid=0.5"
+        )

@@ -1,0 +1,200 @@
+"""How far apart two sets of heights are: the arithmetic, on plain arrays.
+
+Each function takes finite values in float64 and returns NaN where there is nothing to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Floats = npt.NDArray[np.float64]
+
+#: Edges of height classes [m]; the last is the paper's "above 30 m".
+CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, np.inf)
+# Weights of a Sobel kernel add up to 8: divided by it, a slope of 1 m per pixel has gradient 1.
+_SOBEL = 8.0
+
+
+def mae(found: Floats, true: Floats) -> float:
+    """Return the mean absolute error."""
+    return float(np.abs(found - true).mean()) if true.size else float("nan")
+
+
+def rmse(found: Floats, true: Floats) -> float:
+    """Return the root of the mean squared error."""
+    return float(np.sqrt(((found - true) ** 2).mean())) if true.size else float("nan")
+
+
+def bias(found: Floats, true: Floats) -> float:
+    """Return the mean error, found minus true."""
+    return float((found - true).mean()) if true.size else float("nan")
+
+
+def r2(found: Floats, true: Floats) -> float:
+    """Return the share of the truth's variance that is explained: the coefficient of determination.
+
+    Parameters
+    ----------
+    found, true : ndarray of the same shape
+        Heights [m].
+
+    Returns
+    -------
+    float
+        1 is perfect, 0 no better than the true mean, below 0 worse. NaN with fewer than two
+        values, or if all true ones are equal.
+    """
+    if true.size < 2 or np.ptp(true) == 0:
+        return float("nan")
+    return float(1 - ((found - true) ** 2).sum() / ((true - true.mean()) ** 2).sum())
+
+
+def overlap(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
+    """Return intersection over union of two masks; NaN if both are empty."""
+    either = int((found | true).sum())
+    return int((found & true).sum()) / either if either else float("nan")
+
+
+def block_means(heights: npt.NDArray[np.floating], block: int) -> Floats:
+    """Average over whole square blocks, from the first pixel.
+
+    Parameters
+    ----------
+    heights : ndarray, shape (..., H, W)
+        Heights [m]; NaN is left out.
+    block : int
+        Side [px]; rows and columns beyond the last whole block are left out.
+
+    Returns
+    -------
+    ndarray of float64, shape (..., H // block, W // block)
+        NaN where less than half a block is known.
+    """
+    cut = as_blocks(heights, block)
+    known = np.isfinite(cut)
+    count = known.sum(axis=-1)
+    total = np.where(known, cut, 0.0).sum(axis=-1)
+    enough = count * 2 >= block**2
+    means: Floats = np.divide(total, count, out=np.full(total.shape, np.nan), where=enough)
+    return means
+
+
+def block_percentiles(
+    heights: npt.NDArray[np.floating], block: int, percentiles: Sequence[float]
+) -> Floats:
+    """Return percentiles of each whole square block.
+
+    Parameters
+    ----------
+    heights : ndarray, shape (H, W)
+        Heights [m]; NaN is left out.
+    block : int
+        Side [px].
+    percentiles : sequence of float
+        Between 0 and 100.
+
+    Returns
+    -------
+    ndarray of float64, shape (percentiles, H // block, W // block)
+        numpy's linear interpolation; NaN where less than half a block is known.
+    """
+    cut = as_blocks(heights, block)
+    enough = np.isfinite(cut).sum(axis=-1) * 2 >= block**2
+    found = np.full((len(percentiles), *enough.shape), np.nan)
+    if enough.any():
+        found[:, enough] = np.nanpercentile(cut[enough], percentiles, axis=-1)
+    return found
+
+
+def as_blocks(heights: npt.NDArray[np.floating], block: int) -> Floats:
+    """Cut arrays (..., H, W) to whole blocks: (..., H // block, W // block, block * block)."""
+    *rest, height, width = heights.shape
+    rows, cols = height // block, width // block
+    whole = heights[..., : rows * block, : cols * block].astype(np.float64)
+    whole = whole.reshape(*rest, rows, block, cols, block)
+    return np.moveaxis(whole, -2, -3).reshape(*rest, rows, cols, block * block)
+
+
+def gradients(heights: npt.NDArray[np.floating]) -> Floats:
+    """Return the steepness of heights by Sobel's kernels.
+
+    Parameters
+    ----------
+    heights : ndarray, shape (H, W)
+        Heights [m].
+
+    Returns
+    -------
+    ndarray of float64, shape (H, W)
+        Metres per pixel; NaN at the edges and beside missing heights.
+    """
+    found = np.full(heights.shape, np.nan)
+    if min(heights.shape) < 3:
+        return found
+    plane = heights.astype(np.float64)
+    steep = np.hypot(*(ndimage.sobel(np.nan_to_num(plane), axis) / _SOBEL for axis in (0, 1)))
+    known = ndimage.binary_erosion(np.isfinite(plane), np.ones((3, 3)))
+    found[known] = steep[known]
+    return found
+
+
+def edge_error(found: npt.NDArray[np.floating], true: npt.NDArray[np.floating]) -> float:
+    """Return the mean absolute difference of Sobel gradients [m per pixel].
+
+    Parameters
+    ----------
+    found, true : ndarray, shape (H, W)
+        Heights [m]; NaN in either is left out of both.
+
+    Returns
+    -------
+    float
+        0 is as sharp everywhere as the truth; NaN where no 3 x 3 pixels are known.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 4, gives the difference between the Sobel gradients of truth
+    and prediction, and no scale; here the kernels are divided by the sum of their weights.
+    """
+    both = np.isfinite(found) & np.isfinite(true)
+    steep = [gradients(np.where(both, heights, np.nan)) for heights in (found, true)]
+    known = np.isfinite(steep[0])
+    return mae(steep[0][known], steep[1][known])
+
+
+def by_class(
+    found: Floats, true: Floats, edges: Sequence[float] = CLASSES
+) -> list[tuple[int, float, float]]:
+    """Return count, MAE and bias [m] of each class of true height.
+
+    Parameters
+    ----------
+    found, true : ndarray of the same shape
+        Heights [m].
+    edges : sequence of float
+        Ascending; a class holds its lower edge and not its upper one.
+
+    Returns
+    -------
+    list of (int, float, float)
+        One for each class; NaN where it is empty.
+    """
+    rows = []
+    for low, high in pairwise(edges):
+        inside = (true >= low) & (true < high)
+        chosen = found[inside], true[inside]
+        rows.append((int(inside.sum()), mae(*chosen), bias(*chosen)))
+    return rows
+
+
+def class_names(edges: Sequence[float] = CLASSES) -> list[str]:
+    """Name height classes, such as "5 to 10 m" and "above 30 m"."""
+    return [
+        f"{low:g} to {high:g} m" if np.isfinite(high) else f"above {low:g} m"
+        for low, high in pairwise(edges)
+    ]

@@ -71,7 +71,8 @@ class Scenario:
 
 SCENARIOS = (
     Scenario("true + noise"),
-    Scenario("true + noise, bias", bias=1.5),
+    Scenario("true + noise, bias +1.5", bias=1.5),
+    Scenario("true + noise, bias -1.5", bias=-1.5),
     Scenario("true + noise, shift", shift=_SHIFT),
     Scenario("true + noise, bias, shift", bias=1.5, shift=_SHIFT),
     Scenario("demo model", model="demo"),

@@ -17,7 +17,7 @@ from xchmv2.errors import CHMv2Error
 
 Floats = npt.NDArray[np.float64]
 
-_WINDOW, _MOST_WINDOWS = 256, 16
+WINDOW, MOST_WINDOWS = 256, 16
 #: Beyond this many NMAD a difference is a change, not an error.
 _CLIP = 3.0
 # A window takes part with so many pixels that did not change.
@@ -25,7 +25,7 @@ _LEAST_SHARE = 0.25
 
 
 def correlation_length(
-    change: xr.Dataset | xr.DataArray, *, window: int = _WINDOW, windows: int = _MOST_WINDOWS
+    change: xr.Dataset | xr.DataArray, *, window: int = WINDOW, windows: int = MOST_WINDOWS
 ) -> float:
     """Measure how far apart errors of a change are alike, on pixels that did not change.
 
@@ -61,7 +61,7 @@ def correlation_length(
     patches = dask.compute(spread.cut(plane.data))[0]
     cell = cell_areas(plane)
     area = float(cell[tuple(size // 2 for size in shape)])
-    pixels = _correlated_pixels([np.asarray(patch, np.float64) for patch in patches])
+    pixels = correlated_pixels([np.asarray(patch, np.float64) for patch in patches])
     return math.sqrt(pixels * area / math.pi)
 
 
@@ -77,7 +77,7 @@ def _change_of(change: xr.Dataset | xr.DataArray) -> xr.DataArray:
     )
 
 
-def _correlated_pixels(patches: list[Floats]) -> float:
+def correlated_pixels(patches: list[Floats]) -> float:
     """Return the sum of the correlations of a pixel with all others."""
     parts = [_autocovariance(patch) for patch in patches]
     known = [part for part in parts if part is not None]

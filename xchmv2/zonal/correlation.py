@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.change.correlation import _MOST_WINDOWS, _WINDOW, _correlated_pixels
+from xchmv2.change.correlation import MOST_WINDOWS, WINDOW, correlated_pixels
 from xchmv2.change.registration import Windows
 from xchmv2.zonal.pieces import Window
 
@@ -75,7 +75,7 @@ def spread_windows(shape: tuple[int, ...]) -> list[Window]:
     list of (first row, end row, first column, end column)
         At most about 16.
     """
-    found = Windows.spread_over((shape[0], shape[1]), _WINDOW, _MOST_WINDOWS, 0)
+    found = Windows.spread_over((shape[0], shape[1]), WINDOW, MOST_WINDOWS, 0)
     return [(row, row + found.side, col, col + found.side) for row, col in found.corners]
 
 
@@ -99,4 +99,4 @@ def estimate_length(windows: list[npt.NDArray[Any]], *, cell: float) -> float:
     As :func:`xchmv2.change.correlation_length`.
     """
     planes = [plane.astype(np.float64) for window in windows for plane in window]
-    return math.sqrt(_correlated_pixels(planes) * cell / math.pi)
+    return math.sqrt(correlated_pixels(planes) * cell / math.pi)

@@ -515,6 +515,7 @@ def test_a_date_with_unreadable_files_is_tried_again(model, tmp_path):
     found = xchmv2.open_zarr(root)
     np.testing.assert_array_equal(found, heights(model, whole, nodata=0))
     assert list(found.unreadable_assets.values) == [0, 0]
+    assert write(heights(model, whole, nodata=0), root).regions == 0
     with pytest.raises(StoreError, match="imagery"):
         write(
             heights(model, holes.assign_coords(unreadable_assets=("time", [0, 0])), nodata=0), root

@@ -66,7 +66,7 @@ def add_dates(
             "order": order,
             "dates": {
                 **{
-                    n: {**d, "unreadable": 0, **dates[n]} if n in again else d
+                    n: {**dates[n], "record": d["record"]} if n in again else d
                     for n, d in known.items()
                 },
                 **records,

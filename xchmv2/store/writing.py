@@ -190,7 +190,7 @@ def _was_unreadable(date: Mapping[str, Any]) -> bool:
 def _changed(dates: Dates, known: Dates) -> set[str]:
     """Dates whose files are not as they were."""
     both = dates.keys() & known.keys()
-    return {label for label in both if {**known[label], **dates[label]} != known[label]}
+    return {n for n in both if {**dates[n], "record": known[n]["record"]} != known[n]}
 
 
 def _validate_items_are_new(dates: Dates, known: Dates) -> None:

@@ -266,8 +266,10 @@ class TestMaps:
             plotting.plot_height(plane().expand_dims(time=2, member=2))
         with pytest.raises(CHMv2Error, match="at least one column"):
             plotting.plot_height(plane(), columns=0)
-        with pytest.raises(CHMv2Error, match="a DataArray to draw, found Dataset"):
-            plotting.plot_height(plane().to_dataset(name="canopy_height"))
+        with pytest.raises(CHMv2Error, match="a DataArray of heights, found ndarray"):
+            plotting.plot_height(plane().values)
+        with pytest.raises(CHMv2Error, match="a DataArray to draw, found ndarray"):
+            plotting.plot_change(plane().values)
         with pytest.raises(CHMv2Error, match="a Dataset with height_change"):
             plotting.plot_change(plane().to_dataset(name="canopy_height"))
         with pytest.raises(CHMv2Error, match="a Dataset with significant, found a DataArray"):

@@ -377,8 +377,8 @@ class TestErrors:
         with pytest.raises(CHMv2Error, match="at most one dim beside"):
             validate(cube.expand_dims(member=2), raster())
         for function in (validate, match):
-            with pytest.raises(CHMv2Error, match="heights as a DataArray, found Dataset"):
-                function(raster().to_dataset(), raster())
+            with pytest.raises(CHMv2Error, match="a DataArray of heights, found ndarray"):
+                function(raster().values, raster())
 
     def test_points(self):
         table = pd.DataFrame({"x": [LEFT + 50], "y": [TOP - 50], "z": [20.0]})

@@ -9,7 +9,7 @@ from xchmv2.change.events import events
 from xchmv2.change.labelled import label_events
 from xchmv2.change.masks import gain, loss
 from xchmv2.change.stable import stable_bias
-from xchmv2.change.transition import transition
+from xchmv2.change.transition import transition, transition_between
 from xchmv2.change.trend import trend
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "loss_area",
     "stable_bias",
     "transition",
+    "transition_between",
     "trend",
 ]

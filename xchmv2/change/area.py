@@ -8,7 +8,7 @@ from scipy.special import ndtr, ndtri
 
 from xchmv2.areas import cell_areas, has_true_areas
 from xchmv2.change.correlation import effective_cells
-from xchmv2.change.masks import MIN_AREA, OPENING, gain, loss
+from xchmv2.change.masks import MIN_AREA, OPENING, Change, gain, loss
 from xchmv2.errors import CHMv2Error
 
 #: Smallest change that counts [m].
@@ -16,7 +16,7 @@ THRESHOLD = 5.0
 
 
 def loss_area(
-    change: xr.Dataset,
+    change: Change,
     *,
     threshold: float = THRESHOLD,
     opening: int | None = OPENING,
@@ -49,7 +49,8 @@ def loss_area(
     Raises
     ------
     CHMv2Error
-        If there is no correlation length, or a number is out of range.
+        If it is not the Dataset of ``difference``, there is no correlation length, or a number
+        is out of range.
 
     Notes
     -----
@@ -70,6 +71,7 @@ def loss_area(
     as they cover; an offset between the dates must have been taken out before. What it does not
     hold: errors that both dates share, and whether a drop of canopy is a loss.
     """
+    change = _require_difference(change)
     length = _resolve_length(change, correlation_length)
     _validate(confidence, threshold)
     cleaning = {"opening": opening, "min_area": min_area, "mask": mask}
@@ -100,6 +102,21 @@ def loss_area(
     }
     attrs = {"threshold": float(threshold), "confidence": confidence}
     return xr.Dataset(labelled, attrs={**attrs, "correlation_length": length})
+
+
+def _require_difference(change: Change) -> xr.Dataset:
+    """Check that a change comes with its error, which the interval is made of."""
+    needed = {"height_change", "level_of_detection"}
+    if isinstance(change, xr.Dataset) and needed <= set(change.data_vars):
+        return change
+    found = (
+        f"a Dataset of {[str(name) for name in change.data_vars]}"
+        if isinstance(change, xr.Dataset)
+        else f"a {type(change).__name__}"
+    )
+    raise CHMv2Error(
+        "a change with its level_of_detection", found, "pass what difference() returns"
+    )
 
 
 def _resolve_length(change: xr.Dataset, length: float | None) -> float:

@@ -38,19 +38,36 @@ def read_heights(height: Raster) -> xr.DataArray:
     CHMv2Error
         If there are no numbers, or no saying which variable is meant.
     """
-    array = _only_variable(height)
-    if not isinstance(array, xr.DataArray):
-        raise CHMv2Error(
-            "a DataArray of heights", type(height).__name__, "pass the result of .chmv2.predict()"
-        )
+    array = choose_heights(height)
     if array.dtype.kind not in "fiu":
         raise CHMv2Error("heights as numbers", f"{array.dtype}", "pass heights in metres")
     return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
-def _only_variable(height: Raster) -> Any:
-    if not isinstance(height, xr.Dataset):
+def choose_heights(height: Raster) -> xr.DataArray:
+    """Take the heights out of what was given, as they are.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Heights, or a Dataset with a variable ``canopy_height`` or with one variable only.
+
+    Returns
+    -------
+    DataArray
+        That variable, or the array itself.
+
+    Raises
+    ------
+    CHMv2Error
+        If it is neither, or there is no saying which variable is meant.
+    """
+    if isinstance(height, xr.DataArray):
         return height
+    if not isinstance(height, xr.Dataset):
+        raise CHMv2Error(
+            "a DataArray of heights", type(height).__name__, "pass the result of .chmv2.predict()"
+        )
     if HEIGHT_NAME in height.data_vars:
         return height[HEIGHT_NAME]
     if len(height.data_vars) == 1:

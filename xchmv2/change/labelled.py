@@ -43,6 +43,16 @@ def label_events(
 ) -> tuple[xr.DataArray, gpd.GeoDataFrame]: ...
 
 
+@overload
+def label_events(
+    mask: xr.DataArray,
+    change: Change,
+    *,
+    polygons: bool,
+    connectivity: Connectivity = 8,
+) -> tuple[xr.DataArray, pd.DataFrame | gpd.GeoDataFrame]: ...
+
+
 def label_events(
     mask: xr.DataArray,
     change: Change,

@@ -13,7 +13,13 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.areas import cell_areas
-from xchmv2.change.inputs import Raster, on_same_grid, read_heights, require_plane
+from xchmv2.change.inputs import (
+    Raster,
+    on_same_grid,
+    read_heights,
+    require_plane,
+    select_date,
+)
 from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 
@@ -65,6 +71,39 @@ def transition(
     attrs = {"long_name": "area by class of canopy height before and after"}
     attrs |= {"units": "ha"} if areas.attrs.get("units") == "m2" else {}
     return label_quantity(found, "transition", attrs)
+
+
+def transition_between(
+    height: Raster,
+    first: Any,
+    second: Any,
+    classes: Sequence[float],
+    *,
+    labels: Sequence[str] | None = None,
+) -> xr.DataArray:
+    """Cross-tabulate two dates of a cube: :func:`transition` of two labels.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        (time, y, x) heights [m], or a Dataset with ``canopy_height``.
+    first, second : str or datetime64
+        Labels that mean one date each, such as "2019" where there is one date in 2019.
+    classes, labels
+        As for :func:`transition`.
+
+    Returns
+    -------
+    DataArray
+        As from :func:`transition`.
+
+    Raises
+    ------
+    CHMv2Error
+        If a label means no date or several; the message says which there are.
+    """
+    before, after = (select_date(height, label) for label in (first, second))
+    return transition(before, after, classes, labels=labels)
 
 
 def _validate_classes(classes: Sequence[float]) -> tuple[float, ...]:

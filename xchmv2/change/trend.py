@@ -84,21 +84,14 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
         dask="parallelized",
         output_dtypes=[*[array.dtype] * 6, np.int32],
     )
+    mapping = label_quantity(array, "any", {}).attrs
     attrs = _attrs(confidence, str(np.datetime_as_string(times[0], "s")))
     return xr.Dataset(
         {
-            name: label_quantity(layer.drop_attrs(), name, {**attrs[name]}).assign_attrs(
-                _mapping(array)
-            )
+            name: label_quantity(layer, name, {**attrs[name], **mapping})
             for name, layer in zip(_VARIABLES, layers, strict=True)
         }
     )
-
-
-def _mapping(array: xr.DataArray) -> dict[str, Any]:
-    """Return how an array refers to its CRS."""
-    kept = label_quantity(array, "any", {}).attrs
-    return dict(kept)
 
 
 def _attrs(confidence: float, start: str) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.areas import coordinate_grid
+from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
 from xchmv2.labels import HEIGHT_NAME
 from xchmv2.nodata import without_nodata
@@ -32,7 +33,7 @@ _MOST_PANELS = 36
 
 
 def plot_height(
-    height: xr.DataArray,
+    height: Raster,
     *,
     ax: Axes | None = None,
     limits: tuple[float, float] | None = None,
@@ -43,8 +44,9 @@ def plot_height(
 
     Parameters
     ----------
-    height : DataArray
-        Heights [m], dims y and x and at most one more, such as time.
+    height : DataArray or Dataset
+        Heights [m], dims y and x and at most one more, such as time; or a Dataset with
+        ``canopy_height``.
     ax : Axes, optional
         Where to draw a single date; by default a new figure.
     limits : (low, high), optional
@@ -70,7 +72,7 @@ def plot_height(
     Large arrays are averaged to what a screen shows, lazily: they are never in memory as a whole.
     Where height is missing, grey hatching shows through.
     """
-    names, planes = _planes(height)
+    names, planes = _planes(choose_heights(height))
     low, high = limits or (0.0, _top(planes, _HEIGHT_TOP))
 
     def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
@@ -168,7 +170,7 @@ def _planes(array: xr.DataArray) -> tuple[list[str], list[xr.DataArray]]:
     """Return the name and the averaged pixels of each date, in memory."""
     if not isinstance(array, xr.DataArray):
         raise CHMv2Error(
-            "a DataArray to draw", type(array).__name__, "choose it: dataset['canopy_height']"
+            "a DataArray to draw", type(array).__name__, "give after - before, or difference()"
         )
     array = without_nodata(array)
     dims = coordinate_grid(array).dims

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
+from xchmv2.change.inputs import Raster
 from xchmv2.plotting.canvas import Picture, panels
 from xchmv2.plotting.show import HEIGHT_COLOURS, round_limit
 from xchmv2.validation import scores
@@ -26,15 +26,14 @@ _STEP, _FEWEST = 2.5, 5
 _ORANGE = "#D55E00"
 
 
-def plot_validation(
-    height: xr.DataArray | Matched, reference: Any = None, **options: Any
-) -> Picture:
+def plot_validation(height: Raster | Matched, reference: Any = None, **options: Any) -> Picture:
     """Draw heights against their reference, and errors by reference height.
 
     Parameters
     ----------
-    height : DataArray or Matched
-        Heights [m] of one date, dims y and x; or what :func:`~xchmv2.validation.match` returned.
+    height : DataArray, Dataset or Matched
+        Heights [m] of one date, dims y and x; a Dataset with ``canopy_height``; or what
+        :func:`~xchmv2.validation.match` returned.
     reference : DataArray, GeoDataFrame or DataFrame, optional
         As in :func:`~xchmv2.validation.validate`.
     **options

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.areas import coordinate_grid
+from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import Grid
 from xchmv2.nodata import without_nodata
@@ -28,7 +29,7 @@ _MOST_LINES = 36
 
 
 def plot_series(
-    height: xr.DataArray,
+    height: Raster,
     places: Any,
     *,
     label: str | None = None,
@@ -38,8 +39,8 @@ def plot_series(
 
     Parameters
     ----------
-    height : DataArray
-        Heights [m], dims y, x and one more, such as time.
+    height : DataArray or Dataset
+        Heights [m], dims y, x and one more, such as time; or a Dataset with ``canopy_height``.
     places : GeoDataFrame, GeoSeries, shapely geometries, or pairs (x, y)
         Points or polygons; those without a CRS are in the raster's.
     label : str, optional
@@ -68,6 +69,7 @@ def plot_series(
     -----
     At a point it is the height of the pixel there. Only pixels under the places are computed.
     """
+    height = choose_heights(height)
     grid = coordinate_grid(height)
     further = [dim for dim in height.dims if dim not in grid.dims]
     if len(further) != 1:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.areas import coordinate_grid
+from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import Grid
 from xchmv2.nodata import without_nodata
@@ -46,7 +47,7 @@ class Matched:
 
 
 def match(
-    height: xr.DataArray,
+    height: Raster,
     reference: Any,
     *,
     column: str | None = None,
@@ -57,8 +58,9 @@ def match(
 
     Parameters
     ----------
-    height : DataArray
-        (y, x) heights [m]; of lazy ones only what lies under the reference is computed.
+    height : DataArray or Dataset
+        (y, x) heights [m], or a Dataset with ``canopy_height``; of lazy ones only what lies under
+        the reference is computed.
     reference : DataArray, GeoDataFrame or DataFrame
         As in :func:`~xchmv2.validation.validate`.
     column, radius, percentile
@@ -74,11 +76,11 @@ def match(
     CHMv2Error
         If they have no ground in common, or one of them cannot be used.
     """
-    height, grid = read_plane(height)
+    plane, grid = read_plane(height)
     if isinstance(reference, xr.DataArray):
-        found = _under_raster(height, grid, reference)
+        found = _under_raster(plane, grid, reference)
     else:
-        found = Matched(*under_footprints(height, grid, reference, column, radius, percentile))
+        found = Matched(*under_footprints(plane, grid, reference, column, radius, percentile))
     if not found.known.any():
         raise CHMv2Error(
             "reference heights where there are heights",
@@ -89,13 +91,13 @@ def match(
     return found
 
 
-def read_plane(height: xr.DataArray) -> tuple[xr.DataArray, Grid]:
+def read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
     """Check that heights are of one date.
 
     Parameters
     ----------
-    height : DataArray
-        Heights [m].
+    height : DataArray or Dataset
+        Heights [m], or a Dataset with ``canopy_height``.
 
     Returns
     -------
@@ -109,10 +111,7 @@ def read_plane(height: xr.DataArray) -> tuple[xr.DataArray, Grid]:
     CHMv2Error
         If it is no array, or has further dims.
     """
-    if not isinstance(height, xr.DataArray):
-        raise CHMv2Error(
-            "heights as a DataArray", type(height).__name__, "choose them: dataset['canopy_height']"
-        )
+    height = choose_heights(height)
     grid = coordinate_grid(height)
     further = [str(dim) for dim in height.dims if dim not in grid.dims]
     if further:

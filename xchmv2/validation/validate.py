@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from xchmv2.areas import coordinate_grid
+from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery.grid import is_crs_variable
 from xchmv2.validation import scores
@@ -44,7 +45,7 @@ _LABELS = {
 
 
 def validate(
-    height: xr.DataArray,
+    height: Raster,
     reference: Any,
     *,
     block: int = 50,
@@ -58,8 +59,9 @@ def validate(
 
     Parameters
     ----------
-    height : DataArray
-        Heights [m], dims y and x; with a further one, such as time, each date is compared.
+    height : DataArray or Dataset
+        Heights [m], dims y and x; with a further one, such as time, each date is compared. Or a
+        Dataset with ``canopy_height``.
     reference : DataArray, GeoDataFrame or DataFrame
         A raster of heights [m] on any grid; it is averaged onto the heights' pixels, or
         interpolated if it is coarser. It may have the further dim of the heights. Or points: a
@@ -108,10 +110,7 @@ def validate(
     GEDI against the 98th percentile of heights within 12 m, of ICESat-2 within 7 m.
     """
     _validate(block, classes, percentiles)
-    if not isinstance(height, xr.DataArray):
-        raise CHMv2Error(
-            "heights as a DataArray", type(height).__name__, "choose them: dataset['canopy_height']"
-        )
+    height = choose_heights(height)
     options: dict[str, Any] = {"column": column, "radius": radius, "percentile": percentile}
     dims = coordinate_grid(height).dims
     further = [dim for dim in height.dims if dim not in dims]
@@ -132,7 +131,7 @@ def validate(
         dates.append(_score(matched, block, classes, percentiles))
     joined = xr.concat(dates, dim, join="exact", coords="minimal", compat="override")
     kept = {
-        name: coord
+        name: coord.variable
         for name, coord in height.coords.items()
         if coord.dims == (dim,) and not is_crs_variable(coord)
     }
@@ -198,7 +197,9 @@ def _score(
     if not matched.is_raster:
         return xr.Dataset(numbers, coords)
     numbers |= _score_blocks(matched, block, percentiles)
-    return xr.Dataset(numbers, {**coords, "percentile": list(map(float, percentiles))})
+    words = {"long_name": "percentile", "units": "%"}
+    ranks = ("percentile", list(map(float, percentiles)), words)
+    return xr.Dataset(numbers, {**coords, "percentile": ranks})
 
 
 def _score_blocks(matched: Matched, block: int, percentiles: Sequence[float]) -> dict[str, Any]:

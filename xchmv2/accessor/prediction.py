@@ -1,13 +1,14 @@
-"""The ``.chmv2`` accessor: delegation only, no logic, no state."""
+"""From imagery to heights in a store."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
 from xchmv2 import defaults
+from xchmv2.accessor.held import Held, T
 
 if TYPE_CHECKING:
     from xchmv2.inference import Layer, ModelLike
@@ -16,22 +17,9 @@ if TYPE_CHECKING:
     from xchmv2.store.locations import StoreLike
     from xchmv2.store.regions import Regions
 
-T = TypeVar("T", xr.Dataset, xr.DataArray)
 
-
-@xr.register_dataset_accessor("chmv2")  # type: ignore[no-untyped-call]
-@xr.register_dataarray_accessor("chmv2")  # type: ignore[no-untyped-call]
-class CHMv2Accessor(Generic[T]):
-    """Canopy height from imagery.
-
-    Parameters
-    ----------
-    obj : Dataset or DataArray
-        The object the accessor was reached from.
-    """
-
-    def __init__(self, obj: T) -> None:
-        self._obj: T = obj
+class PredictionMethods(Held[T]):
+    """Methods of imagery, and of anything to be stored."""
 
     def predict(
         self,

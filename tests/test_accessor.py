@@ -84,6 +84,8 @@ def forest():
     array = xr.DataArray(
         values.clip(0, 60).astype("f4"), coords, ("time", "y", "x"), "canopy_height"
     )
+    for dim in ("y", "x"):
+        array[dim].attrs["units"] = "metre"
     return array.odc.assign_crs(32633).assign_attrs(ATTRS)
 
 
@@ -106,7 +108,7 @@ def differ(height):
 
 # What each method is called with: from heights, or from a change of them.
 OF_HEIGHT = {
-    "align": lambda use: use(window=32, max_shift=6),
+    "align": lambda use: use(window=32, windows=4, max_shift=6),
     "stable_bias": lambda use: use(STABLE, to="2021"),
     "difference": lambda use: use("2019", "2024", sigma=4.0, confidence=0.9),
     "events": lambda use: use(threshold=6),
@@ -279,7 +281,7 @@ QUANTITIES = {
         if name != "correlation_length"
     },
     "difference by the measured error": lambda h: h.chmv2.difference("2019", "2024"),
-    "shifts": lambda h: h.chmv2.align(window=32, max_shift=6, apply=False),
+    "shifts": lambda h: h.chmv2.align(window=32, windows=4, max_shift=6, apply=False),
     "offsets": lambda h: h.chmv2.stable_bias(STABLE, apply=False),
     "loss of a change alone": lambda h: (h[3] - h[0]).chmv2.loss(threshold=6),
     "loss from events": lambda h: h.chmv2.events().chmv2.loss(),

@@ -361,3 +361,21 @@ def test_bad_input():
         structure.forest_mask(height, min_area=-1)
     with pytest.raises(CHMv2Error, match="two spatial dims"):
         structure.canopy_cover(height.rename(y="row", x="col").drop_vars("spatial_ref"))
+
+
+@pytest.mark.parametrize("where", ["attrs", "encoding"])
+@pytest.mark.parametrize("chunks", [None, {"y": 13, "x": 70}])
+def test_declared_nodata_are_missing(where, chunks):
+    """A raster that was opened without masking holds its nodata value as if it were a height."""
+    known = forest().round()
+    raster = known.fillna(-9999).astype("int16").chunk(chunks or {})
+    raster = raster if chunks else raster.compute()
+    getattr(raster, where)["_FillValue"] = -9999
+    for name, function in CELL_FUNCTIONS.items():
+        xr.testing.assert_allclose(function(raster).compute(), function(known))
+        assert function(raster).name == name
+    xr.testing.assert_equal(structure.forest_mask(raster).compute(), structure.forest_mask(known))
+    labels, table = structure.gaps(raster, 5)
+    expected, known_table = structure.gaps(known, 5)
+    xr.testing.assert_equal(labels.compute(), expected)
+    pd.testing.assert_frame_equal(table, known_table)

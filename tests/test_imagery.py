@@ -285,6 +285,24 @@ class TestGrid:
         ):
             find_grid(imagery["red"])
 
+    def test_pixels_of_a_fraction_of_a_second(self):
+        """Rounded to eight decimals of a degree, the last of 20,000 would be one pixel off."""
+        size = 5.3897254e-6
+        axis = size * np.arange(20_000)
+        coords = {"latitude": 60 - axis, "longitude": 15 + axis[:10]}
+        imagery = xr.DataArray(np.zeros((20_000, 10), "uint8"), coords).odc.assign_crs(4326)
+        assert find_grid(imagery).pixel == pytest.approx((-size, size), rel=1e-7)
+
+    def test_without_crs_by_coordinates(self):
+        bare = cube((50, 50), crs=None)["red"]
+        grid = find_grid(bare.drop_vars("x"))
+        assert grid.pixel == (-0.6, 1.0)
+        assert grid.edges == pytest.approx((8_000_000 * 0.6, 0.0))
+        with pytest.raises(ImageryError, match=r"x coordinates in steps.*array\.interp\(x="):
+            find_grid(bare.isel(x=[0, 1, 3]))
+        with pytest.raises(ImageryError, match="y coordinates that are not finite"):
+            find_grid(bare.assign_coords(y=bare.y.where(bare.y > bare.y[-1])))
+
     def test_one_pixel(self):
         imagery = cube((50, 50))
         assert find_grid(imagery["red"].isel(x=[0])).pixel == (-0.6, 0.6)

@@ -1,4 +1,4 @@
-"""Areas and sides of cells in xarray, and the grid they lie on."""
+"""Areas and sides of cells in xarray."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ import xarray as xr
 from dask.base import tokenize
 
 from xchmv2.areas.ellipsoid import Floats, Nodes, measure_areas, measure_sides
-from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import Grid, find_grid
 from xchmv2.labels import label_quantity
-
-# Coordinates may be off their grid by this share of a pixel.
-_TOLERANCE = 0.01
 
 
 def has_true_areas(array: xr.DataArray) -> bool:
@@ -34,40 +30,6 @@ def has_true_areas(array: xr.DataArray) -> bool:
         to the Earth: :func:`cell_areas` is then in the coordinates' own units.
     """
     return _earthbound(array.odc.crs)
-
-
-def coordinate_grid(array: xr.DataArray) -> Grid:
-    """Read the pixel grid of an array, which without a CRS is that of its coordinates.
-
-    Parameters
-    ----------
-    array : DataArray
-        Any array with two spatial dims.
-
-    Returns
-    -------
-    Grid
-        Edges and signed pixel sizes in the coordinates' units. An axis without coordinates counts
-        pixels from its first edge.
-
-    Raises
-    ------
-    ImageryError
-        If there are no spatial dims, or a CRS and no regular grid.
-    CHMv2Error
-        If coordinates without a CRS are not on a regular grid.
-    """
-    grid = find_grid(array)
-    if grid.crs is not None:
-        return grid
-    steps = [_step(array, dim) for dim in grid.dims]
-    known = next((abs(step) for step in steps if step is not None), 1.0)
-    pixel = [known if step is None else step for step in steps]
-    edges = [
-        float(array[dim].values[0]) - step / 2 if dim in array.coords else 0.0
-        for dim, step in zip(grid.dims, pixel, strict=True)
-    ]
-    return Grid(grid.dims, grid.shape, None, (edges[0], edges[1]), (pixel[0], pixel[1]))
 
 
 def cell_areas(array: xr.DataArray) -> xr.DataArray:
@@ -100,7 +62,7 @@ def cell_areas(array: xr.DataArray) -> xr.DataArray:
     of 10 km and interpolated; that is good to a millionth. A projected square metre is not a
     square metre on the ground: in EPSG:3857 at 60 degrees north it is a quarter of one.
     """
-    grid = coordinate_grid(array)
+    grid = find_grid(array)
     true = _earthbound(grid.crs)
     areas = measure_areas(grid) if true else Nodes.constant(abs(math.prod(grid.pixel)))
     plane = _plane(array, grid)
@@ -129,7 +91,7 @@ def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     CHMv2Error
         If coordinates are outside the CRS's domain.
     """
-    grid = coordinate_grid(array)
+    grid = find_grid(array)
     true = _earthbound(grid.crs)
     if true:
         sides = measure_sides(grid)
@@ -183,21 +145,3 @@ def _at(nodes: Nodes, block_info: Any) -> Floats:
 
 def _earthbound(crs: Any) -> bool:
     return crs is not None and bool(crs.proj.is_geographic or crs.proj.is_projected)
-
-
-def _step(array: xr.DataArray, dim: str) -> float | None:
-    """Signed step between the coordinates of an axis; None if it has fewer than two."""
-    if dim not in array.coords:
-        return 1.0
-    centres = np.asarray(array[dim].values, dtype=float)
-    if centres.size < 2:
-        return None
-    step = float(centres[-1] - centres[0]) / (centres.size - 1)
-    steps = np.diff(centres)
-    if step == 0 or np.abs(steps - step).max() > _TOLERANCE * abs(step):
-        raise CHMv2Error(
-            "cells on a regular grid",
-            f"{dim} coordinates in steps from {steps.min():g} to {steps.max():g}",
-            f"interpolate it first: array.interp({dim}=...)",
-        )
-    return step

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import odc.geo.xr  # registers the .odc accessor
 import xarray as xr
 from affine import Affine
@@ -19,8 +20,6 @@ from xchmv2.tiling import origin_index
 
 # Coordinates may be off their grid by this share of a pixel.
 _TOLERANCE = 0.01
-#: Coordinate differences carry the noise of large coordinates; pixel sizes have fewer decimals.
-_PIXEL_DECIMALS = 8
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Grid:
     crs : odc.geo CRS or None
         Coordinate reference system.
     edges : tuple of float
-        CRS coordinates of the outer edges of the first row and the first column.
+        Coordinates of the outer edges of the first row and the first column.
     pixel : tuple of float
-        Signed pixel sizes (vertical, horizontal) in CRS units.
+        Signed pixel sizes (vertical, horizontal) in the coordinates' units.
     """
 
     dims: tuple[str, str]
@@ -82,7 +81,8 @@ def find_grid(array: xr.DataArray) -> Grid:
     Returns
     -------
     Grid
-        Without a CRS its edges and pixel size mean nothing.
+        Edges and signed pixel sizes in the coordinates' units. Without a CRS, an axis that has no
+        coordinates counts pixels from its first edge.
 
     Raises
     ------
@@ -92,12 +92,12 @@ def find_grid(array: xr.DataArray) -> Grid:
     dims = _spatial_dims(array)
     shape = (array.sizes[dims[0]], array.sizes[dims[1]])
     crs = array.odc.crs
-    if crs is None:
-        return Grid(dims, shape)
-    array = _with_coordinates(array, dims)
-    pixels = _pixels(array, dims)
+    if crs is not None:
+        array = _with_coordinates(array, dims)
+    pixels = _pixels(array, dims, crs)
     edges = tuple(
-        float(array[dim].values[0]) - pixel / 2 for dim, pixel in zip(dims, pixels, strict=True)
+        float(array[dim].values[0]) - pixel / 2 if dim in array.coords else 0.0
+        for dim, pixel in zip(dims, pixels, strict=True)
     )
     return Grid(dims, shape, crs, (edges[0], edges[1]), pixels)
 
@@ -133,12 +133,14 @@ def _with_coordinates(array: xr.DataArray, dims: tuple[str, str]) -> xr.DataArra
     return array.assign_coords({d: c for d, c in xr_coords(box, dims=dims).items() if d in dims})
 
 
-def _pixels(array: xr.DataArray, dims: tuple[str, str]) -> tuple[float, float]:
+def _pixels(array: xr.DataArray, dims: tuple[str, str], crs: Any) -> tuple[float, float]:
     """Signed pixel sizes; an axis of one pixel borrows from the transform or the other axis."""
     stored = _stored_pixels(array)
-    dy, dx = (_spacing(array, dim, known) for dim, known in zip(dims, stored, strict=True))
+    dy, dx = (_spacing(array, dim, known, crs) for dim, known in zip(dims, stored, strict=True))
     if dy is None and dx is None:
-        raise _irregular("a single pixel and no transform, so no pixel size")
+        if crs is not None:
+            raise _irregular("a single pixel and no transform, so no pixel size")
+        return 1.0, 1.0
     return dy or -abs(dx or 0), dx or abs(dy or 0)
 
 
@@ -151,23 +153,40 @@ def _stored_pixels(array: xr.DataArray) -> tuple[float | None, float | None]:
     return None, None
 
 
-def _spacing(array: xr.DataArray, dim: str, stored: float | None) -> float | None:
+def _spacing(array: xr.DataArray, dim: str, stored: float | None, crs: Any) -> float | None:
     """Signed step between coordinates, exactly as stored where that is known."""
+    if dim not in array.coords:
+        return 1.0
     centres = np.asarray(array[dim].values, dtype=float)
     if centres.size < 2:
         return stored
-    pixel = round(float(centres[-1] - centres[0]) / (centres.size - 1), _PIXEL_DECIMALS)
-    if pixel == 0 or np.abs(np.diff(centres) - pixel).max() > _TOLERANCE * abs(pixel):
-        steps = np.diff(centres)
-        raise _irregular(f"{dim} coordinates in steps from {steps.min():g} to {steps.max():g}")
+    if not np.isfinite(centres).all():
+        raise _irregular(f"{dim} coordinates that are not finite", dim)
+    pixel = _without_noise(float(centres[-1] - centres[0]) / (centres.size - 1), centres)
+    steps = np.diff(centres)
+    if pixel == 0 or np.abs(steps - pixel).max() > _TOLERANCE * abs(pixel):
+        found = f"{dim} coordinates in steps from {steps.min():g} to {steps.max():g}"
+        raise _irregular(found, None if crs is not None else dim)
     if stored is not None and math.isclose(abs(stored), abs(pixel), rel_tol=1e-6):
         return math.copysign(stored, pixel)
     return pixel
 
 
-def _irregular(found: str) -> ImageryError:
+def _without_noise(pixel: float, centres: npt.NDArray[np.float64]) -> float:
+    """Round a pixel size: differences of large coordinates carry noise, and it has few decimals.
+
+    Eight decimals in metres, as many more as the coordinates have in degrees.
+    """
+    noise = float(np.spacing(np.abs(centres).max()))
+    return round(pixel, max(8, math.floor(-math.log10(noise)) - 1))
+
+
+def _irregular(found: str, dim: str | None = None) -> ImageryError:
+    """Say what is not regular; a dim without a CRS cannot be reprojected."""
     return ImageryError(
-        "pixels on a regular grid along the CRS axes",
+        "pixels on a regular grid" if dim else "pixels on a regular grid along the CRS axes",
         found,
-        "resample it first: imagery.odc.reproject(imagery.odc.crs, resolution=...)",
+        f"interpolate it first: array.interp({dim}=...)"
+        if dim
+        else "resample it first: imagery.odc.reproject(imagery.odc.crs, resolution=...)",
     )

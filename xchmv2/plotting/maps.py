@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.areas import coordinate_grid
 from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import find_grid
 from xchmv2.labels import HEIGHT_NAME
 from xchmv2.nodata import without_nodata
 from xchmv2.plotting.canvas import Picture, missing_patch, panels
@@ -173,7 +173,7 @@ def _planes(array: xr.DataArray) -> tuple[list[str], list[xr.DataArray]]:
             "a DataArray to draw", type(array).__name__, "give after - before, or difference()"
         )
     array = without_nodata(array)
-    dims = coordinate_grid(array).dims
+    dims = find_grid(array).dims
     further = [dim for dim in array.dims if dim not in dims]
     if len(further) > 1:
         raise CHMv2Error(
@@ -246,7 +246,7 @@ def _draw(
 
 def _shape(plane: xr.DataArray, scale: tuple[float, float]) -> float:
     """Return how high a map is for its width, within reason."""
-    y, x = coordinate_grid(plane).pixel
+    y, x = find_grid(plane).pixel
     height, width = plane.shape
     return min(2.0, max(0.4, abs(height * y * scale[0]) / abs(width * x * scale[1])))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from xchmv2.areas import coordinate_grid, has_true_areas
-from xchmv2.imagery import Grid, ground_pixel
+from xchmv2.areas import has_true_areas
+from xchmv2.imagery import Grid, find_grid, ground_pixel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def ground_scale(array: xr.DataArray) -> tuple[float, float] | None:
     (float, float) or None
         At the array's centre; None where a unit's length is not known.
     """
-    grid: Grid = coordinate_grid(array)
+    grid: Grid = find_grid(array)
     if has_true_areas(array):
         height, width = ground_pixel(grid)
         return height / abs(grid.pixel[0]), width / abs(grid.pixel[1])

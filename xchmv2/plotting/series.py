@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.areas import coordinate_grid
 from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import Grid
+from xchmv2.imagery import Grid, find_grid
 from xchmv2.nodata import without_nodata
 from xchmv2.plotting.canvas import Picture, panels
 
@@ -70,7 +69,7 @@ def plot_series(
     At a point it is the height of the pixel there. Only pixels under the places are computed.
     """
     height = choose_heights(height)
-    grid = coordinate_grid(height)
+    grid = find_grid(height)
     further = [dim for dim in height.dims if dim not in grid.dims]
     if len(further) != 1:
         raise CHMv2Error(

@@ -68,10 +68,6 @@ def _grid(cube: Cube) -> dict[str, Any]:
     grid = find_grid(first)
     found: dict[str, Any] = {"dims": [str(d) for d in first.dims], "shape": list(grid.shape)}
     # Rounded, so that noise in coordinates that were added up another way does not matter.
-    if grid.crs is None:
-        known = [dim for dim in grid.dims if dim in first.coords]
-        ends = {dim: first[dim].values[[0, -1]].astype(float) for dim in known}
-        return {**found, **{dim: [round(v, 6) for v in pair] for dim, pair in ends.items()}}
     edges, pixel = ([round(v, 6) for v in grid.edges], [round(v, 9) for v in grid.pixel])
     return {**found, "crs": str(grid.crs), "edges": edges, "pixel": pixel}
 

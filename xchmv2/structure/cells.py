@@ -11,9 +11,9 @@ import numpy.typing as npt
 import xarray as xr
 from odc.geo.xr import xr_coords
 
-from xchmv2.areas import coordinate_grid, has_true_areas
+from xchmv2.areas import has_true_areas
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import Grid, find_crs_coordinate, ground_pixel
+from xchmv2.imagery import Grid, find_crs_coordinate, find_grid, ground_pixel
 
 #: The ground scale of a projection counts in steps of this share, so that neighbouring areas of
 #: interest get the same cells; in a UTM zone it is exactly 1.
@@ -140,7 +140,7 @@ def resolve_cells(array: xr.DataArray, cell: float) -> Cells:
     CHMv2Error
         If the cell is smaller than a pixel, or no number.
     """
-    grid = coordinate_grid(array)
+    grid = find_grid(array)
     scales = _ground_scales(grid) if has_true_areas(array) else (1.0, 1.0)
     sides = [scale * abs(pixel) for scale, pixel in zip(scales, grid.pixel, strict=True)]
     if not (math.isfinite(cell) and cell >= max(sides) * (1 - 1e-6)):
@@ -169,7 +169,7 @@ def whole_raster(array: xr.DataArray) -> Cells:
     Cells
         One, that all pixels belong to.
     """
-    grid = coordinate_grid(array)
+    grid = find_grid(array)
     y, x = (
         CellAxis((0, size), (size,), edge, pixel * size)
         for edge, pixel, size in zip(grid.edges, grid.pixel, grid.shape, strict=True)

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.areas import coordinate_grid
 from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import Grid
+from xchmv2.imagery import Grid, find_grid
 from xchmv2.nodata import without_nodata
 from xchmv2.validation.footprints import under_footprints
 from xchmv2.validation.reference import clean_heights, crop, on_grid, overlap_window
@@ -112,7 +111,7 @@ def read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
         If it is no array, or has further dims.
     """
     height = choose_heights(height)
-    grid = coordinate_grid(height)
+    grid = find_grid(height)
     further = [str(dim) for dim in height.dims if dim not in grid.dims]
     if further:
         raise CHMv2Error(

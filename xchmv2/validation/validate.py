@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xchmv2.areas import coordinate_grid
 from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import find_grid
 from xchmv2.imagery.grid import is_crs_variable
 from xchmv2.validation import scores
 from xchmv2.validation.matching import PERCENTILE, RADIUS, Matched, match
@@ -112,7 +112,7 @@ def validate(
     _validate(block, classes, percentiles)
     height = choose_heights(height)
     options: dict[str, Any] = {"column": column, "radius": radius, "percentile": percentile}
-    dims = coordinate_grid(height).dims
+    dims = find_grid(height).dims
     further = [dim for dim in height.dims if dim not in dims]
     if not further:
         matched = match(height, reference, **options)

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from xchmv2.areas import cell_areas, coordinate_grid
+from xchmv2.areas import cell_areas
 from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import find_grid
 from xchmv2.zonal.correlation import estimate_length, spread_windows
 from xchmv2.zonal.graph import cut_layer, lazy_sums
 from xchmv2.zonal.labelling import label_zones
@@ -102,7 +103,7 @@ def zonal(
     require_zonal()
     quantity = read_quantity(height_or_change, threshold, sigma)
     names = _with_errors(resolve_stats(stats, change=quantity.change), quantity)
-    grid = coordinate_grid(quantity.values)
+    grid = find_grid(quantity.values)
     placed = read_polygons(polygons, grid)
     groups = cut_pieces(placed.on_pixels, grid.shape)
     _warn_outside(placed, groups)

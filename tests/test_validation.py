@@ -181,6 +181,34 @@ class TestRasters:
         expected = validate(height[20:100, 30:110], reference[20:100, 30:110])
         xr.testing.assert_allclose(validate(height, reference[20:100, 30:110]), expected)
         xr.testing.assert_allclose(validate(height[20:100, 30:110], reference), expected)
+        turned = validate(height[::-1], reference)[["mae", "class_bias", "edge_error"]]
+        xr.testing.assert_allclose(turned, validate(height, reference)[list(turned)])
+
+    def test_other_pixels_without_crs(self):
+        """They are brought together as with a CRS, in the coordinates' own units."""
+        fine = raster((240, 260), pixel=0.5)
+        height = noisy(raster())
+        bare = [array.drop_vars("spatial_ref") for array in (height, fine)]
+        for array in bare:
+            array.attrs.clear()
+            array.encoding.clear()
+        assert bare[0].odc.crs is None
+        xr.testing.assert_allclose(validate(*bare), validate(height, fine))
+        found = match(*bare).reference
+        np.testing.assert_allclose(
+            found, fine.coarsen(y=2, x=2).mean().values, rtol=1e-5, equal_nan=True
+        )
+
+    @pytest.mark.parametrize("part", [dict(y=[7]), dict(x=[7]), dict(y=[7], x=[9])])
+    def test_one_row_or_column_of_lidar(self, part):
+        height = noisy(raster())
+        reference = raster().rio.write_transform(raster().odc.geobox.affine).isel(part)
+        known = match(height, reference).known
+        assert known.sum() == reference.size
+        expected = (height - reference).mean()
+        assert validate(height, reference)["bias"] == pytest.approx(float(expected), abs=1e-5)
+        stacked = reference.expand_dims(band=1)
+        assert validate(height, stacked)["count"] == reference.size
 
     def test_lazy_heights_are_read_under_the_reference_alone(self):
         read = []
@@ -353,8 +381,6 @@ class TestErrors:
             validate(raster(), raster(crs=None))
         with pytest.raises(CHMv2Error, match="none on the heights"):
             validate(raster(crs=None), raster())
-        with pytest.raises(CHMv2Error, match="pixels of other size or place"):
-            validate(raster(crs=None), raster(crs=None, pixel=2.0))
         points = gpd.GeoDataFrame({"rh98": [1.0]}, geometry=[shapely.Point(15, 48)], crs=4326)
         with pytest.raises(CHMv2Error, match="a CRS on the heights, to bring points"):
             validate(raster(crs=None), points)

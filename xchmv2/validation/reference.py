@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from odc.geo import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import wrap_xr, xr_reproject
 
-from xchmv2.areas import coordinate_grid
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import Grid
+from xchmv2.imagery import Grid, find_grid
 from xchmv2.nodata import without_nodata
 
 Floats = npt.NDArray[np.float64]
@@ -21,8 +21,11 @@ Floats = npt.NDArray[np.float64]
 #: Heights that a canopy can have [m]; noise of lidar around the ground is taken for 0.
 LOWEST, HIGHEST = 0.0, 120.0
 _GROUND_NOISE = 0.5
-#: Grids are the same if they agree to this share of a pixel.
+#: Pixels are of the same size if they agree to this share.
 _TOLERANCE = 0.01
+#: Where neither has a CRS, coordinates are taken as they are: between two grids of one CRS nothing
+#: is transformed, whichever it is.
+_PLANE = CRS("EPSG:3857")
 
 
 def clean_heights(reference: xr.DataArray) -> xr.DataArray:
@@ -44,7 +47,10 @@ def clean_heights(reference: xr.DataArray) -> xr.DataArray:
         If there are further dims.
     """
     flat = reference.squeeze(drop=True)
-    grid = coordinate_grid(flat if flat.ndim == 2 else reference)
+    grid = find_grid(flat if flat.ndim == 2 else reference)
+    # Of one row or column, that dim is to stay.
+    single = [dim for dim in reference.dims if dim not in grid.dims and reference.sizes[dim] == 1]
+    flat = reference.squeeze(single, drop=True)
     if set(flat.dims) - set(grid.dims):
         raise CHMv2Error(
             "reference heights of one date, dims y and x",
@@ -98,7 +104,7 @@ def overlap_window(grid: Grid, reference: xr.DataArray) -> tuple[slice, slice]:
     CHMv2Error
         If only one of them has a CRS.
     """
-    there = coordinate_grid(reference)
+    there = find_grid(reference)
     if (grid.crs is None) != (there.crs is None):
         lacking = "heights" if grid.crs is None else "reference"
         raise CHMv2Error(
@@ -106,9 +112,11 @@ def overlap_window(grid: Grid, reference: xr.DataArray) -> tuple[slice, slice]:
             f"none on the {lacking}",
             "write it: array.rio.write_crs('EPSG:...')",
         )
-    if grid.crs is None:
-        return _same_pixels(grid, there)
-    return _spans(grid, there)
+    return _spans(_placed(grid), _placed(there))
+
+
+def _placed(grid: Grid) -> Grid:
+    return replace(grid, crs=_PLANE) if grid.crs is None else grid
 
 
 def _spans(grid: Grid, other: Grid, margin: int = 2) -> tuple[slice, slice]:
@@ -120,23 +128,6 @@ def _spans(grid: Grid, other: Grid, margin: int = 2) -> tuple[slice, slice]:
         first = min(grid.shape[axis], max(0, math.floor(pixels[0]) - margin))
         last = min(grid.shape[axis], max(first, math.ceil(pixels[1]) + margin))
         spans.append(slice(first, last))
-    return spans[0], spans[1]
-
-
-def _same_pixels(grid: Grid, there: Grid) -> tuple[slice, slice]:
-    """Find a reference without a CRS on a grid without one: it must be whole pixels of it."""
-    spans = []
-    for axis in (0, 1):
-        start = (there.edges[axis] - grid.edges[axis]) / grid.pixel[axis]
-        same = abs(there.pixel[axis] - grid.pixel[axis]) <= 1e-6 * abs(grid.pixel[axis])
-        end = round(start) + there.shape[axis]
-        if not same or abs(start - round(start)) > _TOLERANCE:
-            raise CHMv2Error(
-                "a CRS on heights and reference, or pixels that are the same",
-                "no CRS, and pixels of other size or place",
-                "write the CRS of both: array.rio.write_crs('EPSG:...')",
-            )
-        spans.append(slice(max(0, round(start)), max(0, min(grid.shape[axis], end))))
     return spans[0], spans[1]
 
 
@@ -169,10 +160,7 @@ def on_grid(reference: xr.DataArray, grid: Grid) -> Floats:
     CHMv2Error
         If heights lie outside 0 to 120 m.
     """
-    there = coordinate_grid(reference)
-    if grid.crs is None:
-        spans = _same_pixels(there, grid)
-        return _checked(reference.isel(dict(zip(there.dims, spans, strict=True))).values)
+    there, grid = _placed(find_grid(reference)), _placed(grid)
     spans = _spans(there, grid)
     part = reference.isel(dict(zip(there.dims, spans, strict=True))).values
     if not part.size:

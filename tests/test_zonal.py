@@ -287,6 +287,18 @@ class TestResult:
         assert len(to_table(zonal(height[0], shapes))) == 3
         assert len(found.to_dataframe()) == 6
 
+    def test_columns_of_any_name(self):
+        names = {"time": [1, 2], "shape": ["a", "b"], "y": [5, 6], "mean": [7, 8]}
+        squares = [place((0, 0), (9, 0), (9, 9)), place((9, 9), (20, 9), (20, 20))]
+        frame = gpd.GeoDataFrame(names, geometry=squares, crs=CRS)
+        height = raster(times=2).drop_vars("time")
+        table = to_table(zonal(height, frame, stats="mean"))
+        assert list(table["time"]) == [0, 0, 1, 1]
+        assert list(table["polygon_time"]) == [1, 2, 1, 2]
+        assert list(table["shape"]) == ["a", "b", "a", "b"]
+        assert list(table["polygon_mean"]) == [7, 8, 7, 8]
+        assert table.geometry.iloc[2].equals(squares[0])
+
     def test_nodata_of_a_file_is_missing(self):
         height = raster(crs=None)
         filled = height.where(height > 5, -9999).assign_attrs(_FillValue=-9999.0)
@@ -299,6 +311,26 @@ class TestResult:
             found = zonal(raster(crs=None), shapes)
         assert found["mean"].isnull().values.tolist() == [False, True, True]
         assert found["count"].isnull().values.tolist() == [False, True, True]
+
+    def test_polygons_that_reach_around_the_world(self):
+        height = raster()
+        world = gpd.GeoSeries([shapely.box(-180, -90, 180, 90)], crs=4326)
+        for crs in (CRS, 3857):
+            placed = height.odc.reproject(f"EPSG:{crs}")
+            found = zonal(placed, world)
+            assert found["count"] == placed.notnull().sum()
+            assert found["mean"].item() == pytest.approx(float(placed.mean()), abs=1e-3)
+
+    def test_long_sides_are_straight_in_their_own_crs(self):
+        """A parallel of two degrees bends by 0.5 km in UTM; a strip along it is 1 km wide."""
+        coords = {"y": 5.4e6 - 200.0 * np.arange(500), "x": 400e3 + 200.0 * np.arange(1000)}
+        northing = np.broadcast_to(coords["y"][:, None], (500, 1000))
+        height = xr.DataArray(northing, coords, ("y", "x")).odc.assign_crs(CRS)
+        strip = gpd.GeoSeries([shapely.box(14, 48.2, 16, 48.21)], crs=4326)
+        found = zonal(height, strip, stats="mean")["mean"].item()
+        lon, lat = np.meshgrid(np.linspace(14, 16, 2001), np.linspace(48.2, 48.21, 11))
+        points = gpd.GeoSeries(gpd.points_from_xy(lon.ravel(), lat.ravel()), crs=4326)
+        assert found == pytest.approx(points.to_crs(CRS).y.mean(), abs=5)
 
     def test_touching_is_outside(self):
         beside = shapely.box(LEFT - 10, TOP - 20, LEFT, TOP)
@@ -493,6 +525,12 @@ class TestErrors:
         nowhere = gpd.GeoSeries([shapely.box(0, 95, 10, 99)], crs=4326)
         with pytest.raises(CHMv2Error, match="polygons that the raster's CRS can place"):
             zonal(raster(crs=3857), nowhere)
+
+    def test_sigma_below_0_somewhere(self):
+        change = raster().rename("height_change")
+        sigma = (change * 0 + 2).where(change > 1, -0.5)
+        with pytest.raises(CHMv2Error, match=r"a standard deviation of 0 m or more, found -0\.5"):
+            zonal(change, place((0, 0), (9, 0), (9, 9)), sigma=sigma)
 
     def test_sigma_on_another_grid(self):
         sigma = raster((10, 10)) + 1

@@ -86,7 +86,13 @@ def _names(
     polygons: Polygons, taken: Sequence[str], values: xr.DataArray
 ) -> dict[str, tuple[str, Any]]:
     """Return what names the polygons, under names that nothing else has."""
-    used = {*taken, "geometry", "correlation_length", *map(str, values.coords)}
+    used = {
+        *taken,
+        "geometry",
+        "correlation_length",
+        *map(str, values.coords),
+        *map(str, values.dims),
+    }
     return {
         f"polygon_{name}" if name in used else name: ("geometry", column)
         for name, column in polygons.labels.items()

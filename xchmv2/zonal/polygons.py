@@ -12,6 +12,12 @@ import numpy.typing as npt
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import Grid
 
+#: Sides of polygons of another CRS are straight there: they are bent at points so far apart, which
+#: leaves them less than a tenth of a metre off [degrees, m].
+_BEND = 0.01, 1000.0
+#: What lies further from the raster than this is cut off: projections end somewhere [degrees].
+_REACH = 10.0
+
 #: Geometries as an object array of shapely polygons.
 Geometries = npt.NDArray[np.object_]
 
@@ -98,9 +104,38 @@ def read_polygons(polygons: Any, grid: Grid) -> Polygons:
                 f"none, with polygons in {series.crs.name}",
                 "write it: height.rio.write_crs('EPSG:...')",
             )
-        placed = series.to_crs(grid.crs.proj)
+        placed = _bring(series, grid)
     crs = series.crs if series.crs is not None else grid.crs and grid.crs.proj
     return Polygons(given, crs, _on_pixels(np.asarray(placed.array, object), grid), labels)
+
+
+def _bring(series: Any, grid: Grid) -> Any:
+    """Bring polygons to the CRS of a raster, along their sides as they are in their own."""
+    import shapely
+
+    target = grid.crs.proj
+    if series.crs == target:
+        return series
+    found = np.asarray(series.array, dtype=object)
+    if series.crs.is_geographic:
+        found = shapely.segmentize(_near(found, grid, series.crs), _BEND[0])
+    else:
+        metre = float(series.crs.axis_info[0].unit_conversion_factor)
+        found = shapely.segmentize(found, _BEND[1] / metre)
+    return type(series)(found, crs=series.crs).to_crs(target)
+
+
+def _near(geometries: Geometries, grid: Grid, crs: Any) -> Geometries:
+    """Cut off what lies a continent away from a raster: its CRS may have no place for it."""
+    import shapely
+
+    box = grid.geobox.footprint(crs).boundingbox
+    low, high = np.array(box.bbox[:2]) - _REACH, np.array(box.bbox[2:]) + _REACH
+    bounds = shapely.bounds(geometries)
+    far = (bounds[:, :2] < low).any(axis=1) | (bounds[:, 2:] > high).any(axis=1)
+    found = geometries.copy()
+    found[far] = shapely.clip_by_rect(geometries[far], *low, *high)
+    return found
 
 
 def as_series(polygons: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:

@@ -99,12 +99,14 @@ def _validate(threshold: float | None, sigma: float | xr.DataArray | None) -> No
             f"{threshold}",
             "give loss and gain one positive number: threshold=5.0",
         )
-    if isinstance(sigma, xr.DataArray) or sigma is None:
+    if sigma is None or (isinstance(sigma, xr.DataArray) and sigma.chunks is not None):
         return
-    if not (np.isfinite(sigma) and sigma >= 0):
+    least = float(sigma.min()) if isinstance(sigma, xr.DataArray) else float(sigma)
+    missing = isinstance(sigma, xr.DataArray) and np.isnan(least)
+    if not (missing or (np.isfinite(least) and least >= 0)):
         raise CHMv2Error(
             "sigma, a standard deviation of 0 m or more",
-            f"{sigma}",
+            f"{least:g}",
             "give the error of one pixel: sigma=4.0",
         )
 

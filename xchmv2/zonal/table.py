@@ -28,10 +28,11 @@ def to_table(zones: xr.Dataset) -> Any:
 
     crs = zones.xindexes["geometry"].crs  # type: ignore[attr-defined]
     further = [dim for dim in zones.dims if dim != "geometry"]
+    shapes = zones["geometry"].values
     # Polygons by number: two equal ones stay two.
-    flat = zones.drop_indexes("geometry").reset_coords().rename_vars(geometry="shape")
+    flat = zones.drop_vars("geometry").reset_coords()
     frame = flat.to_dataframe(dim_order=[*further, "geometry"]).reset_index()
-    frame = frame.drop(columns="geometry").rename(columns={"shape": "geometry"})
+    frame["geometry"] = shapes[frame["geometry"]]
     first = [*further, *(str(name) for name in zones.coords if zones[name].dims == ("geometry",))]
     first = [str(name) for name in first if name != "geometry" and name in frame]
     rest = [name for name in frame if name not in first and name != "geometry"]

@@ -18,15 +18,18 @@ from xchmv2.labels import HEIGHT_NAME
 from xchmv2.nodata import without_nodata
 from xchmv2.plotting.canvas import Picture, missing_patch, panels
 from xchmv2.plotting.planes import coarse, north_up
-from xchmv2.plotting.scale_bar import add_scale_bar, ground_scale
+from xchmv2.plotting.scale_bar import FLAT, add_scale_bar, ground_scale
 from xchmv2.plotting.show import round_limit, show_change, show_height
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-#: Side of a panel [inch].
+#: Width of a map, the least room for the width and the height of one, and of labels along them
+#: [inch].
 _SIDE = 4.2
+_LEAST = 2.0, 1.2
+_LABEL = 0.8, 0.3
 #: Values beyond this percentile are off the scale, so that few odd ones do not wash out the rest.
 _HEIGHT_TOP, _CHANGE_TOP = 99.9, 99.0
 _MOST_PANELS = 36
@@ -224,31 +227,64 @@ def _draw(
 ) -> Picture:
     """Draw the maps, then what explains them."""
     scale = ground_scale(planes[0]) or (1.0, 1.0)
-    shape = _shape(planes[0], scale)
-    figure, axes = panels(len(planes), ax, columns, _SIDE, _SIDE * shape + 0.4)
+    width, height = _size(planes[0], scale)
+    room = [max(size, least) for size, least in zip((width, height), _LEAST, strict=True)]
+    figure, axes = panels(len(planes), ax, columns, room[0], room[1] + 0.4)
     images = []
     for panel, name, plane in zip(axes, names, planes, strict=True):
         images.append(show(panel, plane))
         panel.set_aspect(scale[0] / scale[1])
-        panel.set_title(name)
-        panel.tick_params(axis="x", rotation=30)
+        # Above a flat map there is a scale bar, at the right.
+        panel.set_title(name, loc="left" if height < FLAT * width else "center")
+        _thin_ticks(panel, width, height)
         if scale_bar:
             add_scale_bar(panel, plane)
     for panel in axes if len(axes) > 1 else []:
         panel.label_outer()
+    rows = 1 if ax is not None else -(-len(axes) // columns)
     bar = figure.colorbar(
-        images[0], ax=axes, label=label, extend=_extend(planes, images[0]), shrink=0.8
+        images[0],
+        ax=axes,
+        label=label,
+        extend=_extend(planes, images[0]),
+        shrink=0.8,
+        aspect=20 * rows * max(1.0, height / _SIDE),
     )
     if any(bool(plane.isnull().any()) for plane in planes):
-        axes[-1].legend(handles=[missing_patch()], loc="upper right", fontsize="small")
+        # Below the colour bar, where it hides neither maps nor their titles.
+        bar.ax.legend(
+            handles=[missing_patch()],
+            loc="upper left",
+            bbox_to_anchor=(0.0, -0.1 / rows),
+            borderaxespad=0.0,
+            handlelength=2.0,
+            handleheight=1.4,
+            fontsize="small",
+            frameon=False,
+        )
     return Picture(figure, axes, images, bar)
 
 
-def _shape(plane: xr.DataArray, scale: tuple[float, float]) -> float:
-    """Return how high a map is for its width, within reason."""
+def _size(plane: xr.DataArray, scale: tuple[float, float]) -> tuple[float, float]:
+    """Return the width and the height of a map [inch]: wide ones are flat, high ones twice so."""
     y, x = find_grid(plane).pixel
-    height, width = plane.shape
-    return min(2.0, max(0.4, abs(height * y * scale[0]) / abs(width * x * scale[1])))
+    rows, cols = plane.shape
+    shape = abs(rows * y * scale[0]) / abs(cols * x * scale[1])
+    height = min(_SIDE * shape, 2 * _SIDE)
+    return height / shape, height
+
+
+def _thin_ticks(panel: Axes, width: float, height: float) -> None:
+    """Leave so few labels along both axes that they do not run into each other, or a neighbour."""
+    from matplotlib.ticker import LinearLocator, MaxNLocator
+
+    for axis, size, label in ((panel.xaxis, width, _LABEL[0]), (panel.yaxis, height, _LABEL[1])):
+        most = int(min(8, size / label))
+        few = LinearLocator(1)  # where two would touch, one at the edge
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]) if most else few)
+    panel.tick_params(axis="x", rotation=30)
+    for tick in panel.get_xticklabels():
+        tick.set(horizontalalignment="right", rotation_mode="anchor")
 
 
 def _extend(planes: Sequence[xr.DataArray], image: AxesImage) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import xarray as xr
+from odc.geo.xr import xr_coords
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import find_grid
@@ -37,6 +38,11 @@ def validate_plane(array: xr.DataArray) -> tuple[str, str]:
 def north_up(array: xr.DataArray) -> xr.DataArray:
     """Turn an array so that north is up and east is right; without coordinates, as it is."""
     y, x = validate_plane(array)
+    grid = find_grid(array)
+    if grid.crs is not None and not {y, x} <= set(array.coords):
+        # Coordinates that a transform implies: of averaged pixels it would say nothing true.
+        implied = xr_coords(grid.geobox, dims=(y, x))
+        array = array.assign_coords({dim: implied[dim] for dim in (y, x)})
     turned = {
         dim: slice(None, None, -1)
         for dim, step in ((y, -1), (x, 1))
@@ -62,8 +68,7 @@ def coarse(plane: xr.DataArray) -> xr.DataArray:
 def draw(ax: Axes, pixels: npt.NDArray[Any], plane: xr.DataArray, **options: Any) -> AxesImage:
     """Draw the pixels of a plane where it lies, over the hatching of missing data."""
     y, x = (str(dim) for dim in plane.dims)
-    trimmed, _ = _trimmed(plane)
-    (top, bottom), (left, right) = edges_of(trimmed, y), edges_of(trimmed, x)
+    (top, bottom), (left, right) = _edges(_trimmed(plane)[0])
     image = ax.imshow(pixels, extent=(left, right, bottom, top), **options)
     ax.patch.set(**MISSING)
     ax.set_xlabel(label_of(plane, x))
@@ -72,11 +77,16 @@ def draw(ax: Axes, pixels: npt.NDArray[Any], plane: xr.DataArray, **options: Any
     return image
 
 
-def edges_of(plane: xr.DataArray, dim: str) -> tuple[float, float]:
-    """Return the coordinates of the outer edges of the first and the last pixel."""
-    centres = plane[dim].values  # 0, 1, 2, ... where there is no coordinate
-    half = float(centres[-1] - centres[0]) / (len(centres) - 1) / 2 if len(centres) > 1 else 0.5
-    return float(centres[0]) - half, float(centres[-1]) + half
+def _edges(plane: xr.DataArray) -> list[tuple[float, float]]:
+    """Return the coordinates of the outer edges of the first and the last row, and column."""
+    grid = find_grid(plane)
+    sides = zip(grid.dims, grid.edges, grid.pixel, grid.shape, strict=True)
+    return [
+        (edge, edge + pixel * size)
+        if grid.crs is not None or dim in plane.coords
+        else (-0.5, size - 0.5)  # pixels are counted by their centres
+        for dim, edge, pixel, size in sides
+    ]
 
 
 def label_of(plane: xr.DataArray, dim: str) -> str:

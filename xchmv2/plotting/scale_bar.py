@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: The bar is no longer than this share of the map.
 _SHARE = 0.3
+#: Maps of less height than this share of their width would be hidden by it.
+FLAT = 0.3
 _METRES = {"m", "metre", "meter"}
 
 
@@ -41,7 +43,7 @@ def ground_scale(array: xr.DataArray) -> tuple[float, float] | None:
 
 
 def add_scale_bar(ax: Axes, array: xr.DataArray) -> AnchoredSizeBar | None:
-    """Draw a scale bar in the lower right corner of a map.
+    """Draw a scale bar in the lower right corner of a map; above it, if it is very flat.
 
     Parameters
     ----------
@@ -62,6 +64,9 @@ def add_scale_bar(ax: Axes, array: xr.DataArray) -> AnchoredSizeBar | None:
     if scale is None:
         return None
     left, right = ax.get_xlim()
+    tall = abs(ax.get_ylim()[1] - ax.get_ylim()[0])
+    flat = tall * scale[0] < abs(right - left) * scale[1] * FLAT
+    above = {"bbox_to_anchor": (1, 1), "bbox_transform": ax.transAxes} if flat else {}
     length = _round_length(abs(right - left) * scale[1] * _SHARE)
     name = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     bar = AnchoredSizeBar(
@@ -73,9 +78,10 @@ def add_scale_bar(ax: Axes, array: xr.DataArray) -> AnchoredSizeBar | None:
         borderpad=0.4,
         sep=3,
         color="black",
-        size_vertical=abs(ax.get_ylim()[1] - ax.get_ylim()[0]) * 0.008,
+        size_vertical=min(tall, abs(right - left) * scale[1] / scale[0]) * 0.01,
         fill_bar=True,
         label_top=True,
+        **above,
     )
     # Black on white, whatever the map and the style of the figure are.
     bar.patch.set(facecolor="white", edgecolor="none", alpha=0.8)

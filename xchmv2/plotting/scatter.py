@@ -80,25 +80,16 @@ def _scatter(ax: Axes, found: Floats, true: Floats) -> Any:
     else:
         drawn = ax.scatter(true, found, s=12, alpha=0.5, color="#0072B2", linewidths=0)
     ax.plot([low, end], [low, end], color=_ORANGE, linewidth=1, linestyle="--")
-    ax.set(xlim=(low, end), ylim=(low, end), aspect="equal")
+    margin = 0.02 * (end - low)  # dots on an edge are to be seen whole
+    limits = low - margin, end + margin
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
     ax.set(xlabel="reference height [m]", ylabel="height [m]")
-    lines = [
-        f"n = {len(true):,}",
-        f"MAE {scores.mae(found, true):.2f} m",
-        f"RMSE {scores.rmse(found, true):.2f} m",
-        f"bias {scores.bias(found, true):+.2f} m",
-        f"R² {scores.r2(found, true):.2f}",
-    ]
-    frame = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    ax.text(
-        0.03,
-        0.97,
-        "\n".join(lines),
-        transform=ax.transAxes,
-        va="top",
-        color="black",
-        bbox=frame,
-        fontsize="small",
+    # Above the dots: there may be some in any corner.
+    ax.set_title(
+        f"n = {len(true):,}, MAE {scores.mae(found, true):.2f} m, "
+        f"RMSE {scores.rmse(found, true):.2f} m\n"
+        f"bias {scores.bias(found, true):+.2f} m, R² {scores.r2(found, true):.2f}",
+        fontsize="medium",
     )
     return drawn
 

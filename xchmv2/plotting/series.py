@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _MOST_LINES = 36
+#: Names in one column of the legend.
+_COLUMN = 15
 
 
 def plot_series(
@@ -81,7 +83,7 @@ def plot_series(
     series, names = _read(places, label)
     kind = _kind(series)
     middle, low, high = (_points if kind == "points" else _polygons)(height, series, grid)
-    figure, (panel,) = panels(1, ax, 1, 7.0, 4.0)
+    figure, (panel,) = panels(1, ax, 1, 7.0 + 1.5 * ((len(names) - 1) // _COLUMN), 4.0)
     times = height[further[0]].values
     artists: list[Any] = []
     for k, (name, colour) in enumerate(zip(names, cycle(_COLOURS), strict=False)):
@@ -192,7 +194,13 @@ def _dress(panel: Axes, height: xr.DataArray, dim: str, kind: str, count: int) -
     if kind == "polygons":
         panel.set_title("mean, and 10th to 90th percentile", fontsize="medium")
     if count > 1:
-        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
+        panel.legend(
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            ncols=-(-count // _COLUMN),
+            fontsize="small",
+            frameon=False,
+        )
     for tick in panel.get_xticklabels():
         tick.set_rotation(30)
         tick.set_horizontalalignment("right")

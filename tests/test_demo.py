@@ -97,10 +97,8 @@ def test_evaluation_arithmetic():
     means = evaluate.blocks(truth)
     assert means.shape == (1, 2, 2, 3)
     assert means[0, 1, 1, 2] == pytest.approx(truth[0, 1, 50:100, 100:150].mean())
-    assert evaluate.r2(truth, truth) == 1
-    assert evaluate.r2(truth, np.full_like(truth, truth.mean())) == pytest.approx(0)
-    table = evaluate.by_class(truth, np.ones_like(truth))
-    assert table["mae"].dropna().eq(1).all()
+    table = evaluate.by_class(truth, truth + 1)
+    np.testing.assert_allclose(table["mae"].dropna(), 1)
     assert np.isnan(table.loc["above 30 m", "mae"])
 
 

@@ -52,19 +52,18 @@ def evaluate(
     Block-R2: CHMv2, arXiv 2603.06382, section 4.
     """
     truth, found = (np.concatenate(part) for part in zip(*_scenes(model, seeds, side), strict=True))
-    error = found - truth
-    mean_error = np.abs(truth - truth.mean()).mean()
+    mean = np.full_like(truth, truth.mean())
     true_loss, found_loss = (np.diff(h, axis=1) < -DROP for h in (truth, found))
     summary = pd.Series(
         {
-            "block_r2": r2(blocks(truth), blocks(found)),
-            "mae": np.abs(error).mean(),
-            "mae_share": np.abs(error).mean() / mean_error,
-            "bias": error.mean(),
-            "cleared_iou": (true_loss & found_loss).sum() / (true_loss | found_loss).sum(),
+            "block_r2": scores.r2(blocks(found), blocks(truth)),
+            "mae": scores.mae(found, truth),
+            "mae_share": scores.mae(found, truth) / scores.mae(mean, truth),
+            "bias": scores.bias(found, truth),
+            "cleared_iou": scores.overlap(found_loss, true_loss),
         }
     )
-    return summary, by_class(truth, error)
+    return summary, by_class(truth, found)
 
 
 def blocks(heights: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -72,14 +71,9 @@ def blocks(heights: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return scores.block_means(heights, BLOCK)
 
 
-def r2(truth: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
-    """Share of the truth's variance that is explained."""
-    return scores.r2(found, truth)
-
-
-def by_class(truth: npt.NDArray[Any], error: npt.NDArray[Any]) -> pd.DataFrame:
+def by_class(truth: npt.NDArray[Any], found: npt.NDArray[Any]) -> pd.DataFrame:
     """Pixels, MAE and bias [m] by class of true height."""
-    rows = scores.by_class(truth + error, truth, CLASSES)
+    rows = scores.by_class(found, truth, CLASSES)
     frame = pd.DataFrame(rows, scores.class_names(CLASSES), ["pixels", "mae", "bias"])
     return frame.astype({"pixels": int})
 

@@ -1,7 +1,9 @@
-"""Fine-tune the demonstration model on half a NEON plot and draw what it does to the other half.
+"""Fine-tune the demonstration model on half a NEON plot, and hold the other half against lidar.
 
-Run from the repository root: ``python docs/make_bart_figure.py DATA``, where DATA holds
+Run from the repository root: ``python docs/make_bart_figure.py DATA [SCATTER]``, where DATA holds
 ``BART_320000_4881000_rgb_2019.tif`` and ``BART_320000_4881000_chm_2019.tif`` (NEON AOP, CC0).
+Draws the picture of the documentation, and the fine-tuned model's errors if SCATTER names a file;
+prints a table of scores for each model.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import rioxarray
+import xarray as xr
 
 import xchmv2
 from xchmv2.errors import DemoModelWarning
+from xchmv2.plotting import plot_validation
 from xchmv2.training import fine_tune
 from xchmv2.training.pairs import Pair, read_pair
+from xchmv2.validation import to_table, validate
 
 OUT = Path(__file__).parent / "images" / "bart_fine_tuning.png"
 TILE, RESOLUTION = 64, 0.6
@@ -30,17 +33,14 @@ class Comparison:
     """The eastern half: imagery, lidar, and heights before and after fine-tuning on the western."""
 
     pair: Pair
-    before: npt.NDArray[np.float32]
-    after: npt.NDArray[np.float32]
+    lidar: xr.DataArray
+    before: xr.DataArray
+    after: xr.DataArray
     epochs: int
 
-    def mae(self, height: npt.NDArray[np.float32]) -> float:
+    def mae(self, height: xr.DataArray) -> float:
         """Mean absolute error against the lidar [m]."""
-        return float(np.nanmean(np.abs(height - self.pair.height)))
-
-    def bias(self, height: npt.NDArray[np.float32]) -> float:
-        """Mean error against the lidar [m]."""
-        return float(np.nanmean(height - self.pair.height))
+        return float(validate(height, self.lidar)["mae"])
 
 
 def compare(data: Path, output: Path, *, epochs: int = 20) -> Comparison:
@@ -62,7 +62,7 @@ def compare(data: Path, output: Path, *, epochs: int = 20) -> Comparison:
         before = east.chmv2.predict("demo", **options)
     after = east.chmv2.predict(tuned.folder, **options)
     pair = read_pair(east, lidar, resolution=RESOLUTION)
-    return Comparison(pair, before.values, after.values, tuned.best_epoch)
+    return Comparison(pair, lidar, before, after, tuned.best_epoch)
 
 
 def draw(found: Comparison) -> None:
@@ -85,14 +85,16 @@ def draw(found: Comparison) -> None:
 
 
 def main() -> None:
-    """Fine-tune, print the figures, write the picture."""
+    """Fine-tune, print the figures, write the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         found = compare(Path(sys.argv[1]), Path(folder) / "bart")
-    for name, height in (("before", found.before), ("after", found.after)):
-        sys.stdout.write(
-            f"{name}: MAE {found.mae(height):.2f} m, bias {found.bias(height):+.2f} m\n"
-        )
+    for name, height in (("demo model", found.before), ("fine-tuned", found.after)):
+        scores = validate(height, found.lidar)
+        table = to_table(scores).round(2).to_string()
+        sys.stdout.write(f"{name}\n{table}\nedge error {float(scores['edge_error']):.2f}\n\n")
     sys.stdout.write(f"xchmv2 {xchmv2.__version__}, {found.epochs} epochs\n")
+    if len(sys.argv) > 2:
+        plot_validation(found.after, found.lidar).figure.savefig(sys.argv[2], dpi=90)
     draw(found)
 
 

@@ -88,8 +88,8 @@ class TestPairs:
         ("change", "message"),
         [
             (lambda h: h.where(h.x > h.x[40], -9999),
-             r"canopy heights of 0 to 120 m, found 8200 pixels outside, from -9999 .*feet"),
-            (lambda h: h * 30, r"pixels outside, from .*feet: reference \* 0.3048"),
+             r"reference heights of 0 to 120 m, found 8200 outside, from -9999 .*feet"),
+            (lambda h: h * 30, r"outside, from .*feet: reference \* 0.3048"),
             (lambda h: h * np.nan, r"reference heights \[m\], found not one"),
             (lambda h: h.assign_coords(x=h.x + 5000),
              r"reference heights under the imagery, found none"),
@@ -98,7 +98,7 @@ class TestPairs:
     )  # fmt: skip
     def test_unusable_references(self, change, message):
         imagery, height = forest()
-        with pytest.raises(ImageryError, match=message):
+        with pytest.raises(CHMv2Error, match=message):
             read_pair(imagery, change(height))
 
     def test_reference_in_degrees_is_interpolated(self):

@@ -102,8 +102,10 @@ def calibrate(
     Raises
     ------
     ImageryError
-        If fewer than 10 reference heights fall on predicted ones, they do not vary, heights lie
-        outside 0 to 120 m, or points have no coordinates.
+        If fewer than 10 reference heights fall on predicted ones, they do not vary, or points have
+        no coordinates.
+    CHMv2Error
+        If reference heights lie outside 0 to 120 m.
 
     Notes
     -----

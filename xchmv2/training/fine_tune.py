@@ -133,11 +133,11 @@ def fine_tune(
     Raises
     ------
     ImageryError
-        If imagery and reference do not overlap, the reference holds no heights or impossible
-        ones, or there are fewer than two tiles to train on.
+        If imagery and reference do not overlap, the reference holds no heights, or there are
+        fewer than two tiles to train on.
     CHMv2Error
-        If the output exists, an option is out of range, or ``<output>.partial`` belongs to a run
-        with other settings.
+        If reference heights lie outside 0 to 120 m, the output exists, an option is out of range,
+        or ``<output>.partial`` belongs to a run with other settings.
 
     References
     ----------

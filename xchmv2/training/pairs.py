@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from odc.geo.xr import xr_reproject
 
 from xchmv2.errors import ImageryError
 from xchmv2.imagery import (
@@ -23,10 +22,8 @@ from xchmv2.imagery import (
     resolve_target,
     resolve_value_range,
 )
-
-#: Heights that a canopy can have [m]; noise of lidar around the ground is taken for 0.
-LOWEST, HIGHEST = 0.0, 120.0
-_GROUND_NOISE = 0.5
+from xchmv2.nodata import without_nodata
+from xchmv2.validation.reference import LOWEST, average_onto, validate_heights
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +79,9 @@ def read_pair(
     ------
     ImageryError
         If the imagery does not fit the model, holds several dates, or the reference has no
-        height, impossible heights, or no overlap with the imagery.
+        height or no overlap with the imagery.
+    CHMv2Error
+        If heights of the reference lie outside 0 to 120 m.
     """
     scene = read_scene(imagery, bands, valid)
     further = [str(dim) for dim in scene.template.dims if dim not in scene.grid.dims]
@@ -127,7 +126,9 @@ def clean_reference(reference: xr.DataArray) -> xr.DataArray:
     Raises
     ------
     ImageryError
-        If it is no such array, holds no height at all, or heights outside 0 to 120 m.
+        If it is no such array, or holds no height at all.
+    CHMv2Error
+        If heights lie outside 0 to 120 m.
     """
     if not isinstance(reference, xr.DataArray):
         raise ImageryError(
@@ -135,44 +136,28 @@ def clean_reference(reference: xr.DataArray) -> xr.DataArray:
             type(reference).__name__,
             "choose the variable: reference['canopy_height']",
         )
-    nodata = resolve_nodata([reference] * 3)[0]
-    found = reference.squeeze(drop=True).astype(np.float32).compute()
+    found = without_nodata(reference).squeeze(drop=True).astype(np.float32).compute()
     if found.ndim > 2:
         raise ImageryError(
             "reference heights with dims y and x",
             f"sizes {dict(reference.sizes)}",
             "choose one layer: reference.isel(band=0)",
         )
-    missing = ~np.isfinite(found.values)
-    if nodata is not None:
-        missing |= found.values == np.float32(nodata)
-    values = np.where(missing, np.float32(np.nan), found.values)
-    _validate_heights(values)
-    return found.copy(data=np.clip(values, LOWEST, None))
-
-
-def _validate_heights(values: npt.NDArray[np.float32]) -> None:
+    values = np.where(np.isfinite(found.values), found.values, np.float32(np.nan))
     if not np.isfinite(values).any():
         raise ImageryError(
             "reference heights [m]",
             "not one: every pixel is nodata",
             "check the nodata value and the area that was selected",
         )
-    wrong = (values < LOWEST - _GROUND_NOISE) | (values > HIGHEST)
-    if wrong.any():
-        raise ImageryError(
-            f"canopy heights of {LOWEST:g} to {HIGHEST:g} m",
-            f"{int(wrong.sum())} pixels outside, from {np.nanmin(values):g} to "
-            f"{np.nanmax(values):g}",
-            "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
-            "reference * 0.3048",
-        )
+    validate_heights(values)
+    return found.copy(data=np.clip(values, LOWEST, None))
 
 
 def align_reference(
     reference: xr.DataArray, target: Grid, *, like: xr.DataArray
 ) -> npt.NDArray[np.float32]:
-    """Bring heights onto a grid: averaged down, bilinear up, from what is not NaN.
+    """Bring heights onto a grid, as for validation: averaged by area, or interpolated.
 
     Parameters
     ----------
@@ -191,21 +176,17 @@ def align_reference(
     Raises
     ------
     ImageryError
-        If the reference holds no usable heights, or there is no way to place it.
+        If the reference holds no heights, or there is no way to place it.
+    CHMv2Error
+        If heights lie outside 0 to 120 m.
     """
     heights = clean_reference(reference)
     if target.crs is None or heights.odc.crs is None:
         return _same_grid(heights, like)
     heights = heights.transpose(*find_grid(heights).dims)
-    there = heights.odc.geobox.to_crs(target.crs)  # pixels of two CRSs may be of two units
-    finer = abs(there.resolution.x) < abs(target.pixel[1])
-    placed = xr_reproject(
-        heights.assign_attrs(nodata=np.nan),
-        target.geobox,
-        resampling="average" if finer else "bilinear",
-        dst_nodata=np.nan,
-    )
-    return np.asarray(placed.values, np.float32)
+    source = find_grid(heights).geobox
+    placed = average_onto(heights.values.astype(np.float64), source, target.geobox)
+    return placed.astype(np.float32)
 
 
 def _same_grid(heights: xr.DataArray, like: xr.DataArray) -> npt.NDArray[np.float32]:

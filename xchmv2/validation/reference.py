@@ -165,7 +165,7 @@ def on_grid(reference: xr.DataArray, grid: Grid) -> Floats:
     part = reference.isel(dict(zip(there.dims, spans, strict=True))).values
     if not part.size:
         return np.full(grid.shape, np.nan)
-    return _reproject(_checked(part), crop(there, *spans).geobox, grid.geobox)
+    return average_onto(_checked(part), crop(there, *spans).geobox, grid.geobox)
 
 
 def _checked(values: npt.NDArray[np.floating]) -> Floats:
@@ -173,7 +173,21 @@ def _checked(values: npt.NDArray[np.floating]) -> Floats:
     return np.clip(values.astype(np.float64), LOWEST, None)
 
 
-def _reproject(heights: Floats, source: GeoBox, target: GeoBox) -> Floats:
+def average_onto(heights: Floats, source: GeoBox, target: GeoBox) -> Floats:
+    """Bring heights onto other pixels: averaged by area, or interpolated where they are coarser.
+
+    Parameters
+    ----------
+    heights : ndarray of float64, shape (h, w)
+        [m]; NaN where there is none.
+    source, target : GeoBox
+        Their pixels, and the pixels wanted; in any CRS.
+
+    Returns
+    -------
+    ndarray of float64, shape (H, W)
+        [m]; NaN where less than half of what is averaged is known.
+    """
     there = source.to_crs(target.crs)  # pixels of two CRSs may be of two units
     finer = abs(there.resolution.x) <= abs(target.resolution.x) * (1 + _TOLERANCE)
     plane = wrap_xr(heights, source, nodata=np.nan)

@@ -423,7 +423,7 @@ class TestCalibrate:
         clean = calibrate(data["canopy_height"], points)[1]
         holed = points.copy()
         holed[::5] = -9999
-        with pytest.raises(ImageryError, match=r"0 to 120 m, found 52 pixels outside"):
+        with pytest.raises(CHMv2Error, match=r"0 to 120 m, found 52 outside"):
             calibrate(data["canopy_height"], holed)
         declared = holed.assign_attrs(_FillValue=-9999)
         found = calibrate(data["canopy_height"], declared)[1]

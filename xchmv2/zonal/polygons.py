@@ -133,6 +133,8 @@ def _near(geometries: Geometries, grid: Grid, crs: Any) -> Geometries:
     low, high = np.array(box.bbox[:2]) - _REACH, np.array(box.bbox[2:]) + _REACH
     bounds = shapely.bounds(geometries)
     far = (bounds[:, :2] < low).any(axis=1) | (bounds[:, 2:] > high).any(axis=1)
+    # Not what is nowhere on the Earth: that is a wrong CRS, and to be refused.
+    far &= (np.abs(bounds) <= (360.0, 90.0, 360.0, 90.0)).all(axis=1)
     found = geometries.copy()
     found[far] = shapely.clip_by_rect(geometries[far], *low, *high)
     return found

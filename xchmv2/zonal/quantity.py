@@ -106,7 +106,7 @@ def _validate(threshold: float | None, sigma: float | xr.DataArray | None) -> No
     if not (missing or (np.isfinite(least) and least >= 0)):
         raise CHMv2Error(
             "sigma, a standard deviation of 0 m or more",
-            f"{least:g}",
+            f"{least}",
             "give the error of one pixel: sigma=4.0",
         )
 

@@ -7,8 +7,9 @@ import pytest
 import xarray as xr
 from conftest import no_compute
 
-from xchmv2.areas import cell_areas, cell_sides, coordinate_grid, has_true_areas
+from xchmv2.areas import cell_areas, cell_sides, has_true_areas
 from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import find_grid
 from xchmv2.labels import label_quantity
 
 
@@ -144,7 +145,7 @@ def test_a_single_row_borrows_its_spacing():
 
 
 def test_grid_of_own_coordinates():
-    grid = coordinate_grid(raster(axis(100, -2, 4), axis(7, 3, 5)))
+    grid = find_grid(raster(axis(100, -2, 4), axis(7, 3, 5)))
     assert grid.edges == (101.0, 5.5)
     assert grid.pixel == (-2.0, 3.0)
 

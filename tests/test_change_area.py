@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 from conftest import no_compute
 from scipy import ndimage
@@ -71,6 +72,23 @@ def test_area_is_that_of_the_mask_and_longer_errors_widen():
     assert float(placed["area"]) == pytest.approx(expected, rel=2e-3)
     narrow = loss_area(change, correlation_length=2.0, confidence=0.5)
     assert float(narrow["upper"] - narrow["lower"]) < float(short["upper"] - short["lower"])
+
+
+def test_the_rim_counts_what_errors_may_have_hidden():
+    change = difference(*forest(4, sd=3.0), sigma=3.0, correlation_length=0.0)
+    found = loss_area(change, threshold=5, confidence=0.001)  # no standard errors: the rim alone
+    drop = -change["height_change"].values
+    sd = change["level_of_detection"].values / 1.959964
+    likely = loss(change["height_change"], threshold=5).values
+    near = ndimage.distance_transform_cdt(~likely, "chessboard")  # 3 m are 5 px
+    rim = scipy.stats.norm.cdf((drop - 5) / sd)[(near > 0) & (near <= 5)].sum() * 0.36
+    gained = loss(-change["height_change"], threshold=5).values
+    both = max(loss(change, threshold=5).values.sum(), likely.sum() - gained.sum()) * 0.36
+    assert rim > 5
+    assert float(found["upper"]) == pytest.approx(both + rim, rel=1e-3)
+    water = xr.ones_like(change["significant"])  # all of it left out
+    none = loss_area(change, mask=water)
+    assert float(none["upper"]) == 0
 
 
 def test_lazy_and_the_same_for_any_chunks():

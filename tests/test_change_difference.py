@@ -61,6 +61,34 @@ def test_measured_error_is_that_of_the_difference_itself():
     assert float(found["stable_offset"]) == pytest.approx(0, abs=0.05)
 
 
+def test_open_ground_errs_less_than_canopy():
+    rng = np.random.default_rng(4)
+    cover, shape = rng.random((300, 300)) < 0.6, (300, 300)
+    truth = np.where(cover, rng.uniform(10, 30, shape), 0.0)
+    cut = truth.copy()
+    cut[:40] = 0.0
+    first, second = (
+        xr.DataArray(t + np.where(t > 0, rng.normal(0, 2, shape), abs(rng.normal(0, 0.2, shape))),
+                     dims=("y", "x"))
+        for t in (truth, cut)
+    )  # fmt: skip
+    limit = difference(first, second)["level_of_detection"].values / 1.96
+    scatter = (second - first).values
+    ground, canopy = truth == 0, cut > 0
+    for kept, expected in (
+        (canopy, scatter[canopy].std()),
+        (ground, 1.4826 * np.median(abs(scatter[ground] - np.median(scatter[ground])))),
+        (~ground & ~canopy, np.hypot(2, 0.2)),
+    ):
+        assert np.ptp(limit[kept]) == 0
+        assert limit[kept][0] == pytest.approx(expected, rel=0.1)
+    # A mask is believed as it is: one error for all.
+    given = difference(first, second, stable=xr.DataArray(canopy, dims=("y", "x")))
+    assert np.ptp(given["level_of_detection"].values) == 0
+    still = difference(first.where(first > 2, 0), second.where(second > 2, 0))
+    assert np.isfinite(still["z_score"]).all()
+
+
 def test_offset_is_told_and_stays():
     heights = pair(offset=1.5)
     found = difference(heights[0], heights[1])
@@ -140,6 +168,20 @@ def test_coordinates_that_differ_by_rounding_lose_no_pixel(heights):
     other = heights[1].assign_coords(x=heights["x"] + 1e-9)
     found = difference(heights[0], other, sigma=4)
     assert found.sizes == {"y": 60, "x": 70}
+
+
+@pytest.mark.parametrize("declared", ["attrs", "encoding"])
+def test_declared_nodata_are_missing(heights, declared):
+    whole = heights.round().astype(np.int16)
+    whole[0, 7, 3] = -9999
+    getattr(whole, declared)["_FillValue"] = -9999
+    found = difference(whole[0], whole[1], sigma=4)
+    assert np.isnan(found["height_change"][7, 3])
+    assert int(found["height_change"].isnull().sum()) == 1
+    assert not found["significant"][7, 3]
+    corrected = stable_bias(whole)
+    assert np.isnan(corrected[0, 7, 3])
+    assert int(corrected.isnull().sum()) == 1
 
 
 def test_labels_mean_one_date(heights):

@@ -10,21 +10,22 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from xchmv2.areas import coordinate_grid, has_true_areas
+from xchmv2.areas import has_true_areas
 from xchmv2.change.conditions import ComparisonWarning
 from xchmv2.change.inputs import (
     Raster,
     find_dates,
     list_dates,
     on_same_grid,
+    pixel_size,
     read_heights,
+    read_numbers,
     select_date,
     spatial_dims,
 )
 from xchmv2.change.registration import Shift, Windows, estimate_shift
 from xchmv2.change.shifting import shift_plane
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import ground_pixel
 from xchmv2.labels import HEIGHT_NAME
 
 #: Largest shift looked for by default [px]: the published geolocation error is 14 px on average.
@@ -118,7 +119,7 @@ def align(
 def _guide(height: Raster) -> xr.DataArray:
     """Return the raster that tells the shift: the heights, or the mean of all bands."""
     if isinstance(height, xr.Dataset) and HEIGHT_NAME not in height and len(height) > 1:
-        bands = [read_heights(band) for band in height.data_vars.values()]
+        bands = [read_numbers(band) for band in height.data_vars.values()]
         if all(set(band.dims) == set(bands[0].dims) for band in bands):
             grey: xr.DataArray = sum(bands[1:], bands[0]) / len(bands)
             return grey.transpose(*bands[0].dims)
@@ -219,10 +220,8 @@ def _warn_unknown(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> 
 
 def _report(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.Dataset:
     """Return the shifts as a Dataset along time."""
-    grid = coordinate_grid(array)
-    true = has_true_areas(array)
-    pixel = ground_pixel(grid) if true else tuple(abs(p) for p in grid.pixel)
-    units = {"units": "m"} if true else {}
+    pixel = pixel_size(array)
+    units = {"units": "m"} if has_true_areas(array) else {}
     dy, dx = (np.array([getattr(s, name) for s in shifts]) for name in ("dy", "dx"))
     columns: dict[str, tuple[Any, str, dict[str, str]]] = {
         "shift_y": (dy, "displacement down the rows", {"units": "px"}),
@@ -254,8 +253,10 @@ def _move_all(
 ) -> xr.Dataset:
     """Move all variables of a Dataset that have the dims of the heights."""
     dims = set(guide.dims)
+    # Of imagery no band alone tells what is missing: crowns saturate single bands.
+    read = read_heights if HEIGHT_NAME in dataset else read_numbers
     moved = {
-        name: _move(read_heights(variable), dim, shifts)
+        name: _move(read(variable), dim, shifts)
         for name, variable in dataset.data_vars.items()
         if set(variable.dims) == dims and variable.dtype.kind in "fiu"
     }

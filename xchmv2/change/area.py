@@ -8,11 +8,22 @@ from scipy.special import ndtr, ndtri
 
 from xchmv2.areas import cell_areas, has_true_areas
 from xchmv2.change.correlation import effective_cells
-from xchmv2.change.masks import MIN_AREA, OPENING, Change, gain, loss
+from xchmv2.change.inputs import pixel_size
+from xchmv2.change.masks import (
+    MIN_AREA,
+    OPENING,
+    Change,
+    gain,
+    grow,
+    loss,
+    read_left_out,
+)
 from xchmv2.errors import CHMv2Error
 
 #: Smallest change that counts [m].
 THRESHOLD = 5.0
+#: Errors hide losses so near to those that are found [m]: about a crown's radius.
+RIM = 3.0
 
 
 def loss_area(
@@ -65,11 +76,14 @@ def loss_area(
 
     Losses between `threshold` and the level of detection are missed by the sure loss. Errors are
     taken to be as often positive as negative, so likely loss less likely gain estimates the area
-    of both together. The interval runs from z standard errors below ``area`` to as many above the
-    larger of the two estimates, and not below 0. It is wide where the level of detection is far
-    above `threshold`: the data do not say more. True gains make its upper bound too low by as much
-    as they cover; an offset between the dates must have been taken out before. What it does not
-    hold: errors that both dates share, and whether a drop of canopy is a loss.
+    of both together. Errors also break a loss into pieces, of which opening and sieving take the
+    small ones, and no gain tells how many: of the pixels within 3 m (a crown's radius) of the
+    likely loss each may have been lost too, with p = Phi((d - threshold) / s), and the upper bound
+    counts them by p. The interval runs from z standard errors below ``area`` to as many above the
+    larger of the two estimates and that rim, and not below 0. It is wide where the level of
+    detection is far above `threshold`: the data do not say more. True gains make its upper bound
+    too low by as much as they cover; an offset between the dates must have been taken out before.
+    What it does not hold: errors that both dates share, and whether a drop of canopy is a loss.
     """
     change = _require_difference(change)
     length = _resolve_length(change, correlation_length)
@@ -82,15 +96,17 @@ def loss_area(
     cells = cell_areas(drop)
     error = change["level_of_detection"] / ndtri(0.5 + change.attrs["confidence"] / 2)
     limit = np.maximum(change["level_of_detection"], threshold)
-    over = xr.apply_ufunc(ndtr, (-drop - limit) / error, dask="parallelized", output_dtypes=[float])
+    over = _chance((-drop - limit) / error)
     undecided = (over * (1 - over)).where(sure | likely, 0.0)
     sd = np.sqrt((undecided * cells * effective_cells(cells, length)).sum())
     area, both = (cells * sure).sum(), (cells * likely).sum() - (cells * risen).sum()
+    rim = _rim(likely, mask)
+    missed = (cells * _chance((-drop - threshold) / error).where(rim, 0.0)).sum()
     z = float(ndtri(0.5 + confidence / 2))
     found = {
         "area": (area, "area of loss"),
         "lower": (np.maximum(area - z * sd, 0.0), "lower bound of the area of loss"),
-        "upper": (np.maximum(area, both) + z * sd, "upper bound of the area of loss"),
+        "upper": (np.maximum(area, both) + missed + z * sd, "upper bound of the area of loss"),
         "standard_error": (sd, "standard error of the area of loss"),
     }
     units = {"units": "m2"} if has_true_areas(drop) else {}
@@ -102,6 +118,21 @@ def loss_area(
     }
     attrs = {"threshold": float(threshold), "confidence": confidence}
     return xr.Dataset(labelled, attrs={**attrs, "correlation_length": length})
+
+
+def _chance(score: xr.DataArray) -> xr.DataArray:
+    """Return how likely each pixel is over a limit; 0 where nothing is known."""
+    found: xr.DataArray = xr.apply_ufunc(
+        ndtr, score, dask="parallelized", output_dtypes=[score.dtype]
+    )
+    return found.fillna(0.0)
+
+
+def _rim(likely: xr.DataArray, left_out: xr.DataArray | None) -> xr.DataArray:
+    """Tell the pixels near a likely loss that are none."""
+    reach = max(1, round(RIM / min(pixel_size(likely))))
+    rim = grow(likely, reach) & ~likely
+    return rim if left_out is None else rim & ~read_left_out(left_out, likely)
 
 
 def _require_difference(change: Change) -> xr.Dataset:

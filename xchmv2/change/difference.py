@@ -20,7 +20,7 @@ from xchmv2.change.inputs import (
     require_plane,
     select_date,
 )
-from xchmv2.change.stable import measure_spread, read_mask
+from xchmv2.change.stable import CANOPY, StableGround, measure_spread, read_mask
 from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 
@@ -50,7 +50,7 @@ def difference(
         Standard error of the height of one pixel on one date [m]: a number or (y, x), for both
         dates or as a pair, one for each. "bin_spread" takes the variable of that name, which the
         model gives with ``layers=("height", "bin_spread")``. None measures the error of the
-        difference itself, as its NMAD on stable ground.
+        difference itself, as its NMAD on stable ground, in canopy and on open ground.
     confidence : float, default 0.95
         Two-sided confidence of the level of detection.
     correlation_length : float, optional
@@ -93,8 +93,12 @@ def difference(
     With errors s1 and s2 of the dates and their correlation r, the error of the difference is
     sqrt(s1^2 + s2^2 - 2 r s1 s2): in quadrature for r = 0. With ``sigma=None`` it is the NMAD
     itself, which holds everything that makes stable pixels differ, of both dates, correlated or
-    not: no factor of sqrt(2), and no `error_correlation`. An offset that all pixels of a date
-    share is in none of these; take it out first.
+    not: no factor of sqrt(2), and no `error_correlation`. Ground that reads 0 m scatters less than
+    canopy, so both are measured: a pixel that is canopy (above 2 m) on both dates has the NMAD c of
+    canopy, one that is open ground on both that of ground, g, and one that was canopy and is ground
+    sqrt((c^2 + g^2) / 2), since each date has half of the variance. With `stable`, or with less
+    than 2 % of the pixels in either, one NMAD serves all. An offset that all pixels of a date share
+    is in none of these; take it out first.
 
     z is the change over its error, p = erfc(abs(z) / sqrt(2)), and the level of detection the
     normal quantile of the confidence times the error. Each pixel is tested by itself: of a
@@ -179,7 +183,7 @@ def _validate(confidence: float, length: float | None, correlation: float) -> No
 def _measured(
     first: xr.DataArray, second: xr.DataArray, stable: xr.DataArray | None, correlation: float
 ) -> tuple[Any, xr.DataArray]:
-    """Return error and offset of the difference on stable ground."""
+    """Return error, by pixel or for all, and offset of the difference on stable ground."""
     if correlation:
         raise CHMv2Error(
             "no error_correlation with sigma=None, whose measure holds it already",
@@ -187,14 +191,16 @@ def _measured(
             "leave it out, or pass the sigma of one date",
         )
     mask = None if stable is None else read_mask(stable, first)
-    found = measure_spread(first, second, mask)
-    if not isinstance(found, da.Array) and not found[1] > 0:
+    found = StableGround(*measure_spread(first, second, mask))
+    if not isinstance(found.nmad, da.Array) and not found.nmad > 0:
         raise CHMv2Error(
             "heights that scatter on stable ground", "none that do", "pass sigma=... [m]"
         )
     words = {"long_name": "median change on stable ground", "units": "m"}
-    nmad = da.where(found[1] > 0, found[1], np.nan) if isinstance(found, da.Array) else found[1]
-    return nmad, xr.DataArray(found[0], attrs=words)
+    canopy, ground = (xr.DataArray(nmad) for nmad in (found.nmad, found.ground_nmad))
+    halves = [canopy.where(date > CANOPY, ground) ** 2 / 2 for date in (first, second)]
+    error = (halves[0] + halves[1]) ** 0.5
+    return error.where(error > 0), xr.DataArray(found.offset, attrs=words)
 
 
 def _refuse_stable(stable: xr.DataArray | None) -> None:

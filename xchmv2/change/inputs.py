@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from xchmv2.areas import has_true_areas
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import find_grid
+from xchmv2.imagery import find_grid, ground_pixel
 from xchmv2.labels import HEIGHT_NAME
+from xchmv2.nodata import without_nodata
 
 #: A raster, or a Dataset that holds one under the name ``canopy_height``.
 Raster = xr.DataArray | xr.Dataset
@@ -31,14 +33,25 @@ def read_heights(height: Raster) -> xr.DataArray:
     Returns
     -------
     DataArray
-        Of the same dims; integers become float32.
+        Of the same dims, the nodata value that it declares as NaN; integers become float32.
 
     Raises
     ------
     CHMv2Error
         If there are no numbers, or no saying which variable is meant.
     """
-    array = choose_heights(height)
+    # Before integers become floats: that drops the encoding, which may declare the value.
+    return read_numbers(without_nodata(choose_heights(height)))
+
+
+def read_numbers(array: xr.DataArray) -> xr.DataArray:
+    """Turn any numbers into floats; integers become float32.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are no numbers.
+    """
     if array.dtype.kind not in "fiu":
         raise CHMv2Error("heights as numbers", f"{array.dtype}", "pass heights in metres")
     return array if array.dtype.kind == "f" else array.astype(np.float32)
@@ -88,6 +101,14 @@ def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
         If there are none, or the pixels are not on a regular grid.
     """
     return find_grid(array).dims
+
+
+def pixel_size(array: xr.DataArray) -> tuple[float, float]:
+    """Return height and width of a pixel on the ground [m]; without a CRS as coordinates count."""
+    grid = find_grid(array)
+    if has_true_areas(array):
+        return ground_pixel(grid)
+    return abs(grid.pixel[0]), abs(grid.pixel[1])
 
 
 def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.areas import coordinate_grid
 from xchmv2.change.inputs import on_same_grid
 from xchmv2.change.masks import Change, read_magnitude
 from xchmv2.errors import CHMv2Error
@@ -148,7 +147,7 @@ def _with_outlines(labels: xr.DataArray, table: pd.DataFrame) -> gpd.GeoDataFram
     import geopandas as gpd
     from shapely import union_all
 
-    grid = coordinate_grid(labels)
+    grid = find_grid(labels)
     dims = [*(dim for dim in labels.dims if dim not in grid.dims), *grid.dims]
     ordered = labels.transpose(*dims)
     parts: dict[tuple[int, ...], list[Any]] = {}

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from scipy import ndimage
 
@@ -151,7 +150,7 @@ def _clean(
     side = _validate_opening(opening)
     found = _candidates(kind, change, _validate_threshold(kind, change, threshold))
     if mask is not None:
-        found = found & ~_read_mask(mask, found)
+        found = found & ~read_left_out(mask, found)
     found = sieve(_open(found, side), connectivity=connectivity, min_area=min_area)
     attrs: dict[str, Any] = {"long_name": f"{kind} of canopy height"}
     attrs |= {"threshold": abs(threshold)} if threshold is not None else {}
@@ -205,7 +204,8 @@ def _validate_opening(opening: int | None) -> int:
     return int(side)
 
 
-def _read_mask(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
+def read_left_out(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
+    """Check a mask of what is to be left out, and bring it onto the coordinates of a change."""
     if mask.dtype != bool:
         raise CHMv2Error(
             "a boolean mask, True where change is to be left out",
@@ -216,30 +216,45 @@ def _read_mask(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     return kept.chunk() if like.chunks is not None and kept.chunks is None else kept
 
 
+def grow(mask: xr.DataArray, reach: int) -> xr.DataArray:
+    """Add to each plane of a mask all pixels within so many of it along both axes.
+
+    Parameters
+    ----------
+    mask : DataArray
+        Boolean.
+    reach : int
+        Pixels.
+
+    Returns
+    -------
+    DataArray
+        Boolean; lazy if the mask is, the same for any chunks.
+    """
+    return _by_square(ndimage.binary_dilation, mask, 2 * reach + 1, reach)
+
+
 def _open(mask: xr.DataArray, side: int) -> xr.DataArray:
-    """Open each plane of a mask by a square, across the borders of chunks."""
+    """Open each plane of a mask by a square."""
     if side == 1:
         return mask
+    return _by_square(ndimage.binary_opening, mask, side, side - 1)  # an erosion and a dilation
+
+
+def _by_square(operation: Any, mask: xr.DataArray, side: int, reach: int) -> xr.DataArray:
+    """Treat each plane of a mask by a square, across the borders of chunks."""
     ordered = mask.transpose(..., *find_grid(mask).dims)
+    square = np.ones((1,) * (mask.ndim - 2) + (side, side), bool)
     if ordered.chunks is None:
-        data: Any = _opened(ordered.values, side)
+        data: Any = operation(ordered.values, square)
     else:
-        planes = mask.ndim - 2
-        reach = dict(enumerate((0,) * planes + (side - 1,) * 2))  # of an erosion and a dilation
         data = da.map_overlap(
-            _opened,
+            operation,
             ordered.data,
-            side=side,
-            depth=reach,
+            structure=square,
+            depth=dict(enumerate((0,) * (mask.ndim - 2) + (reach, reach))),
             boundary="none",
             dtype=bool,
             meta=np.empty((0,) * mask.ndim, bool),
         )
     return ordered.copy(data=data).transpose(*mask.dims)
-
-
-def _opened(mask: npt.NDArray[np.bool_], side: int) -> npt.NDArray[np.bool_]:
-    """Task: open the planes of one block."""
-    square = np.ones((1,) * (mask.ndim - 2) + (side, side), bool)
-    found: npt.NDArray[np.bool_] = ndimage.binary_opening(mask, square)
-    return found

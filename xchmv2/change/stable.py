@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import dask.array as da
@@ -26,11 +26,12 @@ Floats = npt.NDArray[np.float64]
 
 #: Canopy, as against open ground: above this on both dates [m].
 CANOPY = 2.0
-#: If this share of the pixels is canopy, open ground does not count.
-LEAST_CANOPY = 0.02
+#: With this share of the pixels, canopy or open ground tells how heights scatter there.
+LEAST_SHARE = 0.02
 #: Pixels within so many NMAD of the median did not change.
 CLIP = 3.0
 
+_KINDS = 3  # of pixels: ground on both dates, canopy on one, canopy on both
 _RANGE, _STEP = 150.0, 0.01  # of the differences that are counted [m]
 _BINS = round(2 * _RANGE / _STEP) + 1
 _CENTRES = np.linspace(-_RANGE, _RANGE, _BINS)
@@ -58,6 +59,31 @@ class Spread:
     offset: float
     nmad: float
     pixels: int
+
+
+class StableGround(NamedTuple):
+    """What :func:`measure_spread` measures, in this order.
+
+    Parameters
+    ----------
+    offset, nmad : float
+        Median difference on stable ground, and how much single pixels scatter about it [m].
+    pixels : float
+        Pixels that count as stable.
+    ground_nmad : float
+        The same scatter where both dates show open ground [m]; `nmad` where it is not told apart.
+    of_canopy : float
+        1 if the offset is that of canopy alone, 0 if that of all pixels.
+    """
+
+    offset: Any
+    nmad: Any
+    pixels: Any
+    ground_nmad: Any
+    of_canopy: Any
+
+
+_MEASURES = len(StableGround._fields)
 
 
 def stable_bias(
@@ -112,8 +138,10 @@ def stable_bias(
     stands); and an error that depends on height or place remains. With `stable` all its valid
     pixels count.
 
-    The offset is taken out of all pixels, open ground too, and heights are not cut off at 0: with a
-    positive offset ground that was 0 m becomes negative.
+    An offset of canopy is taken out of canopy: in full above 2 m (or twice the offset, if that is
+    more), in proportion to height below, so that ground of 0 m stays at 0 m. One that was measured
+    with `stable`, or where there is no canopy, is taken out of all pixels; heights are not cut off
+    at 0 then.
 
     Differences are counted to 0.01 m, so the result is the same for any chunking.
     """
@@ -124,12 +152,13 @@ def stable_bias(
     planes = [array] if dim is None else [array.isel({dim: k}) for k in range(array.sizes[dim])]
     found = [measure_spread(reference, plane.transpose(*dims), mask) for plane in planes]
     table = np.stack if not _is_lazy(found) else da.stack
-    columns = table(found)  # [time, 3]
+    columns = table(found)  # [time, 5]
     if dim is None:
         columns = columns[0]
+    measured = StableGround(*(columns[..., k] for k in range(_MEASURES)))
     if not apply:
-        return _report(columns, array, dim)
-    return _correct(height, array, columns[..., 0], dim)
+        return _report(measured, array, dim)
+    return _correct(height, array, measured, dim)
 
 
 def read_mask(stable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
@@ -160,8 +189,8 @@ def measure_spread(
 
     Returns
     -------
-    ndarray or dask array, shape (3,)
-        Offset and NMAD [m] of after minus before, number of pixels; NaN if there are none.
+    ndarray or dask array, shape (5,)
+        The fields of :class:`StableGround`, of after minus before; NaN if there are no such pixels.
 
     Raises
     ------
@@ -179,7 +208,7 @@ def measure_spread(
     counts = da.map_blocks(
         _count_block,
         *lazy,
-        chunks=((1,) * lazy[0].numblocks[0], (1,) * lazy[0].numblocks[1], (2,), (_BINS,)),
+        chunks=((1,) * lazy[0].numblocks[0], (1,) * lazy[0].numblocks[1], (_KINDS,), (_BINS,)),
         new_axis=(2, 3),
         dtype=np.int64,
         meta=np.empty((0, 0, 0, 0), np.int64),
@@ -189,7 +218,7 @@ def measure_spread(
         given=stable is not None,
         drop_axis=(0, 1),
         new_axis=0,
-        chunks=(3,),
+        chunks=(_MEASURES,),
         dtype=np.float64,
         meta=np.empty(0, np.float64),
     )
@@ -212,13 +241,13 @@ def _nothing_stable() -> CHMv2Error:
 def _count(
     before: npt.NDArray[Any], after: npt.NDArray[Any], stable: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.int64]:
-    """Count differences on open ground and in canopy: (2, bins)."""
+    """Count differences on open ground, between ground and canopy, and in canopy: (3, bins)."""
     change = after.astype(np.float64) - before
     known = np.isfinite(change) if stable is None else np.isfinite(change) & stable
-    lower = np.minimum(before, after)[known]
+    kind = (before[known] > CANOPY).astype(np.int64) + (after[known] > CANOPY)
     bins = np.rint((np.clip(change[known], -_RANGE, _RANGE) + _RANGE) / _STEP).astype(np.int64)
-    counts = np.bincount(bins + _BINS * (lower > CANOPY), minlength=2 * _BINS)
-    return counts.reshape(2, _BINS)
+    counts = np.bincount(bins + _BINS * kind, minlength=_KINDS * _BINS)
+    return counts.reshape(_KINDS, _BINS)
 
 
 def _count_block(*parts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -226,14 +255,18 @@ def _count_block(*parts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def _summarise(counts: npt.NDArray[np.int64], given: bool) -> Floats:
-    """Return offset, NMAD and number of pixels from counts (2, bins)."""
-    total = counts.sum()
+    """Return the fields of StableGround from counts (3, bins)."""
+    total, (ground, _, canopy) = counts.sum(), counts
     if not total:
-        return np.array([np.nan, np.nan, 0.0])
-    canopy = counts[1]
-    chosen = canopy if not given and canopy.sum() >= LEAST_CANOPY * total else counts.sum(axis=0)
+        return np.array([np.nan, np.nan, 0.0, np.nan, 0.0])
+    of_canopy = not given and canopy.sum() >= LEAST_SHARE * total
+    chosen = canopy if of_canopy else counts.sum(axis=0)
     found = _plain_spread(chosen) if given else _clipped_spread(chosen)
-    return np.array([found.offset, found.nmad, found.pixels])
+    apart = of_canopy and ground.sum() >= LEAST_SHARE * total
+    # At least what is told apart, and no more than canopy: what scatters more is no open ground.
+    of_ground = _clipped_spread(ground).nmad if apart else found.nmad
+    ground_nmad = min(max(of_ground, _STEP), found.nmad)
+    return np.array([found.offset, found.nmad, found.pixels, ground_nmad, of_canopy])
 
 
 def _plain_spread(counts: npt.NDArray[np.int64]) -> Spread:
@@ -287,28 +320,35 @@ def _is_lazy(found: list[Any]) -> bool:
     return any(dask.is_dask_collection(item) for item in found)
 
 
-def _report(columns: Any, array: xr.DataArray, dim: str | None) -> xr.Dataset:
-    named = (
-        ("offset", "median difference on stable ground", "m"),
-        ("nmad", "NMAD of the difference on stable ground", "m"),
-        ("stable_pixels", "pixels that did not change", "1"),
-    )
+def _report(measured: StableGround, array: xr.DataArray, dim: str | None) -> xr.Dataset:
+    named = {
+        "offset": (measured.offset, "median difference on stable ground", "m"),
+        "nmad": (measured.nmad, "NMAD of the difference on stable ground", "m"),
+        "stable_pixels": (measured.pixels, "pixels that did not change", "1"),
+    }
     dims = () if dim is None else (dim,)
     coords = {} if dim is None or dim not in array.coords else {dim: array[dim].variable}
     variables = {
-        name: (dims, columns[..., k], {"long_name": words, "units": units})
-        for k, (name, words, units) in enumerate(named)
+        name: (dims, values, {"long_name": words, "units": units})
+        for name, (values, words, units) in named.items()
     }
     return xr.Dataset(variables, coords)
 
 
-def _correct(height: Raster, array: xr.DataArray, offset: Any, dim: str | None) -> Raster:
+def _correct(
+    height: Raster, array: xr.DataArray, measured: StableGround, dim: str | None
+) -> Raster:
     """Take the offsets out of the heights."""
     words = {"long_name": "offset that was taken out", "units": "m"}
-    removed = xr.DataArray(offset, dims=() if dim is None else (dim,))
-    corrected = (array - removed).astype(array.dtype).transpose(*array.dims)
+    offset, of_canopy = (
+        xr.DataArray(values, dims=() if dim is None else (dim,))
+        for values in (measured.offset, measured.of_canopy)
+    )
+    full = np.maximum(CANOPY, 2 * abs(offset))  # above this height; keeps the order of heights
+    share = (array / full).clip(0, 1).where(of_canopy > 0, 1.0)
+    corrected = (array - offset * share).astype(array.dtype).transpose(*array.dims)
     labelled = label_quantity(corrected, str(array.name or "height"), array.attrs)
-    labelled = labelled.assign_coords(removed_offset=(removed.dims, offset, words))
+    labelled = labelled.assign_coords(removed_offset=(offset.dims, offset.data, words))
     if isinstance(height, xr.Dataset):
         return height.assign({array.name: labelled})
     return labelled.rename(array.name)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import xarray as xr
 
-from xchmv2.change.inputs import Raster
+from xchmv2.change.inputs import Raster, read_heights
 from xchmv2.labels import label_quantity
 from xchmv2.patches import sieve
 from xchmv2.patches.labelling import resolve_rule
 from xchmv2.patches.local import Connectivity
-from xchmv2.structure.inputs import read_known_heights
 from xchmv2.structure.statistics import share_of_ground
 
 
@@ -63,7 +62,7 @@ def forest_mask(
     FAO (2023), Global Forest Resources Assessment 2025: Terms and Definitions, 1a Forest.
     """
     resolve_rule(connectivity, min_area, None)
-    height = read_known_heights(height)
+    height = read_heights(height)
     cover = share_of_ground(height > min_height, height, cell, min_valid)
     more = min_area * (1 + 1e-6)  # bounds are inclusive, the definition is not
     forest = sieve(cover > min_cover, connectivity=connectivity, min_area=more)

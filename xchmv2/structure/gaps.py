@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from xchmv2.change.inputs import Raster
+from xchmv2.change.inputs import Raster, read_heights
 from xchmv2.imagery import find_grid
 from xchmv2.labels import label_quantity
 from xchmv2.patches import label_patches
 from xchmv2.patches.local import Connectivity
-from xchmv2.structure.inputs import read_known_heights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +59,7 @@ def gaps(
     second time: write predicted heights to a store, or ``persist`` them, before looking for gaps.
     A gap that the raster's edge, or missing pixels, cut through counts with what is seen of it.
     """
-    height = read_known_heights(height)
+    height = read_heights(height)
     low = height <= threshold
     labels, found = label_patches(
         low, {"height": height}, connectivity=connectivity, min_area=min_area, max_area=max_area

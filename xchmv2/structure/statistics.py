@@ -8,12 +8,11 @@ import numpy as np
 import xarray as xr
 
 from xchmv2.areas import cell_areas
-from xchmv2.change.inputs import Raster
+from xchmv2.change.inputs import Raster, read_heights
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import find_grid
 from xchmv2.labels import label_quantity
 from xchmv2.structure.cells import resolve_cells, whole_raster
-from xchmv2.structure.inputs import read_known_heights
 from xchmv2.structure.reduction import (
     PercentilesOfCells,
     mean_of_cells,
@@ -63,7 +62,7 @@ def canopy_cover(
     is not one on the ground (EPSG:3857), and in degrees, the scale is taken at the scene's centre
     in steps of 1 %. Without a CRS, cells are in the coordinates' own units.
     """
-    height = read_known_heights(height)
+    height = read_heights(height)
     attrs = {"long_name": f"share of the ground under canopy of {threshold:g} m or more"}
     share = share_of_ground(height >= threshold, height, cell, min_valid)
     return label_quantity(share, "canopy_cover", {**attrs, "units": "1"})
@@ -97,7 +96,7 @@ def gap_fraction(
     CHMv2Error
         If the cell is smaller than a pixel, or ``min_valid`` is no share.
     """
-    height = read_known_heights(height)
+    height = read_heights(height)
     attrs = {"long_name": f"share of the ground with canopy of {threshold:g} m or less"}
     share = share_of_ground(height <= threshold, height, cell, min_valid)
     return label_quantity(share, "gap_fraction", {**attrs, "units": "1"})
@@ -130,7 +129,7 @@ def rumple(height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5)
     """
     attrs = {"long_name": "area of the canopy surface over that of the ground", "units": "1"}
     return label_quantity(
-        _mean(surface_ratio(read_known_heights(height)), cell, min_valid), "rumple", attrs
+        _mean(surface_ratio(read_heights(height)), cell, min_valid), "rumple", attrs
     )
 
 
@@ -159,7 +158,7 @@ def canopy_volume(
         If the cell is smaller than a pixel, or ``min_valid`` is no share.
     """
     _validate_share(min_valid)
-    height = read_known_heights(height)
+    height = read_heights(height)
     units = cell_areas(height).attrs.get("units")
     attrs = {"long_name": "volume below the canopy surface"}
     attrs |= {"units": "m3"} if units == "m2" else {}
@@ -211,7 +210,7 @@ def percentile(
     wanted = tuple(float(one) for one in np.atleast_1d(np.asarray(q, dtype=float)))
     if not wanted or not all(0 <= one <= 100 for one in wanted):
         raise CHMv2Error("percentiles from 0 to 100", f"q={q}", "pass percents, such as q=95")
-    height = read_known_heights(height)
+    height = read_heights(height)
     cells = whole_raster(height) if cell is None else resolve_cells(height, cell)
     found = reduce_to_cells(
         height,

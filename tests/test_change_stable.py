@@ -54,8 +54,7 @@ def test_the_offset_is_taken_out():
     assert float(stable_bias(corrected, apply=False)["offset"][1]) == pytest.approx(0, abs=0.02)
     np.testing.assert_array_equal(corrected[0], heights[0])
     offset = float(corrected["removed_offset"][1])
-    canopy = heights[1] > 3.2  # twice the offset
-    np.testing.assert_allclose(corrected[1], (heights[1] - offset).where(canopy, 0), atol=1e-5)
+    np.testing.assert_allclose(corrected[1], heights[1] - offset, atol=1e-5)
     assert corrected.name == "canopy_height"
     assert corrected.dtype == np.float32
     one = stable_bias(heights[1], to=heights[0])
@@ -63,16 +62,6 @@ def test_the_offset_is_taken_out():
     dataset = stable_bias(xr.Dataset({"canopy_height": heights, "other": heights * 2}))
     xr.testing.assert_identical(dataset["canopy_height"].drop_attrs(), corrected.drop_attrs())
     np.testing.assert_array_equal(dataset["other"], heights * 2)
-
-
-@pytest.mark.parametrize("offset", [-4.0, -1.5, 1.5, 4.0])
-def test_ground_stays_and_the_order_of_heights_with_it(offset):
-    heights = pair(offset=offset, lost=0.1)
-    heights[1, -1] = np.linspace(0, 40, heights.sizes["x"])
-    ladder = stable_bias(heights)[1, -1]
-    assert float(ladder[0]) == 0
-    assert (ladder.diff("x") > 0).all()
-    np.testing.assert_allclose(ladder[60:], heights[1, -1, 60:] - offset, atol=0.3)
 
 
 def test_what_a_mask_tells_is_taken_out_of_all_pixels():

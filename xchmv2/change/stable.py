@@ -72,15 +72,12 @@ class StableGround(NamedTuple):
         Pixels that count as stable.
     ground_nmad : float
         The same scatter where both dates show open ground [m]; `nmad` where it is not told apart.
-    of_canopy : float
-        1 if the offset is that of canopy alone, 0 if that of all pixels.
     """
 
     offset: Any
     nmad: Any
     pixels: Any
     ground_nmad: Any
-    of_canopy: Any
 
 
 _MEASURES = len(StableGround._fields)
@@ -138,10 +135,8 @@ def stable_bias(
     stands); and an error that depends on height or place remains. With `stable` all its valid
     pixels count.
 
-    An offset of canopy is taken out of canopy: in full above 2 m (or twice the offset, if that is
-    more), in proportion to height below, so that ground of 0 m stays at 0 m. One that was measured
-    with `stable`, or where there is no canopy, is taken out of all pixels; heights are not cut off
-    at 0 then.
+    The offset is taken out of all pixels, open ground too, and heights are not cut off at 0: with a
+    positive offset ground that was 0 m becomes negative.
 
     Differences are counted to 0.01 m, so the result is the same for any chunking.
     """
@@ -152,13 +147,13 @@ def stable_bias(
     planes = [array] if dim is None else [array.isel({dim: k}) for k in range(array.sizes[dim])]
     found = [measure_spread(reference, plane.transpose(*dims), mask) for plane in planes]
     table = np.stack if not _is_lazy(found) else da.stack
-    columns = table(found)  # [time, 5]
+    columns = table(found)  # [time, 4]
     if dim is None:
         columns = columns[0]
     measured = StableGround(*(columns[..., k] for k in range(_MEASURES)))
     if not apply:
         return _report(measured, array, dim)
-    return _correct(height, array, measured, dim)
+    return _correct(height, array, measured.offset, dim)
 
 
 def read_mask(stable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
@@ -189,7 +184,7 @@ def measure_spread(
 
     Returns
     -------
-    ndarray or dask array, shape (5,)
+    ndarray or dask array, shape (4,)
         The fields of :class:`StableGround`, of after minus before; NaN if there are no such pixels.
 
     Raises
@@ -258,7 +253,7 @@ def _summarise(counts: npt.NDArray[np.int64], given: bool) -> Floats:
     """Return the fields of StableGround from counts (3, bins)."""
     total, (ground, _, canopy) = counts.sum(), counts
     if not total:
-        return np.array([np.nan, np.nan, 0.0, np.nan, 0.0])
+        return np.array([np.nan, np.nan, 0.0, np.nan])
     of_canopy = not given and canopy.sum() >= LEAST_SHARE * total
     chosen = canopy if of_canopy else counts.sum(axis=0)
     found = _plain_spread(chosen) if given else _clipped_spread(chosen)
@@ -266,7 +261,7 @@ def _summarise(counts: npt.NDArray[np.int64], given: bool) -> Floats:
     # At least what is told apart, and no more than canopy: what scatters more is no open ground.
     of_ground = _clipped_spread(ground).nmad if apart else found.nmad
     ground_nmad = min(max(of_ground, _STEP), found.nmad)
-    return np.array([found.offset, found.nmad, found.pixels, ground_nmad, of_canopy])
+    return np.array([found.offset, found.nmad, found.pixels, ground_nmad])
 
 
 def _plain_spread(counts: npt.NDArray[np.int64]) -> Spread:
@@ -335,20 +330,13 @@ def _report(measured: StableGround, array: xr.DataArray, dim: str | None) -> xr.
     return xr.Dataset(variables, coords)
 
 
-def _correct(
-    height: Raster, array: xr.DataArray, measured: StableGround, dim: str | None
-) -> Raster:
+def _correct(height: Raster, array: xr.DataArray, offset: Any, dim: str | None) -> Raster:
     """Take the offsets out of the heights."""
     words = {"long_name": "offset that was taken out", "units": "m"}
-    offset, of_canopy = (
-        xr.DataArray(values, dims=() if dim is None else (dim,))
-        for values in (measured.offset, measured.of_canopy)
-    )
-    full = np.maximum(CANOPY, 2 * abs(offset))  # above this height; keeps the order of heights
-    share = (array / full).clip(0, 1).where(of_canopy > 0, 1.0)
-    corrected = (array - offset * share).astype(array.dtype).transpose(*array.dims)
+    removed = xr.DataArray(offset, dims=() if dim is None else (dim,))
+    corrected = (array - removed).astype(array.dtype).transpose(*array.dims)
     labelled = label_quantity(corrected, str(array.name or "height"), array.attrs)
-    labelled = labelled.assign_coords(removed_offset=(offset.dims, offset.data, words))
+    labelled = labelled.assign_coords(removed_offset=(removed.dims, offset, words))
     if isinstance(height, xr.Dataset):
         return height.assign({array.name: labelled})
     return labelled.rename(array.name)

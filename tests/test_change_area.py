@@ -98,6 +98,14 @@ def test_lazy_and_the_same_for_any_chunks():
     xr.testing.assert_allclose(lazy.compute(), loss_area(change))
 
 
+def test_labels():
+    found = loss_area(difference(*forest(4), sigma=2, correlation_length=5))
+    assert found.attrs == {"threshold": 5.0, "confidence": 0.95, "correlation_length": 5.0}
+    for layer in found.values():
+        assert set(layer.attrs) <= {"long_name", "units"}
+        assert not layer.coords
+
+
 def test_bad_input():
     change = difference(*forest(4), sigma=2)
     with pytest.raises(CHMv2Error, match="without which an area has no honest interval"):

@@ -1,6 +1,8 @@
+import datetime
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import rioxarray
 import scipy.stats
@@ -184,6 +186,58 @@ def test_declared_nodata_are_missing(heights, declared):
     assert int(corrected.isnull().sum()) == 1
 
 
+def test_what_is_declared_missing_is_not_declared_of_the_result(heights):
+    whole = heights.round().astype(np.int16).assign_attrs(_FillValue=-9999)
+    assert "_FillValue" not in stable_bias(whole).attrs
+    assert whole.attrs["_FillValue"] == -9999
+
+
+def test_declared_nodata_of_sigma_are_missing(heights):
+    sigma = xr.full_like(heights[0].drop_vars("time"), 4.0).assign_attrs(_FillValue=-9999.0)
+    sigma[7, 3] = -9999
+    found = difference(heights[0], heights[1], sigma=sigma)
+    assert int(found["level_of_detection"].isnull().sum()) == 1
+    assert np.isnan(found["level_of_detection"][7, 3])
+
+
+@pytest.mark.parametrize("sigma", [None, 4.0])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_attributes_stay_whatever_xarray_is_set_to(heights, sigma, lazy):
+    heights["y"].attrs["units"] = "metre"
+    cube = heights.chunk(y=23) if lazy else heights
+    with xr.set_options(keep_attrs=False):
+        found = difference(cube[0], cube[1], sigma=sigma)
+    for layer in found.values():
+        assert layer.odc.crs.epsg == 32633
+        assert layer.attrs["grid_mapping"] == "spatial_ref"
+        assert layer["y"].attrs == {"units": "metre"}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        2024,
+        np.datetime64("2024"),
+        datetime.date(2024, 7, 1),
+        datetime.datetime(2024, 7, 1, 10, 30, 5),
+        "2024-07-01T10:30:05Z",
+        "2024-07-01T12:30:05+02:00",
+        pd.Timestamp("2024-07-01T10:30:05", tz="UTC"),
+        xr.DataArray(np.datetime64("2024-07-01T10:30:05", "ns")),
+    ],
+)
+def test_labels_of_other_kinds(heights, label):
+    times = np.array(["2019-07-01T09:00", "2024-07-01T10:30:05"], "datetime64[ns]")
+    found = difference_between(heights.assign_coords(time=times), "2019", label, sigma=4)
+    assert found.attrs["after"] == "2024-07-01T10:30:05"
+
+
+@pytest.mark.parametrize("label", [None, 2023, ["2024"], "2024-07-01T10:30:00-08:00"])
+def test_labels_of_no_date(heights, label):
+    with pytest.raises(CHMv2Error, match="found none; the dates are 2019-07-01, 2024-07-01;"):
+        difference_between(heights, "2019", label, sigma=4)
+
+
 def test_labels_mean_one_date(heights):
     later = heights[1].assign_coords(time=np.datetime64("2024-09-01", "ns"))
     cube = xr.concat([heights, later.expand_dims("time")], "time")
@@ -201,6 +255,8 @@ def test_labels_mean_one_date(heights):
         difference_between(cube, "no date", "2021")
     with pytest.raises(CHMv2Error, match="before to be earlier than after, found 2024"):
         difference_between(cube, "2024-09", "2019")
+    with pytest.raises(CHMv2Error, match=r"found 2019.* and 2019.*; choose two"):
+        difference_between(cube, "2019", "2019")
     with pytest.raises(CHMv2Error, match="strictly increasing order, found 2024-09-01"):
         difference_between(cube[::-1], "2019", "2024-07")
 
@@ -273,8 +329,14 @@ def test_bad_input(heights):
         difference(first, second.assign_coords(x=second["x"] + 0.6))
     with pytest.raises(CHMv2Error, match="EPSG:32633 and EPSG:32634"):
         difference(first, second.odc.assign_crs(32634))
-    with pytest.raises(CHMv2Error, match="did not change, found none"):
+    with pytest.raises(CHMv2Error, match="valid somewhere, found NaN everywhere; choose other"):
         difference(first, second.where(False))
+    with pytest.raises(CHMv2Error, match="valid somewhere, found NaN everywhere"):
+        difference(first, second.where(False), sigma=4)
+    with pytest.raises(CHMv2Error, match="did not change, found none"):
+        difference(first, second, stable=first > 1000)
+    with pytest.raises(CHMv2Error, match="a sigma above 0 m, found NaN everywhere"):
+        difference(first, second, sigma=xr.full_like(first.drop_vars("time"), np.nan))
     with pytest.raises(CHMv2Error, match="heights that scatter on stable ground"):
         difference(first, first.assign_coords(time=second["time"]))
     with pytest.raises(CHMv2Error, match="no stable= with a sigma that is given"):

@@ -8,7 +8,7 @@ from conftest import no_compute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xchmv2.change import events
+from xchmv2.change import events, trend
 from xchmv2.errors import CHMv2Error
 
 TIMES = np.array(
@@ -59,7 +59,7 @@ def test_recovery():
     ],
 )
 def test_no_loss(heights):
-    found = events(cube(heights))
+    found = events(cube(heights, [20] * 5)).isel(x=[0])
     assert np.isnat(only(found, "loss_date"))
     assert np.isnan(only(found, "magnitude"))
     assert not only(found, "confirmed")
@@ -160,12 +160,41 @@ def test_labels():
     assert found["loss_date"].dtype == "datetime64[ns]"
 
 
+@pytest.mark.parametrize("function", [events, trend])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_attributes_stay_whatever_xarray_is_set_to(function, lazy):
+    heights = cube([20, 21, 3, 4, 9], [20, 21, 22, 23, 24]).assign_coords(
+        y=("y", [5e6], {"units": "metre"}), x=[5e5, 5e5 + 1]
+    )
+    heights = heights.odc.assign_crs(32633)
+    with xr.set_options(keep_attrs=False):
+        found = function(heights.chunk(x=1) if lazy else heights)
+    for layer in found.values():
+        assert layer.odc.crs.epsg == 32633
+        assert layer.attrs["grid_mapping"] == "spatial_ref"
+        assert layer["y"].attrs == {"units": "metre"}
+
+
+@pytest.mark.parametrize("function", [events, trend])
+def test_any_order_of_dims(function):
+    heights = cube([20, 21, 3, 4, 9], [20, 21, 22, 23, 24])
+    expected = function(heights)
+    assert all(layer.dims == ("y", "x") for layer in expected.values())
+    for dims in (("y", "x", "time"), ("x", "time", "y")):
+        xr.testing.assert_identical(function(heights.transpose(*dims)), expected)
+        lazy = heights.transpose(*dims).chunk(time=2, x=1)
+        xr.testing.assert_identical(function(lazy).compute(), expected)
+
+
 def test_bad_input():
     heights = cube([20, 21, 3, 4, 9])
     with pytest.raises(CHMv2Error, match="at least 3 dates, found 2 along 'time'"):
         events(heights[:2])
     with pytest.raises(CHMv2Error, match="strictly increasing order"):
         events(heights[::-1])
+    for function in (events, trend):
+        with pytest.raises(CHMv2Error, match="valid somewhere, found NaN everywhere"):
+            function(heights.where(False))
     with pytest.raises(CHMv2Error, match="a threshold above 0 m, found -5"):
         events(heights, threshold=-5)
     with pytest.raises(CHMv2Error, match="dates along 'time', found no coordinate"):

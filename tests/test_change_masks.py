@@ -91,6 +91,28 @@ def test_significant_loss():
     }
 
 
+def test_declared_nodata_are_no_change():
+    change = field()
+    holed = change.fillna(-9999.0).assign_attrs(_FillValue=-9999.0)
+    for function in (loss, gain):
+        expected = function(change, threshold=5)
+        xr.testing.assert_equal(function(holed, threshold=5), expected)
+    lost = loss(change, threshold=5)
+    pd.testing.assert_frame_equal(label_events(lost, holed)[1], label_events(lost, change)[1])
+
+
+def test_heights_are_no_change():
+    heights = abs(field()).assign_attrs(standard_name="canopy_height")
+    for function in (loss, gain):
+        with pytest.warns(UserWarning, match="no value is below 0: these look like heights, not"):
+            function(heights, threshold=5)
+        function(-heights, threshold=5)
+        function(heights * 0, threshold=5)
+        function(heights.assign_attrs(standard_name=""), threshold=5)
+        with no_compute():
+            function(heights.chunk(y=20), threshold=5)
+
+
 def test_land_cover_is_left_out():
     change = field()
     water = (change.x < change.x[25]).drop_vars("spatial_ref").broadcast_like(change)
@@ -294,6 +316,8 @@ def test_bad_input(monkeypatch):
         loss(change, threshold=5, mask=change)
     with pytest.raises(CHMv2Error, match="on the same grid"):
         loss(change, threshold=5, mask=(change > 0)[:-1])
+    with pytest.raises(CHMv2Error, match="as a Dataset or a DataArray, found ndarray; pass what"):
+        loss(change.values, threshold=5)
     with pytest.raises(CHMv2Error, match=r"height_change or magnitude, found variables \['z'\]"):
         loss(xr.Dataset({"z": change}), threshold=5)
     with pytest.raises(CHMv2Error, match="on the same grid"):

@@ -5,7 +5,7 @@ from conftest import no_compute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xchmv2.change import stable_bias
+from xchmv2.change import ComparisonWarning, stable_bias
 from xchmv2.errors import CHMv2Error
 
 
@@ -95,6 +95,17 @@ def test_open_ground_counts_where_there_is_no_canopy():
     assert float(found["nmad"][1]) == pytest.approx(0.3, abs=0.02)
 
 
+def test_a_date_without_heights_is_told_and_hinders_no_other():
+    heights = pair()
+    empty = heights[:1].where(False).assign_coords(time=[np.datetime64("2021-07-01", "ns")])
+    cube = xr.concat([heights[:1], empty, heights[1:]], "time")
+    with pytest.warns(ComparisonWarning, match="no heights on 2021-07-01: no offset there"):
+        found = stable_bias(cube)
+    assert found["removed_offset"].isnull().values.tolist() == [False, True, False]
+    xr.testing.assert_equal(found[[0, 2]], stable_bias(heights))
+    xr.testing.assert_equal(stable_bias(cube.chunk(y=70)).compute(), found)
+
+
 def test_bad_input():
     heights = pair()
     with pytest.raises(CHMv2Error, match="True and False, found float32"):
@@ -107,6 +118,12 @@ def test_bad_input():
         stable_bias(heights.where(heights.time < heights.time[1]))
     with pytest.raises(CHMv2Error, match="did not change, found none"):
         stable_bias(heights, heights[0] > 1000)
+    known = xr.zeros_like(heights[0], dtype=bool).drop_vars("time")
+    known[:5] = True
+    three = xr.concat([heights, heights[1:].assign_coords(time=heights.time[1:] + 1)], "time")
+    three[1, :5] = np.nan
+    with pytest.raises(CHMv2Error, match="did not change, found none on 2024-07-01; pass other"):
+        stable_bias(three, known)
     with pytest.raises(CHMv2Error, match="exactly one date, '2020', found none"):
         stable_bias(heights, to="2020")
     with pytest.raises(CHMv2Error, match="pass to=other_height"):

@@ -111,9 +111,7 @@ def loss_area(
     }
     units = {"units": "m2"} if has_true_areas(drop) else {}
     labelled = {
-        name: value.drop_vars(list(value.coords))
-        .rename(name)
-        .assign_attrs({"long_name": words, **units})
+        name: xr.DataArray(value.data, name=name, attrs={"long_name": words, **units})
         for name, (value, words) in found.items()
     }
     attrs = {"threshold": float(threshold), "confidence": confidence}

@@ -17,10 +17,17 @@ from xchmv2.change.inputs import (
     find_dates,
     on_same_grid,
     read_heights,
+    require_heights,
     require_plane,
     select_date,
 )
-from xchmv2.change.stable import CANOPY, StableGround, measure_spread, read_mask
+from xchmv2.change.stable import (
+    CANOPY,
+    StableGround,
+    measure_spread,
+    nothing_stable,
+    read_mask,
+)
 from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 
@@ -49,7 +56,8 @@ def difference(
     sigma : None, float, DataArray, "bin_spread" or a pair
         Standard error of the height of one pixel on one date [m]: a number or (y, x), for both
         dates or as a pair, one for each. "bin_spread" takes the variable of that name, which the
-        model gives with ``layers=("height", "bin_spread")``. None measures the error of the
+        model gives with ``layers=("height", "bin_spread")``. Where a raster of it is missing, or
+        dask-backed and not above 0, nothing is significant. None measures the error of the
         difference itself, as its NMAD on stable ground, in canopy and on open ground.
     confidence : float, default 0.95
         Two-sided confidence of the level of detection.
@@ -111,6 +119,7 @@ def difference(
     if said:
         warnings.warn("; ".join(said), ComparisonWarning, stacklevel=2)
     change = second - first
+    require_heights(change)
     coords = {}
     if sigma is None:
         error, offset = _measured(first, second, stable, error_correlation)
@@ -161,9 +170,8 @@ def _pair(before: Raster, after: Raster) -> tuple[xr.DataArray, xr.DataArray]:
     second = on_same_grid(second, first).transpose(*first.dims)
     dates = date_of(first), date_of(second)
     if dates[0] is not None and dates[1] is not None and not dates[0] < dates[1]:
-        raise CHMv2Error(
-            "before to be earlier than after", f"{dates[0]} and {dates[1]}", "swap the two"
-        )
+        fix = "choose two" if dates[0] == dates[1] else "swap the two"
+        raise CHMv2Error("before to be earlier than after", f"{dates[0]} and {dates[1]}", fix)
     return first, second
 
 
@@ -192,6 +200,8 @@ def _measured(
         )
     mask = None if stable is None else read_mask(stable, first)
     found = StableGround(*measure_spread(first, second, mask))
+    if not isinstance(found.nmad, da.Array) and not found.pixels:
+        raise nothing_stable()
     if not isinstance(found.nmad, da.Array) and not found.nmad > 0:
         raise CHMv2Error(
             "heights that scatter on stable ground", "none that do", "pass sigma=... [m]"
@@ -259,9 +269,12 @@ def _one_sigma(sigma: Any, like: xr.DataArray) -> xr.DataArray | float:
         return value
     if sigma.ndim == 0:
         return _one_sigma(float(sigma), like)
-    plane = on_same_grid(require_plane(sigma, "sigma"), like).transpose(*like.dims)
-    if sigma.chunks is None and bool((plane <= 0).any()):
+    plane = require_plane(read_heights(sigma), "sigma")
+    plane = on_same_grid(plane, like).transpose(*like.dims)
+    if plane.chunks is None and bool((plane <= 0).any()):
         raise _not_positive(f"a least value of {float(plane.min()):g}")
+    if plane.chunks is None and not bool((plane > 0).any()):
+        raise _not_positive("NaN everywhere")
     return plane.where(plane > 0).drop_vars(_foreign(plane, like))
 
 
@@ -287,7 +300,9 @@ def _derive(change: xr.DataArray, error: Any, confidence: float) -> xr.Dataset:
     error = (xr.ones_like(change) * error).where(known).astype(dtype)
     detection = error * dtype.type(ndtri(0.5 + confidence / 2))
     score = change / error
-    chance = xr.apply_ufunc(_two_sided, score, dask="parallelized", output_dtypes=[dtype])
+    chance = xr.apply_ufunc(
+        _two_sided, score, dask="parallelized", keep_attrs=True, output_dtypes=[dtype]
+    )
     words = "change of canopy height"
     layers: dict[str, tuple[xr.DataArray, dict[str, Any]]] = {
         "height_change": (change, {"long_name": words, "units": "m"}),
@@ -305,7 +320,7 @@ def _derive(change: xr.DataArray, error: Any, confidence: float) -> xr.Dataset:
             {"long_name": "probability of such a change by error alone", "units": "1"},
         ),
         "significant": (
-            np.abs(change) > detection,
+            abs(change) > detection,
             {"long_name": f"{words} beyond the level of detection", "confidence": confidence},
         ),
     }
@@ -315,7 +330,7 @@ def _derive(change: xr.DataArray, error: Any, confidence: float) -> xr.Dataset:
 
 
 def _two_sided(score: Any) -> Any:
-    return erfc(np.abs(score) / np.sqrt(score.dtype.type(2)))
+    return erfc(np.abs(score) / np.sqrt(score.dtype.type(2))).astype(score.dtype)
 
 
 def _attrs(

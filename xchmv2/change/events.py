@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, find_dates, read_heights
+from xchmv2.change.inputs import (
+    Raster,
+    find_dates,
+    read_heights,
+    require_heights,
+    spatial_dims,
+)
 from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 
@@ -45,8 +51,8 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
     Raises
     ------
     CHMv2Error
-        If there are fewer than three dates, the dates are not in strictly increasing order, or
-        the threshold is not positive.
+        If there are fewer than three dates, the dates are not in strictly increasing order, the
+        threshold is not positive, or heights in memory are NaN everywhere.
 
     Notes
     -----
@@ -71,6 +77,8 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
     if not (np.isfinite(threshold) and threshold > 0):
         raise CHMv2Error("a threshold above 0 m", f"{threshold}", "pass threshold=5")
     dim = find_dates(array, least=3)
+    require_heights(array)
+    array = array.transpose(dim, *spatial_dims(array))
     if array.chunks is not None:
         array = array.chunk({dim: -1})
     layers = xr.apply_ufunc(
@@ -80,6 +88,7 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
         input_core_dims=[[dim]],
         output_core_dims=[[]] * len(_LAYERS),
         dask="parallelized",
+        keep_attrs=True,  # those of coordinates: without them the CRS is lost
         output_dtypes=[np.dtype("datetime64[ns]")] * 2 + [array.dtype] * 4 + [np.dtype(bool)],
     )
     mapping = label_quantity(array, "any", {}).attrs

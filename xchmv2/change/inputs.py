@@ -44,6 +44,22 @@ def read_heights(height: Raster) -> xr.DataArray:
     return read_numbers(without_nodata(choose_heights(height)))
 
 
+def require_heights(array: xr.DataArray) -> None:
+    """Check that heights in memory are not missing everywhere.
+
+    Raises
+    ------
+    CHMv2Error
+        If they are. Nothing is computed: of a dask-backed array nothing is known.
+    """
+    if array.chunks is None and not bool(np.isfinite(array.values).any()):
+        raise CHMv2Error(
+            "heights that are valid somewhere",
+            "NaN everywhere",
+            "choose other dates or another area, or look at what the missing value is",
+        )
+
+
 def read_numbers(array: xr.DataArray) -> xr.DataArray:
     """Turn any numbers into floats; integers become float32.
 
@@ -198,9 +214,10 @@ def select_date(height: Raster, label: Any) -> Raster:
     ----------
     height : DataArray or Dataset
         With dates along one dim.
-    label : str or datetime64
-        A date; a string may leave out what follows, such as "2019" or "2019-07", as long as it
-        means exactly one date.
+    label : str, datetime64, date or int
+        A date, or what it begins with, such as "2019", 2019 or "2019-07", as long as that means
+        exactly one date. One with a time zone, such as "2019-07-01T10:30:00Z", is turned into
+        UTC, which the dates are taken to be in.
 
     Returns
     -------
@@ -214,6 +231,7 @@ def select_date(height: Raster, label: Any) -> Raster:
     """
     array = read_heights(height)
     dim = find_dates(array)
+    label = _in_utc(label.values[()] if isinstance(label, xr.DataArray) else label)
     chosen = _positions(array.indexes[dim], label)
     if len(chosen) == 1:
         return height.isel({dim: int(chosen[0])})
@@ -229,13 +247,23 @@ def select_date(height: Raster, label: Any) -> Raster:
 def _positions(index: pd.Index, label: Any) -> Any:
     """Return the positions of the dates that a label means."""
     everything = np.arange(len(index))
+    none = everything[:0]
     try:
-        if isinstance(label, str):
-            found = index.get_loc(label)
-            return np.atleast_1d(everything[found])
-        return everything[index == pd.Timestamp(label)]
+        exact = none if isinstance(label, str) else everything[index == pd.Timestamp(label)]
+        if len(exact):
+            return exact
+        return np.atleast_1d(everything[index.get_loc(str(label))])  # a year, a month, a day
     except (KeyError, ValueError, TypeError):
-        return everything[:0]
+        return none
+
+
+def _in_utc(label: Any) -> Any:
+    """Turn a label with a time zone into UTC; leave all others as they are."""
+    try:
+        moment = pd.Timestamp(label)
+    except (ValueError, TypeError):
+        return label
+    return label if moment.tzinfo is None else moment.tz_convert(None)
 
 
 def require_plane(array: xr.DataArray, name: str) -> xr.DataArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal
 
 import dask.array as da
@@ -13,7 +14,8 @@ from scipy import ndimage
 from xchmv2.change.inputs import on_same_grid
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import find_grid
-from xchmv2.labels import label_quantity
+from xchmv2.labels import HEIGHT_NAME, label_quantity
+from xchmv2.nodata import without_nodata
 from xchmv2.patches import sieve
 from xchmv2.patches.local import Connectivity
 
@@ -40,7 +42,8 @@ def loss(
     change : Dataset or DataArray
         The Dataset of :func:`difference`: pixels count that lost height significantly. That of
         :func:`events`: pixels count that have a loss date. Or height change [m], after minus
-        before, such as ``after - before``: ``threshold`` decides alone.
+        before, such as ``after - before``: ``threshold`` decides alone; the nodata value that it
+        declares is missing.
     threshold : float, optional
         Least loss [m], inclusive, such as 15; the sign plays no part. Needed with a DataArray;
         with a Dataset a further condition.
@@ -66,6 +69,12 @@ def loss(
     CHMv2Error
         If there is no change in the Dataset, ``threshold`` is missing or not above 0, ``opening``
         is not odd, ``mask`` is not boolean or on another grid, or ``min_area`` is negative.
+
+    Warns
+    -----
+    UserWarning
+        If a DataArray in memory that is called ``canopy_height`` has no value below 0: these are
+        heights rather than a change of them.
 
     Notes
     -----
@@ -124,13 +133,24 @@ def read_magnitude(change: Change) -> xr.DataArray:
     Raises
     ------
     CHMv2Error
-        If there is no change in the Dataset.
+        If there is no change in the Dataset, or it is neither.
     """
+    return abs(_read_change(change))
+
+
+def _read_change(change: Change) -> xr.DataArray:
+    """Take the change out of what was given, what it declares for missing as NaN."""
     if isinstance(change, xr.DataArray):
-        return abs(change)
+        return without_nodata(change)
+    if not isinstance(change, xr.Dataset):
+        raise CHMv2Error(
+            "a change as a Dataset or a DataArray",
+            type(change).__name__,
+            "pass what difference() or events() returns, or after - before",
+        )
     for name in ("height_change", "magnitude"):
         if name in change:
-            return abs(change[name])
+            return without_nodata(change[name])
     raise CHMv2Error(
         "a Dataset with height_change or magnitude",
         f"variables {sorted(map(str, change.data_vars))}",
@@ -148,7 +168,11 @@ def _clean(
     connectivity: Connectivity,
 ) -> xr.DataArray:
     side = _validate_opening(opening)
-    found = _candidates(kind, change, _validate_threshold(kind, change, threshold))
+    signed = _read_change(change)
+    least = _validate_threshold(kind, change, threshold)
+    if isinstance(change, xr.DataArray):
+        _warn_of_heights(signed)
+    found = _candidates(kind, change, signed, least)
     if mask is not None:
         found = found & ~read_left_out(mask, found)
     found = sieve(_open(found, side), connectivity=connectivity, min_area=min_area)
@@ -159,14 +183,27 @@ def _clean(
     return label_quantity(found, kind, attrs)
 
 
-def _candidates(kind: str, change: Change, threshold: float) -> xr.DataArray:
+def _warn_of_heights(change: xr.DataArray) -> None:
+    """Say so if a change looks like heights; of a dask-backed one nothing is known."""
+    called = HEIGHT_NAME in (change.name, change.attrs.get("standard_name"))
+    if not called or change.chunks is not None:
+        return
+    if not bool((change < 0).any()) and bool((change > 0).any()):
+        warnings.warn(
+            "no value is below 0: these look like heights, not like a change of them; "
+            "pass what difference() returns, or after - before",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _candidates(kind: str, change: Change, signed: xr.DataArray, threshold: float) -> xr.DataArray:
     """Tell the pixels that lost or gained enough height; False where it is missing."""
-    size = read_magnitude(change)
-    found = size >= threshold
+    found = abs(signed) >= threshold
     if isinstance(change, xr.DataArray):
-        return found & _towards(kind, change)
+        return found & _towards(kind, signed)
     if "height_change" in change:
-        return found & _towards(kind, change["height_change"]) & change.get("significant", True)
+        return found & _towards(kind, signed) & change.get("significant", True)
     if kind == "gain":
         raise CHMv2Error(
             "the change between two dates for a gain",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import xarray as xr
 from scipy.special import erf, ndtri
 
 from xchmv2.change.align import find_reference
+from xchmv2.change.conditions import ComparisonWarning
 from xchmv2.change.inputs import (
     Raster,
+    list_dates,
     on_same_grid,
     read_heights,
     spatial_dims,
@@ -119,8 +122,14 @@ def stable_bias(
     Raises
     ------
     CHMv2Error
-        If there are no dates or no such date, grids differ, `stable` is no mask, or no pixel is
-        stable.
+        If there are no dates or no such date, grids differ, `stable` is no mask, or a date in
+        memory has heights but no stable pixel.
+
+    Warns
+    -----
+    ComparisonWarning
+        If a date in memory has no heights at all. Its offset is NaN, as is that of any dask-backed
+        date without a stable pixel, and so are its heights.
 
     Notes
     -----
@@ -146,7 +155,10 @@ def stable_bias(
     mask = None if stable is None else read_mask(stable, reference)
     planes = [array] if dim is None else [array.isel({dim: k}) for k in range(array.sizes[dim])]
     found = [measure_spread(reference, plane.transpose(*dims), mask) for plane in planes]
-    table = np.stack if not _is_lazy(found) else da.stack
+    lazy = _is_lazy(found)
+    if not lazy:
+        _require_stable(found, array, dim, own=not isinstance(to, xr.DataArray))
+    table = da.stack if lazy else np.stack
     columns = table(found)  # [time, 4]
     if dim is None:
         columns = columns[0]
@@ -186,18 +198,10 @@ def measure_spread(
     -------
     ndarray or dask array, shape (4,)
         The fields of :class:`StableGround`, of after minus before; NaN if there are no such pixels.
-
-    Raises
-    ------
-    CHMv2Error
-        If there are none, and the heights are in memory.
     """
     parts = [before.data, after.data] + ([] if stable is None else [stable.data])
     if not any(isinstance(part, da.Array) for part in parts):
-        found = _summarise(_count(*parts), stable is not None)
-        if not found[2]:
-            raise _nothing_stable()
-        return found
+        return _summarise(_count(*parts), stable is not None)
     first = next(part for part in parts if isinstance(part, da.Array))
     lazy = [_as_chunked(part, first) for part in parts]
     counts = da.map_blocks(
@@ -225,10 +229,24 @@ def _as_chunked(part: Any, like: da.Array) -> da.Array:
     return part.rechunk(like.chunks)
 
 
-def _nothing_stable() -> CHMv2Error:
+def _require_stable(found: list[Any], array: xr.DataArray, dim: str | None, *, own: bool) -> None:
+    """Refuse dates with heights but no stable pixel; warn of those that have no heights."""
+    unknown = [k for k, measured in enumerate(found) if not measured[2]]
+    if not unknown:
+        return
+    if dim is None or len(found) - len(unknown) <= own:  # the reference itself tells nothing
+        raise nothing_stable()
+    named = list_dates(array.isel({dim: unknown}), dim)
+    if bool(np.isfinite(array.isel({dim: unknown}).values).any()):
+        raise nothing_stable(f" on {named}")
+    warnings.warn(f"no heights on {named}: no offset there", ComparisonWarning, stacklevel=3)
+
+
+def nothing_stable(where: str = "") -> CHMv2Error:
+    """Say that no pixel tells what dates differ by."""
     return CHMv2Error(
         "pixels that are valid on both dates and did not change",
-        "none",
+        f"none{where}",
         "pass other dates, or stable= with ground that has heights on both",
     )
 

@@ -9,7 +9,13 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.special import erfc, ndtri
 
-from xchmv2.change.inputs import Raster, find_dates, read_heights
+from xchmv2.change.inputs import (
+    Raster,
+    find_dates,
+    read_heights,
+    require_heights,
+    spatial_dims,
+)
 from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 
@@ -47,8 +53,8 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
     Raises
     ------
     CHMv2Error
-        If there is one date only, fewer dates than `min_obs`, or dates that are not in strictly
-        increasing order.
+        If there is one date only, fewer dates than `min_obs`, dates that are not in strictly
+        increasing order, or heights in memory that are NaN everywhere.
 
     Notes
     -----
@@ -68,6 +74,8 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
     if not 0 < confidence < 1:
         raise CHMv2Error("a confidence between 0 and 1", f"{confidence}", "pass confidence=0.95")
     dim = find_dates(array, least=max(2, min_obs))
+    require_heights(array)
+    array = array.transpose(dim, *spatial_dims(array))
     times = array[dim].values
     if array.chunks is not None:
         array = array.chunk({dim: -1})
@@ -82,6 +90,7 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
         input_core_dims=[[dim]],
         output_core_dims=[[]] * len(_VARIABLES),
         dask="parallelized",
+        keep_attrs=True,  # those of coordinates: without them the CRS is lost
         output_dtypes=[*[array.dtype] * 6, np.int32],
     )
     mapping = label_quantity(array, "any", {}).attrs

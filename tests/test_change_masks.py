@@ -314,6 +314,8 @@ def test_bad_input(monkeypatch):
         loss(change, threshold=5, min_area=-1)
     with pytest.raises(CHMv2Error, match=r"True where .* found float32 values; choose the cl"):
         loss(change, threshold=5, mask=change)
+    with pytest.raises(CHMv2Error, match=r"a boolean DataArray as mask, .* found ndarray"):
+        loss(change, threshold=5, mask=(change > 0).values)
     with pytest.raises(CHMv2Error, match="on the same grid"):
         loss(change, threshold=5, mask=(change > 0)[:-1])
     with pytest.raises(CHMv2Error, match="as a Dataset or a DataArray, found ndarray; pass what"):

@@ -243,10 +243,11 @@ def _validate_opening(opening: int | None) -> int:
 
 def read_left_out(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     """Check a mask of what is to be left out, and bring it onto the coordinates of a change."""
-    if mask.dtype != bool:
+    if not isinstance(mask, xr.DataArray) or mask.dtype != bool:
+        kind = f"{mask.dtype} values" if isinstance(mask, xr.DataArray) else type(mask).__name__
         raise CHMv2Error(
-            "a boolean mask, True where change is to be left out",
-            f"{mask.dtype} values",
+            "a boolean DataArray as mask, True where change is to be left out",
+            kind,
             "choose the classes: mask=landcover.isin([...])",
         )
     kept = on_same_grid(mask, like).reset_coords(drop=True)

@@ -140,11 +140,14 @@ class Attention(FusedQKV):
     ) -> tuple[Tensor, Tensor | None]:
         """Let tokens [B, N, C] look at each other; ``weights`` asks for [B, heads, N, N] too."""
         batch, tokens, size = x.shape
-        qkv = self.project(x).view(batch, tokens, 3 * self.heads, self.head_dim)
-        qk, v = qkv.tensor_split((2 * self.heads,), dim=2)
-        cos, sin = (part.to(qk.dtype).unsqueeze(1) for part in table)  # [N, 1, head_dim / 2]
-        q, k = rotate(qk, (cos, sin)).chunk(2, dim=2)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [B, heads, N, head_dim] each
+        qkv = self.project(x).view(batch, tokens, 3 * self.heads, self.head_dim).transpose(1, 2)
+        if qkv.device.type == "cpu":
+            qkv = (
+                qkv.contiguous()
+            )  # each head's rows are read many times; on a GPU strides are free
+        qk, v = qkv.tensor_split((2 * self.heads,), dim=1)  # [B, 2 * heads and heads, N, head_dim]
+        cos, sin = (part.to(qk.dtype) for part in table)  # [N, head_dim / 2]
+        q, k = rotate(qk, (cos, sin)).chunk(2, dim=1)  # [B, heads, N, head_dim] each
         dropout = self.dropout if self.training else 0.0
         if weights:
             out, attention = _explicit_attention(q, k, v, dropout)

@@ -1,8 +1,9 @@
 """Dense prediction head: tokens of four stages to features at twice the fused resolution.
 
-Three rearrangements leave the published result as it is and cost less: the class token's half of
+Four rearrangements leave the published result as it is and cost less: the class token's half of
 the readout is computed once per image; the 1x1 projection of a fusion block runs before its
-upsampling, with which it commutes; and maps stay in channels_last from the tokens on.
+upsampling, with which it commutes; each of the last two 3x3 convolutions mixes channels before the
+upsampling in front of it; and maps stay in channels_last from the tokens on.
 
 References
 ----------
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xchmv2.model.config import CHMv2Config
+from xchmv2.model.upsampling import upsample, upsample_convolve
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -25,11 +27,6 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     batch, _, channels = tokens.shape
     maps = tokens.reshape(batch, *grid, channels)  # [B, rows, columns, C]
     return maps.permute(0, 3, 1, 2)  # [B, C, rows, columns]
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Double height and width bilinearly, corner pixels on corner pixels."""
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
 class Readout(nn.ModuleList):
@@ -109,11 +106,12 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, h, w] -> [B, C, h, w]
         """Refine a map."""
-        return x + cast(Tensor, self.convolution2(F.relu(self.convolution1(F.relu(x)))))
+        inner = self.convolution1(F.relu(x)).relu_()
+        return cast(Tensor, self.convolution2(inner)).add_(x)
 
 
 class Fusion(nn.Module):
-    """Adds a finer stage to the fused map, refines it, and doubles its resolution."""
+    """Adds a finer stage to the fused map and refines it; its resolution is doubled after it."""
 
     def __init__(self, channels: int, *, first: bool) -> None:
         super().__init__()
@@ -122,10 +120,10 @@ class Fusion(nn.Module):
         self.residual_layer2 = ResidualUnit(channels)
 
     def forward(self, fused: Tensor, finer: Tensor | None = None) -> Tensor:
-        """Return [B, C, 2h, 2w] from the fused map [B, C, h, w] and a finer stage."""
+        """Return a map [B, C, h, w] from the fused map and a finer stage."""
         if finer is not None and self.residual_layer1 is not None:
-            fused = fused + self.residual_layer1(_resized_like(finer, fused))
-        return upsample(self.projection(self.residual_layer2(fused)))
+            fused = self.residual_layer1(_resized_like(finer, fused)).add_(fused)
+        return cast(Tensor, self.projection(self.residual_layer2(fused)))
 
 
 def _resized_like(x: Tensor, target: Tensor) -> Tensor:
@@ -155,9 +153,11 @@ class OutputConvolutions(nn.Module):
         """The 1x1 convolution from features to logits."""
         return cast(nn.Conv2d, self.head["4"])
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, hidden, 2h, 2w]
+    def forward(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, hidden, 4h, 4w]
         """Everything but the last convolution, whose output would be the largest by far."""
-        return F.relu(self.head["2"](upsample(self.head["0"](x))), inplace=True)
+        for name in ("0", "2"):
+            x = upsample_convolve(x, cast(nn.Conv2d, self.head[name]))
+        return x.relu_()
 
 
 class DPTHead(nn.Module):
@@ -206,5 +206,5 @@ class DPTHead(nn.Module):
         maps = [conv(x) for conv, x in zip(self.convs, maps, strict=True)][::-1]
         fused = self.fusion_layers[0](maps[0])
         for fusion, finer in zip(self.fusion_layers[1:], maps[1:], strict=True):
-            fused = fusion(fused, finer)
+            fused = fusion(upsample(fused), finer)
         return cast(Tensor, self.conv_depth(fused))

@@ -112,9 +112,9 @@ def rotate(x: Tensor, table: Table) -> Tensor:
 
     Parameters
     ----------
-    x : Tensor [..., N, heads, head_dim]
-    table : tuple of two Tensor [N, 1, head_dim / 2]
+    x : Tensor [..., N, head_dim]
+    table : tuple of two Tensor [N, head_dim / 2]
     """
     cos, sin = table
-    first, second = x.chunk(2, dim=-1)  # [..., N, heads, head_dim / 2] each
+    first, second = x.chunk(2, dim=-1)  # [..., N, head_dim / 2] each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -152,14 +152,23 @@ def test_devices_that_are_not_here(tiny_checkpoint, device):
         resolve_model(tiny_checkpoint, device=device)
 
 
-def test_one_copy_of_a_model_serves_every_spelling_and_arithmetic(tiny_checkpoint):
-    found = [
-        get_predictor(resolve_model(tiny_checkpoint, device=torch.device("cpu"), dtype=dtype))
-        for dtype in ("float32", "bfloat16")
-    ]
-    assert found[0].model is found[1].model
+def test_one_copy_of_a_model_serves_every_spelling(tiny_checkpoint):
+    spec = resolve_model(tiny_checkpoint, device=torch.device("cpu"), dtype="float32")
+    found = get_predictor(spec)
+    assert get_predictor(resolve_model(tiny_checkpoint, device="cpu", dtype="float32")) is found
     if not torch.cuda.is_available():
-        assert get_predictor(resolve_model(tiny_checkpoint, device="auto")) is found[0]
+        assert get_predictor(resolve_model(tiny_checkpoint, device="auto")) is found
+
+
+@pytest.mark.parametrize("order", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_each_arithmetic_has_its_own_weights(tiny_checkpoint, monkeypatch, order):
+    monkeypatch.setattr(spec, "_predictors", {})
+    found = {
+        dtype: get_predictor(resolve_model(tiny_checkpoint, device="cpu", dtype=dtype)).model
+        for dtype in order
+    }
+    assert found["float32"].dtype == torch.float32
+    assert found["bfloat16"].dtype == torch.bfloat16
 
 
 def test_only_a_few_models_are_held(monkeypatch):

@@ -17,6 +17,7 @@ import torch
 from xchmv2.errors import ConfigError, DeviceError
 from xchmv2.inference.blending import Accumulator, Layer
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
+from xchmv2.model.precision import convert_weights
 from xchmv2.tiling import FloatArray, TileRun
 
 #: One tile along both axes: its pixels in the group's extent and its blending weights.
@@ -65,7 +66,8 @@ class Predictor:
     Parameters
     ----------
     model : CHMv2ForDepthEstimation
-        The model; it is moved to the device.
+        The model; it is moved to the device. For bfloat16 it is copied, with its weights in
+        bfloat16.
     device : str
         A torch device.
     dtype : {"float32", "bfloat16"}
@@ -84,8 +86,9 @@ class Predictor:
         std: Sequence[float],
     ) -> None:
         self._device = torch.device(device)
-        self.model = model.to(self._device).eval()
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
+        model = model.to(self._device).eval()
+        self.model = convert_weights(model, self._autocast) if self._autocast else model
         self._mean = self._per_band(mean)
         self._std = self._per_band(std)
         # One lock a device, whatever the model: two forwards at once would share its memory.

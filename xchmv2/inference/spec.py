@@ -250,9 +250,9 @@ def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
 
 
 def _load(spec: ModelSpec, device: str) -> Predictor:
-    """Make a predictor; under another arithmetic the process's one copy of the model serves."""
-    content = (spec.weights_sha256, spec.config_sha256, device)
-    held = next((p.model for key, p in _predictors.items() if key[:3] == content), None)
+    """Make a predictor; the process's one copy of the model in float32 serves bfloat16 too."""
+    exact = _predictors.get((spec.weights_sha256, spec.config_sha256, device, "float32"))
+    held = None if exact is None else exact.model
     if spec.model.startswith(_LIVE):
         model, mean, std = held or _find_live(spec), defaults.IMAGE_MEAN, defaults.IMAGE_STD
         if str(model.device) != device:

@@ -323,7 +323,5 @@ def _initialise(module: nn.Module, std: float) -> None:
                 nn.init.constant_(parameter, float(name == "weight"))
             elif isinstance(part, LayerScale):
                 nn.init.constant_(parameter, part.initial)
-            elif isinstance(
-                part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | Attention | Embeddings
-            ):
+            elif isinstance(part, _WEIGHTED):
                 nn.init.trunc_normal_(parameter, std=std)

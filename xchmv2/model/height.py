@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from xchmv2.errors import ConfigError
 from xchmv2.model.config import BinsStrategy, CHMv2Config
+from xchmv2.model.fused import Reduction, can_fuse, try_reduce
 
 # Targets were divided by this in training; mixlog bins are, and the mixlog norm multiplies back.
 TARGET_SCALE = 8.0
@@ -161,15 +162,44 @@ class FeaturesToHeight(nn.Module):
         batch, channels, height, width = features.shape
         pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)  # [B * H * W, C]
         weight = convolution.weight.flatten(1)  # [bins, C, 1, 1] -> [bins, C]
+        found = self._fused(pixels, weight, convolution.bias, spread=spread)
+        heights, spreads = found or self._plain(pixels, weight, convolution.bias, spread=spread)
+        shape = (batch, height, width)
+        return heights.view(shape), spreads.view(shape) if spread else None
+
+    def _plain(
+        self, pixels: Tensor, weight: Tensor, bias: Tensor | None, *, spread: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Reduce features [P, C], a few megabytes of logits at a time."""
         limit = _CPU_LOGITS if pixels.device.type == "cpu" else _GPU_LOGITS
         step = max(1, limit // len(weight))
         parts = [
-            self.reduce(F.linear(pixels[i : i + step], weight, convolution.bias), spread=spread)
+            self.reduce(F.linear(pixels[i : i + step], weight, bias), spread=spread)
             for i in range(0, max(1, len(pixels)), step)
         ]
         heights, spreads = (torch.cat(column) for column in zip(*parts, strict=True))
-        shape = (batch, height, width)
-        return heights.view(shape), spreads.view(shape) if spread else None
+        return heights, spreads
+
+    def _fused(
+        self, pixels: Tensor, weight: Tensor, bias: Tensor | None, *, spread: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Reduce features [P, C] in one kernel, or give None where that cannot run."""
+        if not pixels.is_cuda:
+            return None
+        if torch.is_autocast_enabled("cuda"):
+            pixels = pixels.to(torch.get_autocast_dtype("cuda"))
+        weight = weight.to(pixels.dtype)
+        if not can_fuse(pixels, weight):
+            return None
+        bins = self._bins(len(weight), pixels.device)
+        return try_reduce(pixels, weight, bias, bins, self.reduction, spread=spread)
+
+    @property
+    def reduction(self) -> Reduction:
+        """How logits become a height, as the fused kernel takes it."""
+        if self.mixlog:
+            return Reduction("chmv2_mixlog", self.offset, _TINY, TARGET_SCALE)
+        return Reduction(self.config.norm_strategy, self.offset, 0.0, 1.0)
 
     def reduce(self, logits: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor]:
         """Reduce logits [P, bins] of any data type to height [P] and spread [P] (or empty)."""
@@ -181,7 +211,7 @@ class FeaturesToHeight(nn.Module):
             return self._from_bins(logits, spread=spread)
 
     def _from_bins(self, logits: Tensor, *, spread: bool) -> tuple[Tensor, Tensor]:
-        bins = self._bins(logits)  # [bins]
+        bins = self._bins(logits.shape[1], logits.device)  # [bins]
         weights = bin_weights(logits, self.config.norm_strategy)  # [P, bins]
         # A matrix-vector product and a sum, because a matrix product may run in TF32.
         total = weights.sum(dim=1) + self.offset * len(bins)
@@ -197,9 +227,7 @@ class FeaturesToHeight(nn.Module):
         variance = (squares.mul_(weights + self.offset)).sum(dim=1) / total
         return height, scale * variance.sqrt()
 
-    def _bins(self, logits: Tensor) -> Tensor:
+    def _bins(self, count: int, device: torch.device) -> Tensor:
         c = self.config
-        bins = height_bins(
-            c.bins_strategy, logits.shape[1], c.min_depth, c.max_depth, logits.device
-        )
+        bins = height_bins(c.bins_strategy, count, c.min_depth, c.max_depth, device)
         return bins.clamp_min(_TINY) if self.mixlog else bins

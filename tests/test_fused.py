@@ -1,0 +1,180 @@
+"""The fused kernel, run by triton's interpreter where there is no GPU, against the plain way."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+
+import pytest
+import torch
+from reference_model import tiny_config
+
+from xchmv2.model import fused
+from xchmv2.model._settings import BINS_STRATEGIES, NORM_STRATEGIES
+from xchmv2.model.height import FeaturesToHeight
+
+torch.set_num_threads(1)
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel's module is first imported
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
+)
+COMBINATIONS = list(itertools.product(BINS_STRATEGIES, NORM_STRATEGIES))
+
+
+def stage(bins="chmv2_mixlog", norm="chmv2_mixlog", count=256):
+    config = tiny_config(number_output_channels=count, bins_strategy=bins, norm_strategy=norm)
+    return FeaturesToHeight(config)
+
+
+def random_layer(channels=128, count=256, pixels=150, scale=1.0, dtype=torch.float32, shift=0.0):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(pixels, channels, generator=generator).relu()
+    weight = scale * torch.randn(count, channels, generator=generator) / channels**0.5
+    bias = scale * torch.randn(count, generator=generator) + shift
+    return tuple(x.to(DEVICE, dtype) for x in (features, weight, bias))
+
+
+@torch.inference_mode()
+def both(head, layer, spread=True):
+    features, weight, bias = layer
+    found = fused.reduce_features(
+        features,
+        weight,
+        bias,
+        head._bins(len(weight), DEVICE),
+        head.reduction,
+        spread=spread,
+    )
+    logits = features.float() @ weight.float().t()
+    expected = head.reduce(logits if bias is None else logits + bias.float(), spread=spread)
+    return found, expected
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+@pytest.mark.parametrize(("bins", "norm"), COMBINATIONS)
+def test_kernel_is_the_plain_way(bins, norm):
+    assert_close(*both(stage(bins, norm), random_layer(scale=3.0)))
+
+
+@needs_triton
+@pytest.mark.parametrize("norm", NORM_STRATEGIES)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        pytest.param(
+            torch.bfloat16,
+            marks=pytest.mark.skipif(
+                not CUDA, reason="the interpreter multiplies bfloat16 as if its bits were integers"
+            ),
+        ),
+    ],
+)
+def test_kernel_in_low_precision_sums_in_float32(norm, dtype):
+    assert_close(*both(stage(norm=norm), random_layer(dtype=dtype)))
+
+
+@needs_triton
+@pytest.mark.parametrize(("channels", "count"), [(16, 16), (32, 64), (256, 128)])
+@pytest.mark.parametrize("pixels", [1, 64, 65])
+def test_sizes(channels, count, pixels):
+    assert_close(*both(stage(count=count), random_layer(channels, count, pixels)))
+
+
+@needs_triton
+@pytest.mark.parametrize("norm", NORM_STRATEGIES)
+@pytest.mark.parametrize("shift", [-1e4, 300.0, 1e6])
+def test_extreme_logits(norm, shift):
+    found, expected = both(stage(norm=norm), random_layer(shift=shift))
+    assert found[0].isfinite().all()
+    assert (found[1] >= 0).all()
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+def test_without_bias_or_spread():
+    features, weight, _ = random_layer()
+    found, expected = both(stage(), (features, weight, None), spread=False)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert found[1].numel() == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bins", "channels", "expected"),
+    [
+        (torch.bfloat16, 256, 128, True),
+        (torch.float32, 16, 16, True),
+        (torch.float64, 256, 128, False),
+        (torch.float32, 1, 128, False),
+        (torch.float32, 512, 128, False),
+        (torch.float32, 200, 128, False),
+        (torch.float32, 256, 96, False),
+        (torch.float32, 256, 8, False),
+    ],
+)
+def test_what_fits(dtype, bins, channels, expected):
+    assert fused.fits(dtype, bins, channels) == expected
+
+
+def test_processors_take_the_plain_way():
+    features, weight, _ = (x.cpu() for x in random_layer())
+    with torch.inference_mode():
+        assert not fused.can_fuse(features, weight)
+
+
+def test_a_kernel_that_fails_is_reported_once(monkeypatch):
+    """The device is remembered, and asked no more."""
+
+    def fail(*given, **options):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(fused, "reduce_features", fail)
+    monkeypatch.setattr(fused, "_broken", set())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
+    features, weight, bias = random_layer()
+    given = (features, weight, bias, bias.float(), stage().reduction)
+    with pytest.warns(
+        UserWarning, match=r"fused kernel does not run on .*RuntimeError: no such.*plain, slower"
+    ):
+        assert fused.try_reduce(*given, spread=False) is None
+    assert fused._broken == {str(features.device)}
+
+
+def test_running_out_of_memory_is_for_the_caller(monkeypatch):
+    def fail(*given, **options):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(fused, "reduce_features", fail)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
+    features, weight, bias = random_layer()
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        fused.try_reduce(features, weight, bias, bias, stage().reduction, spread=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_the_module_takes_the_kernel(dtype, monkeypatch):
+    head, convolution = stage(), torch.nn.Conv2d(128, 256, 1).to(DEVICE, dtype)
+    features = torch.randn(2, 128, 40, 56, device=DEVICE, dtype=dtype).relu()
+    features = features.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = head(features, convolution, spread=True)
+        assert str(DEVICE) not in fused._broken
+        monkeypatch.setattr(head, "_fused", lambda *given, **options: None)
+        expected = head(features, convolution, spread=True)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)

@@ -16,6 +16,7 @@ import torch
 
 from xchmv2.errors import ConfigError, DeviceError
 from xchmv2.inference.blending import Accumulator, Layer
+from xchmv2.inference.transfers import Fetch, Transfers
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.model.precision import convert_weights
 from xchmv2.tiling import FloatArray, TileRun
@@ -91,6 +92,7 @@ class Predictor:
         self.model = convert_weights(model, self._autocast) if self._autocast else model
         self._mean = self._per_band(mean)
         self._std = self._per_band(std)
+        self._transfers = Transfers(self._device)
         # One lock a device, whatever the model: two forwards at once would share its memory.
         self._lock = _device_locks.setdefault(self._device, threading.Lock())
         self._batch_limit: float = math.inf
@@ -148,51 +150,52 @@ class Predictor:
         *,
         spread: bool,
     ) -> Iterator[tuple[Tile, FloatArray, FloatArray | None]]:
-        """Yield each tile with its heights; halve the batch when the device is out of memory."""
-        done = 0
+        """Yield each tile with its heights; halve the batch when the device is out of memory.
+
+        A batch is on its way while the one before it is taken in.
+        """
+        done, flying = 0, None
         while done < len(tiles):
             size = min(self._batch_limit, self._resolve_batch(batch_size, window, tiles[0]))
             batch = tiles[done : done + int(size)]
             try:
-                heights, spreads = self._forward(window, batch, spread=spread)
+                launched = self._launch(window, batch, spread=spread)
             except torch.OutOfMemoryError as error:
                 self._halve_batch(len(batch), error)
                 continue
             done += len(batch)
-            for index, tile in enumerate(batch):
-                inside = (slice(None, tile[0][1].size), slice(None, tile[1][1].size))
-                sd = None if spreads is None else spreads[index][inside]
-                yield tile, heights[index][inside], sd
+            if flying is not None:
+                yield from flying.land()
+            flying = launched
+        if flying is not None:
+            yield from flying.land()
 
-    def _forward(
-        self, window: _Window, batch: Sequence[Tile], *, spread: bool
-    ) -> tuple[FloatArray, FloatArray | None]:
-        """Forward one batch: (B, h, w) heights and, if asked for, bin spreads [m]."""
+    def _launch(self, window: _Window, batch: Sequence[Tile], *, spread: bool) -> _Flight:
+        """Begin to forward one batch."""
         pixels, valid = window.cut(batch)
+        # uint8 crosses to the device as it is: a quarter of the bytes.
+        host = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+        sent = self._transfers.send(host), self._transfers.send(~valid)
         with self._lock, torch.inference_mode():
-            inputs = self._normalise(pixels, valid, window.scaling)
+            self._transfers.await_sent(*sent)
+            inputs = self._normalise(*sent, window.scaling)
             with torch.autocast(
                 self._device.type, self._autocast, enabled=self._autocast is not None
             ):
                 height, sd = self.model.height(inputs, spread=spread)
             _validate_size(height, inputs)
-            heights = height.cpu().numpy()
-            spreads = None if sd is None else sd.cpu().numpy()
-        _count(len(batch))
-        return heights, spreads
+            heights = self._transfers.fetch(height)
+            spreads = None if sd is None else self._transfers.fetch(sd)
+        return _Flight(batch, heights, spreads)
 
     def _normalise(
-        self, pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_], scaling: Scaling
+        self, pixels: torch.Tensor, missing: torch.Tensor, scaling: Scaling
     ) -> torch.Tensor:
         """Scale to 0-1, normalise; invalid pixels become the training mean colour, 0."""
-        # uint8 crosses to the device as it is: a quarter of the bytes.
-        host = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-        values = torch.from_numpy(host).to(self._device).float()  # [B, 3, h, w]
         low, high = self._per_band(scaling.low), self._per_band(scaling.high)
-        values = ((values - low) / (high - low)).clamp_(0, 1)
+        values = ((pixels.float() - low) / (high - low)).clamp_(0, 1)  # [B, 3, h, w]
         values = (values - self._mean) / self._std
-        missing = torch.from_numpy(~valid).to(self._device)[:, None]  # [B, 1, h, w]
-        return values.masked_fill_(missing, 0.0)
+        return values.masked_fill_(missing[:, None], 0.0)
 
     def _per_band(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device).view(1, 3, 1, 1)
@@ -246,6 +249,24 @@ class _Window:
             pixels = np.pad(pixels, [(0, 0), (0, 0), *after], mode="reflect")
             valid = np.pad(valid, [(0, 0), *after], mode="reflect")
         return pixels, valid
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A batch that the device computes, or has computed."""
+
+    batch: Sequence[Tile]
+    heights: Fetch
+    spreads: Fetch | None
+
+    def land(self) -> Iterator[tuple[Tile, FloatArray, FloatArray | None]]:
+        """Wait for the batch and yield each tile with its heights and bin spreads [m]."""
+        heights = self.heights.result()  # (B, h, w)
+        spreads = None if self.spreads is None else self.spreads.result()
+        _count(len(self.batch))
+        for index, tile in enumerate(self.batch):
+            inside = (slice(None, tile[0][1].size), slice(None, tile[1][1].size))
+            yield tile, heights[index][inside], None if spreads is None else spreads[index][inside]
 
 
 def _validate_size(height: torch.Tensor, inputs: torch.Tensor) -> None:

@@ -46,9 +46,9 @@ def test_a_batch_is_launched_before_the_one_before_it_lands(monkeypatch):
     events = []
     launch, land = Predictor._launch, _Flight.land
 
-    def launched(self, window, batch, *, spread):
+    def launched(self, window, batch, size, *, spread):
         events.append(("launch", len(batch)))
-        return launch(self, window, batch, spread=spread)
+        return launch(self, window, batch, size, spread=spread)
 
     def landed(self):
         events.append(("land", len(self.batch)))

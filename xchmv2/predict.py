@@ -65,6 +65,7 @@ def predict(
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    compile: bool = False,
 ) -> xr.DataArray | xr.Dataset:
     """Predict canopy height from high-resolution RGB imagery.
 
@@ -107,6 +108,9 @@ def predict(
         float32; a warmed-up model keeps its own. With no worker up yet, pass "bfloat16".
     batch_size : int or "auto"
         Tiles per forward.
+    compile : bool, default False
+        Whether each process compiles the network before its first tile, which takes minutes and
+        pays on large areas alone; where it fails, a warning is given and it runs uncompiled.
 
     Returns
     -------
@@ -156,6 +160,7 @@ def predict(
         model,
         device=device,
         dtype=dtype,
+        compile=compile,
         spread="bin_spread" in wanted,
         in_process=not scene.lazy,
     )

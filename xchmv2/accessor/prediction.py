@@ -38,6 +38,7 @@ class PredictionMethods(Held[T]):
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
+        compile: bool = False,
     ) -> xr.DataArray | xr.Dataset:
         """Predict canopy height; see :func:`xchmv2.predict.predict`."""
         from xchmv2.predict import predict
@@ -58,6 +59,7 @@ class PredictionMethods(Held[T]):
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+            compile=compile,
         )
 
     def to_zarr(

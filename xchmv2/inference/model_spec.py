@@ -23,6 +23,8 @@ class ModelSpec:
         Torch device, or "auto" for what the worker has.
     dtype : {"float32", "bfloat16"}
         Arithmetic of the network.
+    compile : bool
+        Whether the network is compiled.
     """
 
     model: str
@@ -31,6 +33,7 @@ class ModelSpec:
     config_sha256: str
     device: str
     dtype: str
+    compile: bool = field(default=False, kw_only=True)
 
     @property
     def plain(self) -> ModelSpec:
@@ -42,6 +45,7 @@ class ModelSpec:
             self.config_sha256,
             self.device,
             self.dtype,
+            compile=self.compile,
         )
 
 

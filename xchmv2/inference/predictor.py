@@ -16,6 +16,7 @@ import torch
 
 from xchmv2.errors import ConfigError, DeviceError
 from xchmv2.inference.blending import Accumulator, Layer
+from xchmv2.inference.compiling import CompiledFeatures
 from xchmv2.inference.transfers import Fetch, Transfers
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.model.precision import convert_weights
@@ -30,6 +31,8 @@ _PROCESSOR_BATCH_PIXELS = 448 * 448
 _ACCELERATOR_BYTES_PER_PIXEL = 6_000
 _MEMORY_SHARE = 0.5
 _LARGEST_BATCH = 64
+# Compiled, a window's last batch is filled up; tiles of 448 px keep a GPU busy eight at a time.
+_COMPILED_BATCH = 8
 
 _count_lock = threading.Lock()
 _tiles_forwarded = 0
@@ -75,6 +78,9 @@ class Predictor:
         Arithmetic of the network. Logits to height is always float32.
     mean, std : tuple of float
         Normalisation of red, green and blue in the range 0 to 1.
+    compile : bool, default False
+        Whether the network is compiled. Batches then always have one size, the last of a window
+        filled up, so that it is compiled once for a size of tile.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Predictor:
         dtype: str,
         mean: Sequence[float],
         std: Sequence[float],
+        compile: bool = False,
     ) -> None:
         self._device = torch.device(device)
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
@@ -92,6 +99,7 @@ class Predictor:
         self.model = convert_weights(model, self._autocast) if self._autocast else model
         self._mean = self._per_band(mean)
         self._std = self._per_band(std)
+        self._compiled = CompiledFeatures(self.model.features) if compile else None
         self._transfers = Transfers(self._device)
         # One lock a device, whatever the model: two forwards at once would share its memory.
         self._lock = _device_locks.setdefault(self._device, threading.Lock())
@@ -159,7 +167,7 @@ class Predictor:
             size = min(self._batch_limit, self._resolve_batch(batch_size, window, tiles[0]))
             batch = tiles[done : done + int(size)]
             try:
-                launched = self._launch(window, batch, spread=spread)
+                launched = self._launch(window, batch, int(size), spread=spread)
             except torch.OutOfMemoryError as error:
                 self._halve_batch(len(batch), error)
                 continue
@@ -170,9 +178,12 @@ class Predictor:
         if flying is not None:
             yield from flying.land()
 
-    def _launch(self, window: _Window, batch: Sequence[Tile], *, spread: bool) -> _Flight:
-        """Begin to forward one batch."""
-        pixels, valid = window.cut(batch)
+    def _launch(
+        self, window: _Window, batch: Sequence[Tile], size: int, *, spread: bool
+    ) -> _Flight:
+        """Begin to forward one batch; compiled, it is filled up to its size by its last tile."""
+        filling = 0 if self._compiled is None else size - len(batch)
+        pixels, valid = window.cut([*batch, *[batch[-1]] * filling])
         # uint8 crosses to the device as it is: a quarter of the bytes.
         host = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
         sent = self._transfers.send(host), self._transfers.send(~valid)
@@ -182,11 +193,18 @@ class Predictor:
             with torch.autocast(
                 self._device.type, self._autocast, enabled=self._autocast is not None
             ):
-                height, sd = self.model.height(inputs, spread=spread)
+                height, sd = self._height(inputs, spread=spread)
             _validate_size(height, inputs)
             heights = self._transfers.fetch(height)
             spreads = None if sd is None else self._transfers.fetch(sd)
         return _Flight(batch, heights, spreads)
+
+    def _height(
+        self, inputs: torch.Tensor, *, spread: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self._compiled is None:
+            return self.model.height(inputs, spread=spread)
+        return self.model.to_height(self._compiled(inputs), spread=spread)
 
     def _normalise(
         self, pixels: torch.Tensor, missing: torch.Tensor, scaling: Scaling
@@ -209,7 +227,8 @@ class Predictor:
         # Of the card, not of what is free just now: batches must not depend on the moment.
         memory = torch.cuda.get_device_properties(self._device).total_memory
         fitting = int(_MEMORY_SHARE * memory / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
-        return min(_LARGEST_BATCH, max(1, fitting))
+        largest = _LARGEST_BATCH if self._compiled is None else _COMPILED_BATCH
+        return min(largest, max(1, fitting))
 
     def _halve_batch(self, failed: int, error: Exception) -> None:
         """Lower the batch limit for good, or give up if one tile is already too many."""

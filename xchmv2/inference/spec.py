@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 import warnings
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -42,6 +42,7 @@ def resolve_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    compile: bool = False,
     spread: bool = False,
     in_process: bool = False,
 ) -> ModelSpec:
@@ -56,6 +57,8 @@ def resolve_model(
     dtype : {"auto", "float32", "bfloat16"}
         "auto" is bfloat16 where this process, or under a distributed client every worker that
         will forward tiles, has a CUDA card that supports it, else float32.
+    compile : bool, default False
+        Whether the network is compiled before it is used.
     spread : bool, default False
         Whether the spread of the height bins will be asked for.
     in_process : bool, default False
@@ -76,12 +79,20 @@ def resolve_model(
     DeviceError
         If the device or dtype is unknown, or no such device is here.
     """
-    device, client = str(device), None if in_process else active_client()
+    client = None if in_process else active_client()
+    found = _resolve(model, str(device), dtype, client, spread=spread)
+    return dataclasses.replace(found, compile=compile or found.compile)
+
+
+def _resolve(
+    model: ModelLike, device: str, dtype: str, client: Any | None, *, spread: bool
+) -> ModelSpec:
+    remote = client is not None
     if isinstance(model, ModelSpec):
-        return _resolve_spec(model, device, dtype, spread=spread, remote=client is not None)
-    validate_device(device, remote=client is not None)
+        return _resolve_spec(model, device, dtype, spread=spread, remote=remote)
+    validate_device(device, remote=remote)
     if isinstance(model, CHMv2ForDepthEstimation):
-        return _resolve_live(model, device, dtype, spread=spread, remote=client is not None)
+        return _resolve_live(model, device, dtype, spread=spread, remote=remote)
     if model == defaults.DEMO:
         warn_of_demo()
     # A client only plans: it needs to know the weights, not to have them.
@@ -118,7 +129,7 @@ def get_predictor(spec: ModelSpec) -> Predictor:
         If the weights found here are not those of the spec.
     """
     device = resolve_device(spec.device)
-    key = (spec.weights_sha256, spec.config_sha256, device, spec.dtype)
+    key = (spec.weights_sha256, spec.config_sha256, device, spec.dtype, spec.compile)
     with _load_lock:
         found = _predictors.pop(key, None) or _load(spec, device)
         _keep(_predictors, key, found)
@@ -147,7 +158,7 @@ _SAVE_IT = (
 )
 
 _load_lock = threading.Lock()
-_predictors: dict[tuple[str, ...], Predictor] = {}
+_predictors: dict[tuple[str | bool, ...], Predictor] = {}
 _live_models: dict[str, CHMv2ForDepthEstimation] = {}
 
 K = TypeVar("K")
@@ -250,9 +261,9 @@ def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
 
 
 def _load(spec: ModelSpec, device: str) -> Predictor:
-    """Make a predictor; the process's one copy of the model in float32 serves bfloat16 too."""
-    exact = _predictors.get((spec.weights_sha256, spec.config_sha256, device, "float32"))
-    held = None if exact is None else exact.model
+    """Make a predictor; the process's one copy of the model in float32 serves all others too."""
+    exact = (spec.weights_sha256, spec.config_sha256, device, "float32")
+    held = next((p.model for key, p in _predictors.items() if key[:4] == exact), None)
     if spec.model.startswith(_LIVE):
         model, mean, std = held or _find_live(spec), defaults.IMAGE_MEAN, defaults.IMAGE_STD
         if str(model.device) != device:
@@ -261,7 +272,9 @@ def _load(spec: ModelSpec, device: str) -> Predictor:
         files = _checked(spec)
         mean, std = files.mean_std()
         model = held or CHMv2ForDepthEstimation.from_pretrained(files.folder, device_map=device)
-    return Predictor(model, device=device, dtype=spec.dtype, mean=mean, std=std)
+    return Predictor(
+        model, device=device, dtype=spec.dtype, mean=mean, std=std, compile=spec.compile
+    )
 
 
 def _checked(spec: ModelSpec) -> Checkpoint:

@@ -150,7 +150,7 @@ class CHMv2ForDepthEstimation(nn.Module):
             hidden_states=bool(output_hidden_states),
             attentions=bool(output_attentions),
         )
-        height, _ = self._to_height(self.head(out.stages, out.grid))
+        height, _ = self.to_height(self.head(out.stages, out.grid))
         output = DepthEstimatorOutput(
             loss=None if labels is None else chmv2_loss(height, labels),
             predicted_depth=height,
@@ -183,11 +183,33 @@ class CHMv2ForDepthEstimation(nn.Module):
         ConfigError
             If the spread is asked for and the model has no bins.
         """
+        return self.to_height(self.features(pixel_values), spread=spread)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Run all of the network but its last stage.
+
+        Parameters
+        ----------
+        pixel_values : Tensor [B, bands, H, W]
+            Normalised imagery.
+
+        Returns
+        -------
+        Tensor [B, head_hidden_size, H', W']
+            What `to_height` takes.
+
+        Raises
+        ------
+        ImageryError
+            If the shape or data type does not fit.
+        """
         self.validate_pixels(pixel_values)
         out = self.backbone(pixel_values)
-        return self._to_height(self.head(out.stages, out.grid), spread=spread)
+        features: Tensor = self.head(out.stages, out.grid)
+        return features
 
-    def _to_height(self, features: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor | None]:
+    def to_height(self, features: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Make heights [m] and, if asked for, spreads [m] of features; see `height`."""
         last = self.head.conv_depth.last
         height, deviation = self.features_to_depth(features, last, spread=spread)
         return height, deviation

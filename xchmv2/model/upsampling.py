@@ -64,8 +64,8 @@ def _plain(x: Tensor, convolution: nn.Conv2d) -> Tensor:
 def _fuse(x: Tensor, convolution: nn.Conv2d, out: Tensor) -> None:
     """Write the upsampled and convolved map of ``x`` [h, w, C] to ``out`` [2h, 2w, K]."""
     height, width, channels = x.shape
-    # [K, C, 3, 3] -> [3 (dy), C, 3 (dx) * K]
-    taps = convolution.weight.to(x.dtype).permute(2, 1, 3, 0).reshape(3, channels, -1)
+    # [K, C, 3 (dy), 3 (dx)] -> [C, (dx, dy, K)]
+    taps = convolution.weight.to(x.dtype).permute(1, 3, 2, 0).reshape(channels, -1)
     bias = _bias(convolution, x.dtype).repeat(2 * width)  # [2w * K]
     matrix = tap_matrix(height, x.dtype)  # [2h, 3h]
     for start in range(0, 2 * height, _STRIP_ROWS):
@@ -76,20 +76,20 @@ def _fuse(x: Tensor, convolution: nn.Conv2d, out: Tensor) -> None:
         torch.addmm(bias, band, wide.flatten(2).flatten(0, 1), out=out[start:stop].flatten(1))
 
 
-def _widen(rows: Tensor, taps: Tensor) -> Tensor:  # [n, w, C], [3, C, 3K] -> [n, 3, 2w, K]
+def _widen(rows: Tensor, taps: Tensor) -> Tensor:  # [n, w, C], [C, 9K] -> [n, 3 (dy), 2w, K]
     """Apply all taps to some rows, and interpolate and sum them along x."""
     count, width, channels = rows.shape
-    filters = taps.shape[2] // 3
+    filters = taps.shape[1] // 9
     matrix = tap_matrix(width, rows.dtype)  # [2w, 3w]
     out = rows.new_empty(count, 3, 2 * width, filters)
-    for dy, tap in enumerate(taps):
-        mixed = rows.reshape(-1, channels).mm(tap)  # [n * w, (dx, K)]
-        mixed = mixed.view(count, 3 * width, filters)  # [n, (w, dx), K]
-        for start in range(0, 2 * width, _STEP_COLUMNS):
-            stop = min(2 * width, start + _STEP_COLUMNS)
-            low, high = _reach(width, start, stop)
-            band = matrix[start:stop, 3 * low : 3 * high]
-            out[:, dy, start:stop] = torch.matmul(band, mixed[:, 3 * low : 3 * high])
+    mixed = rows.reshape(-1, channels).mm(taps)  # [n * w, (dx, dy, K)]
+    mixed = mixed.view(count, 3 * width, 3 * filters)  # [n, (w, dx), (dy, K)]
+    for start in range(0, 2 * width, _STEP_COLUMNS):
+        stop = min(2 * width, start + _STEP_COLUMNS)
+        low, high = _reach(width, start, stop)
+        band = matrix[start:stop, 3 * low : 3 * high]
+        wide = torch.matmul(band, mixed[:, 3 * low : 3 * high])  # [n, step, (dy, K)]
+        out[:, :, start:stop] = wide.unflatten(2, (3, filters)).transpose(1, 2)
     return out
 
 

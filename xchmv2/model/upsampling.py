@@ -89,7 +89,7 @@ def _widen(rows: Tensor, taps: Tensor) -> Tensor:  # [n, w, C], [C, 9K] -> [n, 3
         low, high = _reach(width, start, stop)
         band = matrix[start:stop, 3 * low : 3 * high]
         wide = torch.matmul(band, mixed[:, 3 * low : 3 * high])  # [n, step, (dy, K)]
-        out[:, :, start:stop] = wide.unflatten(2, (3, filters)).transpose(1, 2)
+        out[:, :, start:stop] = wide.view(count, -1, 3, filters).transpose(1, 2)
     return out
 
 

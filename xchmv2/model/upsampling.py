@@ -33,7 +33,7 @@ def upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     x : Tensor [B, C, h, w]
         In channels_last.
     convolution : nn.Conv2d
-        3x3, with zero padding of 1 and a bias.
+        3x3, with zero padding of 1.
 
     Returns
     -------

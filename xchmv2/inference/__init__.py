@@ -10,6 +10,7 @@ from xchmv2.inference.spec import (
     ModelSource,
     clear_models,
     get_predictor,
+    hold_predictor,
     resolve_model,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "clear_models",
     "forward_resources",
     "get_predictor",
+    "hold_predictor",
     "resolve_device",
     "resolve_model",
     "stack_dates",

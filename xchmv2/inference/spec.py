@@ -136,6 +136,22 @@ def get_predictor(spec: ModelSpec) -> Predictor:
         return found
 
 
+def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
+    """Give this process the predictor to use for a spec, in place of loading one.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What graphs name it by.
+    predictor : Predictor
+        What :func:`get_predictor` will return; let go of as loaded ones are.
+    """
+    key = (spec.weights_sha256, spec.config_sha256, resolve_device(spec.device), spec.dtype)
+    with _load_lock:
+        _predictors.pop(key, None)
+        _keep(_predictors, key, predictor)
+
+
 def clear_models() -> None:
     """Forget all models this process holds, live ones too, and free their memory.
 

@@ -16,7 +16,7 @@ from xchmv2.benchmark.peak import matmul
 from xchmv2.benchmark.published import Forward, load_published, published_forward
 from xchmv2.benchmark.report import Table
 from xchmv2.benchmark.settings import Settings
-from xchmv2.benchmark.timing import Action, Times, interleave
+from xchmv2.benchmark.timing import Action, Times, interleave, timed
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,13 +51,20 @@ def measure_model(settings: Settings) -> list[Table]:
     }
     products = {dtype: matmul(settings.device, kind) for dtype, kind in DTYPES.items()}
     actions: dict[str, Action] = {f"matmul {dtype}": products[dtype][0] for dtype in DTYPES}
+    refused = {}
     for (who, dtype), forward in networks.items():
+        least = flop[who] / products[dtype][1] * timed(actions[f"matmul {dtype}"], settings.device)
         for mode in _modes(settings):
-            actions[f"{who} {dtype} {mode}"] = _action(forward, pixels, mode)
+            name = f"{who} {dtype} {mode}"
+            if least > settings.patience:
+                refused[name] = f"not run: {least:.0f} s at the speed of the matrix product"
+            else:
+                actions[name] = _action(forward, pixels, mode)
     with torch.inference_mode(), _quiet():
         times = interleave(
             actions, settings.runs, device=settings.device, patience=settings.patience
         )
+    times = Times(times.seconds, {**times.failed, **refused})
     peaks = {
         dtype: product[1] / times.shortest(f"matmul {dtype}")
         for dtype, product in products.items()

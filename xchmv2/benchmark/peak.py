@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
-from xchmv2.benchmark.timing import Action, synchronise
+from xchmv2.benchmark.timing import Action, timed
 
 # A product must take this long, so that starting it costs nothing [s].
 _LONG_ENOUGH = 0.03
@@ -34,11 +32,7 @@ def matmul(device: str, dtype: torch.dtype) -> tuple[Action, float]:
     for side in _SIDES:
         product = _product(side, device, dtype)
         product()
-        synchronise(device)
-        begun = time.perf_counter()
-        product()
-        synchronise(device)
-        if time.perf_counter() - begun > _LONG_ENOUGH:
+        if timed(product, device) > _LONG_ENOUGH:
             break
     return _product(side, device, dtype), 2.0 * side**3
 

@@ -137,6 +137,7 @@ def _run(settings: Settings, workers: int) -> dict[str, Any]:
         "tiles forwarded / needed": sleeper.tiles / needed,
         "GPU time [s]": ideal,
         "elapsed [s]": seconds,
+        "tasks/s": tasks / seconds,
         "efficiency": ideal / seconds,
     }
 

@@ -80,30 +80,31 @@ def interleave(
     Times
         What took how long, and what could not run and why.
     """
-
-    def timed(action: Action) -> float:
-        synchronise(device)
-        begun = clock()
-        action()
-        synchronise(device)
-        return clock() - begun
-
     seconds: dict[str, list[float]] = {}
     failed: dict[str, str] = {}
     for name, action in actions.items():
         try:
-            first = timed(action)
+            first = timed(action, device, clock)
             if first > patience:
                 # It may have been compiling: only a second call tells.
-                first = timed(action)
+                first = timed(action, device, clock)
             seconds[name] = [first] if first > patience else []
         except Exception as error:  # whatever it is, its row says it
             failed[name] = first_line(error)
     repeated = [name for name, found in seconds.items() if not found]
     for _ in range(runs):
         for name in repeated:
-            seconds[name].append(timed(actions[name]))
+            seconds[name].append(timed(actions[name], device, clock))
     return Times({name: tuple(found) for name, found in seconds.items()}, failed)
+
+
+def timed(action: Action, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time one call [s], and what it left the device to do."""
+    synchronise(device)
+    begun = clock()
+    action()
+    synchronise(device)
+    return clock() - begun
 
 
 def synchronise(device: str) -> None:

@@ -39,13 +39,14 @@ def measure_choice(settings: Settings) -> list[Table]:
         settings, checkpoint=str(defaults.DEMO_FOLDER), config=defaults.DEMO, batch=1
     )
     sides = [tile for tile in TILES if tile <= settings.side]
-    forward = ours_forward(settings, "float32")
+    forward = ours_forward(settings, settings.dtype)
     inputs = {tile: tiles(replace(settings, tile=tile)) for tile in sides}
     with torch.inference_mode():
         times = interleave(
             {str(tile): _forward(forward, pixels) for tile, pixels in inputs.items()},
             settings.runs,
             device=settings.device,
+            clock=settings.timer,
         )
     seconds = {tile: times.median(str(tile)) for tile in sides}
     rows = [row for tile in sides for row in _tile_rows(settings, tile, seconds[tile])]

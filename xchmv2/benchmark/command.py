@@ -28,7 +28,7 @@ from xchmv2.benchmark.size import measure_size
 from xchmv2.benchmark.tiles import measure_tiles
 from xchmv2.errors import CHMv2Error
 from xchmv2.inference import resolve_device
-from xchmv2.inference.devices import validate_device
+from xchmv2.inference.devices import resolve_dtype, validate_device
 from xchmv2.tiling import validate_grid
 
 _MODULE = "python -m xchmv2.benchmark"
@@ -55,6 +55,10 @@ PARTS: dict[str, Callable[[Settings], list[Table]]] = {
 @click.option("--runs", type=click.IntRange(min=1), default=5, help="Rounds of a comparison.")
 @click.option("--threads", type=click.IntRange(min=1), show_default="all cores", help="Of torch.")
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+              help="Arithmetic; the part model tries both.")  # fmt: skip
+@click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall",
+              help="Time passed, or time computed: for a busy machine.")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=True, help="Try torch.compile too.")
 @click.option("--patience", type=float, default=60.0, help="What takes longer is timed once [s].")
 @click.option("--seconds-per-tile", type=float, default=0.01, help="Of a simulated GPU [s].")
@@ -142,6 +146,11 @@ def _settings(folder: Path, config: str, options: dict[str, Any]) -> Settings:
     device = resolve_device(options["device"])
     accelerated = device.startswith("cuda")
     given = {name: value for name, value in options.items() if value is not None}
+    if accelerated and options["clock"] == "processor":
+        raise CHMv2Error(
+            "--clock wall on a GPU", "--clock processor", "leave it out: a GPU has no such clock"
+        )
+    given["dtype"] = resolve_dtype(options["dtype"], device)
     sizes = {"side": 8192, "batch": 16} if accelerated else {}
     validate_grid(options["tile"], options["overlap"], None)
     checkpoint = write_checkpoint(config, folder)

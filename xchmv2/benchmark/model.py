@@ -62,7 +62,11 @@ def measure_model(settings: Settings) -> list[Table]:
                 actions[name] = _action(forward, pixels, mode)
     with torch.inference_mode(), _quiet():
         times = interleave(
-            actions, settings.runs, device=settings.device, patience=settings.patience
+            actions,
+            settings.runs,
+            device=settings.device,
+            patience=settings.patience,
+            clock=settings.timer,
         )
     times = Times(times.seconds, {**times.failed, **refused})
     peaks = {

@@ -13,18 +13,16 @@ import torch
 import xarray as xr
 
 from xchmv2.benchmark.imagery import KM2_PER_MPX, ORIGIN, as_cube, noise
-from xchmv2.benchmark.model import ours_forward, tiles
+from xchmv2.benchmark.model import OURS, THEIRS, load, tiles
 from xchmv2.benchmark.published import (
     careful_script,
     half_overlapping_tiles,
-    load_published,
-    published_forward,
     sliding_window,
 )
 from xchmv2.benchmark.report import Table
 from xchmv2.benchmark.settings import Settings
 from xchmv2.benchmark.timing import Action, interleave
-from xchmv2.errors import DemoModelWarning
+from xchmv2.errors import CHMv2Error, DemoModelWarning
 from xchmv2.predict import predict
 from xchmv2.tiling import TileAxis
 
@@ -33,7 +31,7 @@ CAREFUL, SLIDING = "careful script", "sliding window, half overlap"
 
 
 def measure_scene(settings: Settings) -> list[Table]:
-    """Time a scene by ``predict()`` and by scripts around transformers, in turns, in float32.
+    """Time a scene by ``predict()`` and by scripts around transformers, in turns.
 
     Parameters
     ----------
@@ -51,8 +49,8 @@ def measure_scene(settings: Settings) -> list[Table]:
         If transformers is not installed.
     """
     image, axes = noise(settings.side), scene_axes(settings)
-    theirs = published_forward(load_published(settings.folder, settings.device))
-    ours, pixels = ours_forward(settings, "float32"), tiles(settings)
+    ours, theirs = (load(settings, who, settings.dtype) for who in (OURS, THEIRS))
+    pixels = tiles(settings)
     count = math.prod(len(axis.starts) for axis in axes)
     sliding = half_overlapping_tiles(image.shape[1:], settings.tile)
     options = {"batch": settings.batch, "device": settings.device}
@@ -71,12 +69,16 @@ def measure_scene(settings: Settings) -> list[Table]:
             CAREFUL: lambda: careful_script(theirs, image, *axes, **options),  # type: ignore[arg-type]
             SLIDING: lambda: sliding_window(theirs, image, settings.tile, **options),  # type: ignore[arg-type]
         }
-        times = interleave(actions, settings.runs, device=settings.device)
+        times = interleave(actions, settings.runs, device=settings.device, clock=settings.timer)
     mpx = settings.side**2 / 1e6
     rows: list[dict[str, Any]] = []
     for name, forwarded in zip(actions, (count, count, count, count, sliding), strict=True):
         if name in times.failed:
-            raise RuntimeError(f"{name}: {times.failed[name]}")
+            raise CHMv2Error(
+                "every way to predict the scene to run",
+                f"{name}: {times.failed[name]}",
+                "a smaller --batch or --side may do",
+            )
         seconds = times.median(name)
         rows.append(
             {
@@ -92,7 +94,7 @@ def measure_scene(settings: Settings) -> list[Table]:
     title = (
         f"A scene of {settings.side} x {settings.side} px: {settings.config}, tile "
         f"{settings.tile}, overlap {settings.overlap}, block {settings.block}, batch "
-        f"{settings.batch}, float32"
+        f"{settings.batch}, {settings.dtype}"
     )
     return [Table("scene", title, rows, _NOTES)]
 
@@ -104,14 +106,14 @@ def scene_axes(settings: Settings) -> tuple[TileAxis, TileAxis]:
 
 
 def predicted(settings: Settings, cube: xr.DataArray, **options: Any) -> xr.DataArray:
-    """Predict lazily in float32, as the scripts do."""
+    """Predict lazily, in the arithmetic of the settings."""
     given = {
         "tile": settings.tile,
         "overlap": settings.overlap,
         "block": settings.block,
         "batch_size": settings.batch,
         "device": settings.device,
-        "dtype": "float32",
+        "dtype": settings.dtype,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DemoModelWarning)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +35,11 @@ class Settings:
         Torch device, such as "cpu" or "cuda:0".
     compiled : bool
         Whether networks are timed under torch.compile too; compiling takes a minute or more each.
+    dtype : {"float32", "bfloat16"}
+        Arithmetic of all parts but ``model``, which tries both.
+    clock : {"wall", "processor"}
+        What times are: time passed, or time that this process computed, which other work on a
+        busy machine does not disturb. Planning and simulated workers are timed by the wall.
     patience : float
         What takes longer than this is timed once and not repeated [s].
     workers : tuple of int
@@ -55,6 +62,8 @@ class Settings:
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     device: str = "cpu"
     compiled: bool = True
+    dtype: str = "float32"
+    clock: str = "wall"
     patience: float = 60.0
     workers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     seconds_per_tile: float = 0.01
@@ -66,6 +75,11 @@ class Settings:
     def folder(self) -> Path:
         """The checkpoint's folder."""
         return Path(self.checkpoint)
+
+    @property
+    def timer(self) -> Callable[[], float]:
+        """The clock as a function that tells seconds."""
+        return time.process_time if self.clock == "processor" else time.perf_counter
 
     @property
     def block(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,10 +69,10 @@ def write_scene(settings: Settings, side: int) -> tuple[float, int]:
         small.compute()
         before = tiles_forwarded()
         synchronise(settings.device)
-        begun = time.perf_counter()
+        begun = settings.timer()
         heights = predicted(settings, generated(side, settings.block))
         heights.chmv2.to_zarr(Path(folder) / "heights.zarr", progress=False)
-        seconds = time.perf_counter() - begun
+        seconds = settings.timer() - begun
     return seconds, tiles_forwarded() - before
 
 

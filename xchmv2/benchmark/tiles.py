@@ -90,13 +90,13 @@ def time_batches(settings: Settings) -> Table:
     Table
         One row per largest batch: time per tile if all batches were full, and what groups add.
     """
-    forward = ours_forward(settings, "float32")
+    forward = ours_forward(settings, settings.dtype)
     largest = max(settings.batch, 4)
     sizes = [2**power for power in range(_LARGEST.bit_length()) if 2**power <= largest]
     pixels = tiles(settings, largest)
     actions = {str(size): _forward(forward, pixels[:size]) for size in sizes}
     with torch.inference_mode():
-        times = interleave(actions, settings.runs, device=settings.device)
+        times = interleave(actions, settings.runs, device=settings.device, clock=settings.timer)
     seconds = {size: times.median(str(size)) for size in sizes if str(size) in times.seconds}
     groups = group_sizes(settings.tile, settings.overlap, BLOCK, _BLOCKS)
     rows = [
@@ -134,7 +134,7 @@ def time_blocks(settings: Settings) -> Table:
         name: _compute(settings, cube, block)
         for name, block in (("one", max(settings.side, settings.tile)), ("four", settings.block))
     }
-    times = interleave(actions, settings.runs, device=settings.device)
+    times = interleave(actions, settings.runs, device=settings.device, clock=settings.timer)
     rows = [
         {
             "blocks": name,

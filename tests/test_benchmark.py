@@ -5,6 +5,7 @@ import json
 import os
 import runpy
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -95,6 +96,12 @@ class TestTiming:
         assert found.seconds == {"slow": (100,), "quick": (1, 1, 1)}
         assert len(calls) == 2
         assert found.ratio("quick", "slow") == 100
+
+    def test_processor_time_is_not_spent_asleep(self, settings):
+        wait = {"sleep": lambda: time.sleep(0.05)}
+        for clock, least, most in (("wall", 0.05, 60), ("processor", 0, 0.04)):
+            timer = replace(settings, clock=clock).timer
+            assert least <= interleave(wait, 1, clock=timer).median("sleep") < most
 
     def test_matrix_products_count_their_operations(self):
         action, flop = matmul("cpu", torch.float32)
@@ -346,6 +353,17 @@ class TestCommand:
         assert found.exit_code == 1
         assert "Error: expected a tile that is a multiple of 32 px, found tile=450" in found.output
         assert self.run("nonsense").exit_code == 2
+
+    def test_a_gpu_gets_a_larger_scene_and_has_no_processor_clock(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(command, "validate_device", lambda device: None)
+        monkeypatch.setattr(command, "resolve_device", lambda device: "cuda:0")
+        monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+        given = {"tile": 64, "overlap": 0, "device": "auto", "dtype": "auto", "clock": "wall"}
+        found = command._settings(tmp_path, "tiny", given | {"batch": 3, "side": None})
+        assert (found.side, found.block, found.batch, found.device) == (8192, 4096, 3, "cuda:0")
+        found = self.run("graph", "--clock", "processor")
+        assert found.exit_code == 1
+        assert "Error: expected --clock wall on a GPU, found --clock processor" in found.output
 
     def test_the_module_runs(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["benchmark", "--help"])

@@ -250,6 +250,7 @@ class TestParts:
         for row in table.rows:
             assert row["tiles forwarded / needed"] == 1
             assert 0 < row["efficiency"] < 1
+            assert row["processor [s]"] > 0
 
     def test_tiles(self, settings):
         counted, batches, blocks = tiles.measure_tiles(settings)

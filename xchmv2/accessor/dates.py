@@ -10,7 +10,7 @@ import xarray as xr
 from xchmv2.accessor.held import Held, T
 
 if TYPE_CHECKING:
-    from xchmv2.change.difference import Sigma
+    from xchmv2.change.sigmas import Sigma
 
 
 class DateMethods(Held[T]):

@@ -12,15 +12,13 @@ import xarray as xr
 
 from xchmv2.areas import has_true_areas
 from xchmv2.change.conditions import ComparisonWarning
+from xchmv2.change.dates import find_dates, list_dates, select_date
 from xchmv2.change.inputs import (
     Raster,
-    find_dates,
-    list_dates,
     on_same_grid,
     pixel_size,
     read_heights,
     read_numbers,
-    select_date,
     spatial_dims,
 )
 from xchmv2.change.registration import Shift, Windows, estimate_shift

@@ -13,13 +13,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.areas import cell_areas
-from xchmv2.change.inputs import (
-    Raster,
-    on_same_grid,
-    read_heights,
-    require_plane,
-    select_date,
-)
+from xchmv2.change.dates import select_date
+from xchmv2.change.inputs import Raster, on_same_grid, read_heights, require_plane
 from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 

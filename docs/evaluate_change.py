@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import rioxarray
+import shapely
 import xarray as xr
 
 from xchmv2.change import ComparisonWarning, align, difference, loss, stable_bias
@@ -47,6 +48,17 @@ def cauaxi(data: Path) -> pd.DataFrame:
     rows = {name: {"here": value, "reference": known[name]} for name, value in found.items()}
     lost = loss(change, threshold=5)
     rows["loss above 5 m in patches of 200 m2 [m2]"] = {"here": float(lost.sum()), "reference": ""}
+    window = shapely.box(*before.rio.bounds())
+    zones = change.chmv2.zonal(window, threshold=5.0, correlation_length=5.0).isel(geometry=0)
+    of_window = {
+        "mean": known["mean_change"],
+        "net_volume": known["volume_change_m3"],
+        "loss_area": known["cells_change_lt_minus5"] / 1e4,
+        "gain_area": known["cells_change_gt_5"] / 1e4,
+    }
+    for name, reference in of_window.items():
+        here, error = float(zones[name]), float(zones[f"{name}_se"])
+        rows[f"zonal: {name}"] = {"here": here, "standard error": error, "reference": reference}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

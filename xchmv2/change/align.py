@@ -13,7 +13,10 @@ import xarray as xr
 from xchmv2.areas import has_true_areas
 from xchmv2.change.conditions import ComparisonWarning
 from xchmv2.change.dates import find_dates, list_dates, select_date
-from xchmv2.change.inputs import (
+from xchmv2.change.registration import Shift, Windows, estimate_shift
+from xchmv2.change.shifting import shift_plane
+from xchmv2.errors import CHMv2Error
+from xchmv2.heights import (
     Raster,
     on_same_grid,
     pixel_size,
@@ -21,9 +24,6 @@ from xchmv2.change.inputs import (
     read_numbers,
     spatial_dims,
 )
-from xchmv2.change.registration import Shift, Windows, estimate_shift
-from xchmv2.change.shifting import shift_plane
-from xchmv2.errors import CHMv2Error
 from xchmv2.labels import HEIGHT_NAME
 
 #: Largest shift looked for by default [px]: the published geolocation error is 14 px on average.

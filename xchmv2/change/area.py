@@ -8,7 +8,6 @@ from scipy.special import ndtr, ndtri
 
 from xchmv2.areas import cell_areas, has_true_areas
 from xchmv2.change.correlation import effective_cells
-from xchmv2.change.inputs import pixel_size
 from xchmv2.change.masks import (
     MIN_AREA,
     OPENING,
@@ -19,6 +18,7 @@ from xchmv2.change.masks import (
     read_left_out,
 )
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import pixel_size
 
 #: Smallest change that counts [m].
 THRESHOLD = 5.0

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, read_heights, spatial_dims
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, read_heights, spatial_dims
 
 
 def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> str:

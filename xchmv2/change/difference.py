@@ -12,17 +12,17 @@ from scipy.special import erfc, ndtri
 
 from xchmv2.change.conditions import ComparisonWarning, date_of, doubts
 from xchmv2.change.dates import find_dates, select_date
-from xchmv2.change.inputs import (
+from xchmv2.change.sigmas import Sigma, combine, read_sigmas
+from xchmv2.change.spread import CANOPY, StableGround, measure_spread
+from xchmv2.change.stable import nothing_stable, read_mask
+from xchmv2.errors import CHMv2Error
+from xchmv2.heights import (
     Raster,
     on_same_grid,
     read_heights,
     require_heights,
     require_plane,
 )
-from xchmv2.change.sigmas import Sigma, combine, read_sigmas
-from xchmv2.change.spread import CANOPY, StableGround, measure_spread
-from xchmv2.change.stable import nothing_stable, read_mask
-from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.change.dates import find_dates
-from xchmv2.change.inputs import Raster, read_heights, require_heights, spatial_dims
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, read_heights, require_heights, spatial_dims
 from xchmv2.labels import label_quantity
 
 Floats = npt.NDArray[np.float64]

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.change.inputs import on_same_grid
 from xchmv2.change.masks import Change, read_magnitude
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import on_same_grid
 from xchmv2.imagery import find_grid
 from xchmv2.labels import label_quantity
 from xchmv2.patches import label_patches

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 from scipy import ndimage
 
-from xchmv2.change.inputs import on_same_grid
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import on_same_grid
 from xchmv2.imagery import find_grid
 from xchmv2.labels import HEIGHT_NAME, label_quantity
 from xchmv2.nodata import without_nodata

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, on_same_grid, read_heights, require_plane
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, on_same_grid, read_heights, require_plane
 
 #: Layer of :func:`xchmv2.predict.predict` that tells the error of each pixel.
 BIN_SPREAD = "bin_spread"

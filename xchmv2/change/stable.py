@@ -14,14 +14,14 @@ import xarray as xr
 from xchmv2.change.align import find_reference
 from xchmv2.change.conditions import ComparisonWarning
 from xchmv2.change.dates import list_dates
-from xchmv2.change.inputs import (
+from xchmv2.change.spread import StableGround, measure_spread
+from xchmv2.errors import CHMv2Error
+from xchmv2.heights import (
     Raster,
     on_same_grid,
     read_heights,
     spatial_dims,
 )
-from xchmv2.change.spread import StableGround, measure_spread
-from xchmv2.errors import CHMv2Error
 from xchmv2.labels import label_quantity
 
 Floats = npt.NDArray[np.float64]

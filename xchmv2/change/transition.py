@@ -14,8 +14,8 @@ import xarray as xr
 
 from xchmv2.areas import cell_areas
 from xchmv2.change.dates import select_date
-from xchmv2.change.inputs import Raster, on_same_grid, read_heights, require_plane
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, on_same_grid, read_heights, require_plane
 from xchmv2.labels import label_quantity
 
 Array = npt.NDArray[Any]

@@ -10,8 +10,8 @@ import xarray as xr
 from scipy.special import erfc, ndtri
 
 from xchmv2.change.dates import find_dates
-from xchmv2.change.inputs import Raster, read_heights, require_heights, spatial_dims
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, read_heights, require_heights, spatial_dims
 from xchmv2.labels import label_quantity
 
 Floats = npt.NDArray[np.float64]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, choose_heights
 from xchmv2.imagery import find_grid
 from xchmv2.labels import HEIGHT_NAME
 from xchmv2.nodata import without_nodata

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.change.inputs import Raster
+from xchmv2.heights import Raster
 from xchmv2.plotting.canvas import Picture, panels
 from xchmv2.plotting.show import HEIGHT_COLOURS, round_limit
 from xchmv2.validation import scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, read_heights
+from xchmv2.heights import Raster, read_heights
 from xchmv2.labels import label_quantity
 from xchmv2.patches import sieve
 from xchmv2.patches.labelling import resolve_rule

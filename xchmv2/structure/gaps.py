@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, read_heights
+from xchmv2.heights import Raster, read_heights
 from xchmv2.imagery import find_grid
 from xchmv2.labels import label_quantity
 from xchmv2.patches import label_patches

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from xchmv2.areas import cell_areas
-from xchmv2.change.inputs import Raster, read_heights
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, read_heights
 from xchmv2.imagery import find_grid
 from xchmv2.labels import label_quantity
 from xchmv2.structure.cells import resolve_cells, whole_raster

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, choose_heights
 from xchmv2.imagery import Grid, find_grid
 from xchmv2.nodata import without_nodata
 from xchmv2.validation.footprints import under_footprints

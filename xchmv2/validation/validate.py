@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xchmv2.change.inputs import Raster, choose_heights
 from xchmv2.errors import CHMv2Error
+from xchmv2.heights import Raster, choose_heights
 from xchmv2.imagery import find_grid
 from xchmv2.imagery.grid import is_crs_variable
 from xchmv2.validation import scores

@@ -1,4 +1,4 @@
-"""What is compared: heights, as floats, on one grid."""
+"""Heights as they are given, whoever made them: as floats, of one date, on one grid."""
 
 from __future__ import annotations
 

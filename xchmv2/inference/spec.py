@@ -129,11 +129,16 @@ def get_predictor(spec: ModelSpec) -> Predictor:
         If the weights found here are not those of the spec.
     """
     device = resolve_device(spec.device)
-    key = (spec.weights_sha256, spec.config_sha256, device, spec.dtype, spec.compile)
+    key = _key(spec, device)
     with _load_lock:
         found = _predictors.pop(key, None) or _load(spec, device)
         _keep(_predictors, key, found)
         return found
+
+
+def _key(spec: ModelSpec, device: str) -> tuple[Any, ...]:
+    """Return what tells one predictor of a process from another."""
+    return (spec.weights_sha256, spec.config_sha256, device, spec.dtype, spec.compile)
 
 
 def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
@@ -146,7 +151,7 @@ def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
     predictor : Predictor
         What :func:`get_predictor` will return; let go of as loaded ones are.
     """
-    key = (spec.weights_sha256, spec.config_sha256, resolve_device(spec.device), spec.dtype)
+    key = _key(spec, resolve_device(spec.device))
     with _load_lock:
         _predictors.pop(key, None)
         _keep(_predictors, key, predictor)

@@ -90,12 +90,12 @@ def difference(
     With errors s1 and s2 of the dates and their correlation r, the error of the difference is
     sqrt(s1^2 + s2^2 - 2 r s1 s2): in quadrature for r = 0. With ``sigma=None`` it is the NMAD
     itself, which holds everything that makes stable pixels differ, of both dates, correlated or
-    not: no factor of sqrt(2), and no `error_correlation`. Ground that reads 0 m scatters less than
-    canopy, so both are measured: a pixel that is canopy (above 2 m) on both dates has the NMAD c of
-    canopy, one that is open ground on both that of ground, g, and one that was canopy and is ground
-    sqrt((c^2 + g^2) / 2), since each date has half of the variance. With `stable`, or with less
-    than 2 % of the pixels in either, one NMAD serves all. An offset that all pixels of a date share
-    is in none of these; take it out first.
+    not: no factor of sqrt(2), and no `error_correlation`. Open ground (2 m and less) scatters less
+    than canopy, so both are measured: where canopy became ground, or ground canopy, the error is
+    sqrt((c^2 + g^2) / 2), c being the NMAD of canopy and g that of ground, since each date has half
+    of the variance. Elsewhere it is c: what differs on ground alone is no change of canopy, however
+    little it scatters. With `stable`, or with less than 2 % of the pixels in either, one NMAD
+    serves all. An offset that all pixels of a date share is in none of these; take it out first.
 
     z is the change over its error, p = erfc(abs(z) / sqrt(2)), and the level of detection the
     normal quantile of the confidence times the error. Each pixel is tested by itself: of a
@@ -197,8 +197,9 @@ def _measured(
         )
     words = {"long_name": "median change on stable ground", "units": "m"}
     canopy, ground = (xr.DataArray(nmad) for nmad in (found.nmad, found.ground_nmad))
-    halves = [canopy.where(date > CANOPY, ground) ** 2 / 2 for date in (first, second)]
-    error = (halves[0] + halves[1]) ** 0.5
+    # Where one date shows ground; two NaN are alike, and come out as no change anyway.
+    mixed = (first > CANOPY) != (second > CANOPY)
+    error = canopy.where(~mixed, ((canopy**2 + ground**2) / 2) ** 0.5)
     return error.where(error > 0), xr.DataArray(found.offset, attrs=words)
 
 

@@ -235,9 +235,9 @@ def test_a_huge_cube_is_planned_in_seconds_without_loading_the_model(tiny_checkp
         bands = {{c: (("time", "y", "x"), band) for c in ("red", "green", "blue")}}
         cube = xr.Dataset(bands, coords)
         cube = cube.odc.assign_crs(32633)
-        start = time.perf_counter()
+        start = time.process_time()
         heights = cube.chmv2.predict({str(tiny_checkpoint)!r})
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         from xchmv2.inference import spec
         assert not spec._predictors, "a model was loaded"
         assert heights.shape == (10, n, n) and heights.chunks[1][0] == 4096

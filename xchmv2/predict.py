@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
 from odc.geo.xr import xr_coords
 
 from xchmv2 import defaults
-from xchmv2._dask import Job, Source, predict_blocks
+from xchmv2._dask import Job, predict_blocks
 from xchmv2._version import __version__
-from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import (
-    Grid,
-    Scene,
-    ValidPixels,
-    WindowReader,
-    find_crs_coordinate,
-    read_scene,
-    resolve_nodata,
-    resolve_target,
-    resolve_value_range,
-)
-from xchmv2.inference import Layer, ModelLike, Scaling, resolve_model
+from xchmv2.imagery import Grid, Scene, ValueRange, find_crs_coordinate
+from xchmv2.inference import Layer, ModelLike
 from xchmv2.labels import HEIGHT_ATTRS, HEIGHT_NAME
-from xchmv2.tiling import TileAxis, is_whole, validate_grid
-
-#: (low, high) for all bands, or one such pair per band.
-ValueRange = tuple[float, float] | Sequence[tuple[float, float]]
+from xchmv2.preparation import prepare, scene_sources
 
 _ATTRS: dict[Layer, dict[str, str]] = {
     "height": HEIGHT_ATTRS,
@@ -151,113 +135,29 @@ def predict(
     ----------
     CHMv2, arXiv:2603.06382.
     """
-    validate_grid(tile, overlap, block)
-    wanted = _validate_options(layers, batch_size, erode)
-    _validate_number("nodata", nodata, "nodata=0")
-    _validate_number("resolution", resolution, "resolution=0.6")
-    scene = read_scene(imagery, bands, valid)
-    spec = resolve_model(
+    ready = prepare(
+        imagery,
         model,
+        bands=bands,
+        value_range=value_range,
+        nodata=nodata,
+        valid=valid,
+        erode=erode,
+        resolution=resolution,
+        tile=tile,
+        overlap=overlap,
+        block=block,
+        layers=layers,
         device=device,
         dtype=dtype,
-        compile=compile,
-        spread="bin_spread" in wanted,
-        in_process=not scene.lazy,
-    )
-    target, rows, cols = resolve_target(scene.grid, resolution)
-    arrays = [band.array for band in scene.bands]
-    low, high = zip(*resolve_value_range(arrays, value_range), strict=True)
-    job = Job(
-        model=spec,
-        reader=WindowReader(ValidPixels(resolve_nodata(arrays, nodata), erode), rows, cols),
-        rows=TileAxis(target.shape[0], tile, overlap, target.origin[0]),
-        cols=TileAxis(target.shape[1], tile, overlap, target.origin[1]),
-        block=block or _default_block(scene, tile, max(rows.ratio, cols.ratio)),
-        scaling=Scaling(low, high),
-        layers=wanted,
         batch_size=batch_size,
-        bands=tuple(band.name for band in scene.bands),
-        masked=scene.mask is not None,
+        compile=compile,
     )
-    found = predict_blocks(*_sources(scene), job)
+    scene = ready.scene
+    found = predict_blocks(*scene_sources(scene), ready.job)
     if not scene.lazy:
         found = dict(zip(found, dask.compute(*found.values(), scheduler="sync"), strict=True))
-    return _label(found, scene, target, job)
-
-
-def _validate_options(
-    layers: Layer | Sequence[Layer], batch_size: int | str, erode: int
-) -> tuple[Layer, ...]:
-    wanted: tuple[Any, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
-    known = get_args(Layer)
-    if not wanted or not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
-        raise CHMv2Error(
-            f"layers out of {known}, each once",
-            f"layers={layers!r}",
-            "for example .predict(..., layers=('height', 'bin_spread'))",
-        )
-    if batch_size != "auto" and not is_whole(batch_size, 1):
-        raise CHMv2Error(
-            "a batch size of 1 or more, or 'auto'",
-            f"batch_size={batch_size!r}",
-            "leave it out: .predict(..., batch_size='auto')",
-        )
-    if not is_whole(erode, 0):
-        raise CHMv2Error(
-            "a number of pixels, 0 or more",
-            f"erode={erode!r}",
-            "pass how many pixels to trim around nodata: .predict(..., erode=2)",
-        )
-    return wanted
-
-
-def _validate_number(name: str, value: object, example: str) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise CHMv2Error(
-            f"{name} as one number", f"{name}={value!r}", f"for example .predict(..., {example})"
-        )
-
-
-def _default_block(scene: Scene, tile: int, ratio: float) -> int:
-    """Side of an output chunk: the input's spatial chunk if it will do, else 4096 source px."""
-    if ratio != 1:
-        return max(2 * tile, int(defaults.BLOCK / max(ratio, 1)))
-    chunks = scene.bands[0].array.chunks
-    if chunks is None:
-        return max(2 * tile, defaults.BLOCK)
-    largest = max(sizes[0] for sizes in chunks[-2:])
-    fits = 2 * tile <= largest <= defaults.LARGEST_BLOCK and all(
-        (len(sizes) == 1 or sizes[0] == largest)
-        and len(set(sizes[:-1])) <= 1
-        and sizes[-1] <= sizes[0]
-        for sizes in chunks[-2:]
-    )
-    return largest if fits else max(2 * tile, defaults.BLOCK)
-
-
-def _sources(scene: Scene) -> tuple[list[Source], Source | None]:
-    """Hand the arrays over to dask, with equal chunks along all dims but band, y and x."""
-    further = len(scene.template.dims) - 2
-    arrays = {id(band.array): band.array for band in scene.bands}
-    found = {
-        key: _as_dask(array, f"chmv2-imagery-{i}", scene.lazy, further)
-        for i, (key, array) in enumerate(arrays.items())
-    }
-    chunks = dict(enumerate(next(iter(found.values())).chunks[:further]))
-    bands = [Source(found[id(b.array)].rechunk(chunks), b.index) for b in scene.bands]
-    if scene.mask is None:
-        return bands, None
-    mask = _as_dask(scene.mask, "chmv2-mask", scene.lazy, further)
-    return bands, Source(mask.rechunk(chunks))
-
-
-def _as_dask(array: xr.DataArray, name: str, lazy: bool, further: int) -> da.Array:
-    """Wrap what is in memory; one date a chunk, so that memory is that of one date."""
-    if array.chunks is not None:
-        return array.data
-    chunks = (1,) * further + (-1,) * (array.ndim - further)
-    # Computed at once, it needs no key that tells its content: hashing would only cost time.
-    return da.from_array(array.values, chunks=chunks, name=None if lazy else name)
+    return _label(found, scene, ready.target, ready.job)
 
 
 def _label(

@@ -11,8 +11,8 @@ from xchmv2 import defaults
 from xchmv2.accessor.held import Held, T
 
 if TYPE_CHECKING:
+    from xchmv2.imagery import ValueRange
     from xchmv2.inference import Layer, ModelLike
-    from xchmv2.predict import ValueRange
     from xchmv2.store.encodings import EncodingName
     from xchmv2.store.locations import StoreLike
     from xchmv2.store.regions import Regions

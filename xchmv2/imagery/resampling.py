@@ -86,16 +86,53 @@ def resample(
     valid : numpy.ndarray of bool
         (h, w), true where at least half of the pixel's source area is valid.
     """
-    spans = [(axis, *t, axis.source_range(*t)) for axis, t in zip(axes, target, strict=True)]
-    area = [_area_weights(*span) for span in spans]
-    colour = [_area_weights(*s) if s[0].ratio > 1 else _bilinear_weights(*s) for s in spans]
+    area, colour = _weights(axes, target)
     weight = valid.astype(np.float32)
-    whole = area[0].sum(axis=1)[:, None] * area[1].sum(axis=1)[None, :]
     seen = _apply(colour, weight)
-    half_valid = _apply(area, weight) >= (0.5 - _SLIVER) * whole
     divisor = np.where(seen > 0, seen, 1)
     values = [_apply(colour, np.where(valid, band, 0).astype(np.float32)) for band in bands]
-    return np.stack([value / divisor for value in values]), half_valid & (seen > 0)
+    return np.stack([value / divisor for value in values]), _half_valid(area, weight) & (seen > 0)
+
+
+def resample_valid(
+    valid: npt.NDArray[np.bool_],
+    axes: tuple[AxisMap, AxisMap],
+    target: tuple[tuple[int, int], tuple[int, int]],
+) -> npt.NDArray[np.bool_]:
+    """Tell which pixels of a resampled window are valid, as :func:`resample` does.
+
+    Parameters
+    ----------
+    valid : numpy.ndarray of bool
+        (H, W) valid source pixels.
+    axes, target : tuple
+        As of :func:`resample`.
+
+    Returns
+    -------
+    numpy.ndarray of bool
+        (h, w).
+    """
+    area, colour = _weights(axes, target)
+    weight = valid.astype(np.float32)
+    return _half_valid(area, weight) & (_apply(colour, weight) > 0)
+
+
+def _weights(
+    axes: tuple[AxisMap, AxisMap], target: tuple[tuple[int, int], tuple[int, int]]
+) -> tuple[list[sparse.csr_array], list[sparse.csr_array]]:
+    """Weights of both axes, of area for validity and of colour for values."""
+    spans = [(axis, *t, axis.source_range(*t)) for axis, t in zip(axes, target, strict=True)]
+    area = [_area_weights(*span) for span in spans]
+    return area, [_area_weights(*s) if s[0].ratio > 1 else _bilinear_weights(*s) for s in spans]
+
+
+def _half_valid(
+    area: list[sparse.csr_array], weight: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    whole = area[0].sum(axis=1)[:, None] * area[1].sum(axis=1)[None, :]
+    enough: npt.NDArray[np.bool_] = _apply(area, weight) >= (0.5 - _SLIVER) * whole
+    return enough
 
 
 def _apply(

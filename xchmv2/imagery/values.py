@@ -14,6 +14,8 @@ from scipy import ndimage
 from xchmv2.errors import ImageryError
 
 Range = tuple[float, float]
+#: (low, high) for all bands, or one such pair per band.
+ValueRange = Range | Sequence[Range]
 
 _WHOLE_UINT8: Range = (0.0, 255.0)
 
@@ -55,6 +57,11 @@ class ValidPixels:
         valid: npt.NDArray[np.bool_] = np.logical_not(invalid)
         return valid
 
+    def never_invalid(self, dtypes: Sequence[np.dtype[Any]]) -> bool:
+        """Whether the bands alone can make no pixel invalid, whatever their values."""
+        whole = all(dtype.kind in "iu" for dtype in dtypes)
+        return whole and any(value is None for value in self.nodata)
+
 
 def resolve_nodata(
     bands: Sequence[xr.DataArray], nodata: float | None = None
@@ -78,7 +85,7 @@ def resolve_nodata(
 
 
 def resolve_value_range(
-    bands: Sequence[xr.DataArray], value_range: Range | Sequence[Range] | None = None
+    bands: Sequence[xr.DataArray], value_range: ValueRange | None = None
 ) -> tuple[Range, Range, Range]:
     """Find the values that stand for black and for full brightness in each band.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.imagery.resampling import AxisMap, resample
+from xchmv2.imagery.resampling import AxisMap, resample, resample_valid
 from xchmv2.imagery.values import ValidPixels
 
 
@@ -59,11 +60,31 @@ class WindowReader:
             (h, w).
         """
         valid = self.valid_pixels(list(bands), mask)
-        y, x = (self._without_margin(axis, span) for axis, span in enumerate(target))
+        y, x = self._inside(target)
         bands, valid = bands[:, y, x], valid[y, x]
-        if self.rows.is_identity and self.cols.is_identity:
+        if self.is_identity:
             return bands, valid
         return resample(bands, valid, self._axes, target)
+
+    def valid(
+        self,
+        bands: Sequence[npt.NDArray[Any]],
+        mask: npt.NDArray[np.bool_] | None,
+        target: tuple[tuple[int, int], tuple[int, int]],
+    ) -> npt.NDArray[np.bool_]:
+        """Tell the (h, w) valid pixels of a window alone; the parameters are those of a call."""
+        valid = self.valid_pixels(bands, mask)[self._inside(target)]
+        return valid if self.is_identity else resample_valid(valid, self._axes, target)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether target pixels are source pixels."""
+        return self.rows.is_identity and self.cols.is_identity
+
+    def _inside(self, target: tuple[tuple[int, int], tuple[int, int]]) -> tuple[slice, slice]:
+        """Where the window lies in what was read for it."""
+        y, x = (self._without_margin(axis, span) for axis, span in enumerate(target))
+        return y, x
 
     @property
     def _axes(self) -> tuple[AxisMap, AxisMap]:

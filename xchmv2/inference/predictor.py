@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 
 from xchmv2.errors import ConfigError, DeviceError
+from xchmv2.inference.batches import resolve_batch
 from xchmv2.inference.blending import Accumulator, Layer
 from xchmv2.inference.compiling import CompiledFeatures
+from xchmv2.inference.speed import Stopwatch
 from xchmv2.inference.transfers import Fetch, Transfers
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.model.precision import convert_weights
@@ -24,15 +26,6 @@ from xchmv2.tiling import FloatArray, TileRun
 
 #: One tile along both axes: its pixels in the group's extent and its blending weights.
 Tile = tuple[tuple[slice, FloatArray], tuple[slice, FloatArray]]
-
-# On a processor larger batches gain nothing once a tile of this many pixels keeps it busy.
-_PROCESSOR_BATCH_PIXELS = 448 * 448
-# Activations of the head at full resolution, bfloat16, as an upper bound per input pixel.
-_ACCELERATOR_BYTES_PER_PIXEL = 6_000
-_MEMORY_SHARE = 0.5
-_LARGEST_BATCH = 64
-# Compiled, a window's last batch is filled up; tiles of 448 px keep a GPU busy eight at a time.
-_COMPILED_BATCH = 8
 
 _count_lock = threading.Lock()
 _tiles_forwarded = 0
@@ -105,6 +98,23 @@ class Predictor:
         self._lock = _device_locks.setdefault(self._device, threading.Lock())
         self._batch_limit: float = math.inf
         self._warned = False
+        self._watches: dict[tuple[int, int], Stopwatch] = {}
+
+    def seconds_per_tile(self, window: tuple[int, int]) -> float | None:
+        """Tell what a tile took here so far, batching and blending included.
+
+        Parameters
+        ----------
+        window : tuple of int
+            Height and width of the tile [px].
+
+        Returns
+        -------
+        float or None
+            Time a tile [s], of all threads together; None where no such tile was forwarded yet.
+        """
+        watch = self._watches.get(window)
+        return None if watch is None else watch.seconds_per_tile
 
     def accumulate(
         self,
@@ -146,8 +156,10 @@ class Predictor:
         total = Accumulator((valid.shape[0], valid.shape[1]), layers)
         window = _Window(image, valid, (rows.axis.padding, cols.axis.padding), scaling)
         spread = "bin_spread" in layers
-        for (y, x), height, sd in self._forward_all(window, tiles, batch_size, spread=spread):
-            total.add((y[0], x[0]), y[1][:, None] * x[1][None, :], height, sd)
+        watch = self._watches.setdefault((rows.axis.window, cols.axis.window), Stopwatch())
+        with watch.running(len(tiles)):
+            for (y, x), height, sd in self._forward_all(window, tiles, batch_size, spread=spread):
+                total.add((y[0], x[0]), y[1][:, None] * x[1][None, :], height, sd)
         return total.sums(valid)
 
     def _forward_all(
@@ -219,16 +231,9 @@ class Predictor:
         return torch.tensor(values, dtype=torch.float32, device=self._device).view(1, 3, 1, 1)
 
     def _resolve_batch(self, batch_size: int | Literal["auto"], window: _Window, tile: Tile) -> int:
-        if batch_size != "auto":
-            return batch_size
         pixels = (tile[0][1].size + window.padding[0]) * (tile[1][1].size + window.padding[1])
-        if self._device.type != "cuda":
-            return max(1, _PROCESSOR_BATCH_PIXELS // pixels)
-        # Of the card, not of what is free just now: batches must not depend on the moment.
-        memory = torch.cuda.get_device_properties(self._device).total_memory
-        fitting = int(_MEMORY_SHARE * memory / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
-        largest = _LARGEST_BATCH if self._compiled is None else _COMPILED_BATCH
-        return min(largest, max(1, fitting))
+        compiled = self._compiled is not None
+        return resolve_batch(batch_size, pixels, self._device, compiled=compiled)
 
     def _halve_batch(self, failed: int, error: Exception) -> None:
         """Lower the batch limit for good, or give up if one tile is already too many."""

@@ -45,6 +45,7 @@ def resolve_model(
     compile: bool = False,
     spread: bool = False,
     in_process: bool = False,
+    weights: bool = True,
 ) -> ModelSpec:
     """Find a model's files and describe it, without loading it.
 
@@ -63,6 +64,8 @@ def resolve_model(
         Whether the spread of the height bins will be asked for.
     in_process : bool, default False
         Whether the work is sure to be done in this process, even under a distributed client.
+    weights : bool, default True
+        Whether weights that are on the hub are to be fetched, where this process may need them.
 
     Returns
     -------
@@ -80,12 +83,18 @@ def resolve_model(
         If the device or dtype is unknown, or no such device is here.
     """
     client = None if in_process else active_client()
-    found = _resolve(model, str(device), dtype, client, spread=spread)
+    found = _resolve(model, str(device), dtype, client, spread=spread, weights=weights)
     return dataclasses.replace(found, compile=compile or found.compile)
 
 
 def _resolve(
-    model: ModelLike, device: str, dtype: str, client: Any | None, *, spread: bool
+    model: ModelLike,
+    device: str,
+    dtype: str,
+    client: Any | None,
+    *,
+    spread: bool,
+    weights: bool,
 ) -> ModelSpec:
     remote = client is not None
     if isinstance(model, ModelSpec):
@@ -96,7 +105,7 @@ def _resolve(
     if model == defaults.DEMO:
         warn_of_demo()
     # A client only plans: it needs to know the weights, not to have them.
-    found = resolve_checkpoint(model) if client is None else find_unloaded(model)
+    found = resolve_checkpoint(model) if weights and client is None else find_unloaded(model)
     validate_config(found.config, spread=spread)
     return ModelSpec(
         model=found.model_id,
@@ -134,6 +143,27 @@ def get_predictor(spec: ModelSpec) -> Predictor:
         found = _predictors.pop(key, None) or _load(spec, device)
         _keep(_predictors, key, found)
         return found
+
+
+def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
+    """Tell what tiles of a size took in this process so far, without loading anything.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model, in its arithmetic on its device.
+    window : tuple of int
+        Height and width of a tile [px].
+
+    Returns
+    -------
+    float or None
+        Time a tile [s], batching and blending included, reading and writing not; None where this
+        process has forwarded none such, or holds the model no more.
+    """
+    with _load_lock:
+        found = _predictors.get(_key(spec, resolve_device(spec.device)))
+    return None if found is None else found.seconds_per_tile(window)
 
 
 def _key(spec: ModelSpec, device: str) -> tuple[Any, ...]:

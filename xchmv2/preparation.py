@@ -13,7 +13,7 @@ import xarray as xr
 from xchmv2 import defaults
 from xchmv2._dask import Job, Source
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import Grid, Scene, ValueRange, resolve_imagery
+from xchmv2.imagery import Grid, Scene, ValueRange, WindowReader, resolve_imagery
 from xchmv2.inference import Layer, ModelLike, ModelSpec, Scaling, resolve_model
 from xchmv2.tiling import TileAxis, is_whole, validate_grid
 
@@ -28,12 +28,15 @@ class Preparation:
         The imagery, lazy where it was.
     target : Grid
         The grid of the prediction.
+    reader : WindowReader
+        From source pixels to windows of the target.
     job : Job
         What to do.
     """
 
     scene: Scene
     target: Grid
+    reader: WindowReader
     job: Job
 
 
@@ -112,7 +115,7 @@ def prepare(
         bands=tuple(band.name for band in scene.bands),
         masked=scene.mask is not None,
     )
-    return Preparation(scene, target, job)
+    return Preparation(scene, target, reader, job)
 
 
 def leading_chunks(scene: Scene) -> tuple[tuple[int, ...], ...]:

@@ -20,3 +20,13 @@ class Held(Generic[T]):
 
     def __init__(self, obj: T) -> None:
         self._obj: T = obj
+
+    def __repr__(self) -> str:
+        from xchmv2.overview import overview
+
+        return overview(self._obj, type(self)).text
+
+    def _repr_html_(self) -> str:
+        from xchmv2.overview import overview
+
+        return overview(self._obj, type(self)).html

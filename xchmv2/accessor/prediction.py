@@ -13,6 +13,7 @@ from xchmv2.accessor.held import Held, T
 if TYPE_CHECKING:
     from xchmv2.imagery import ValueRange
     from xchmv2.inference import Layer, ModelLike
+    from xchmv2.plan import PredictionPlan
     from xchmv2.store.encodings import EncodingName
     from xchmv2.store.locations import StoreLike
     from xchmv2.store.regions import Regions
@@ -44,6 +45,47 @@ class PredictionMethods(Held[T]):
         from xchmv2.predict import predict
 
         return predict(
+            self._obj,
+            model,
+            bands=bands,
+            value_range=value_range,
+            nodata=nodata,
+            valid=valid,
+            erode=erode,
+            resolution=resolution,
+            tile=tile,
+            overlap=overlap,
+            block=block,
+            layers=layers,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            compile=compile,
+        )
+
+    def plan(
+        self,
+        model: ModelLike = defaults.MODEL,
+        *,
+        bands: Sequence[Hashable] | None = None,
+        value_range: ValueRange | None = None,
+        nodata: float | None = None,
+        valid: xr.DataArray | None = None,
+        erode: int = 0,
+        resolution: float | None = None,
+        tile: int = defaults.TILE,
+        overlap: int = defaults.OVERLAP,
+        block: int | None = None,
+        layers: Layer | Sequence[Layer] = ("height",),
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+        compile: bool = False,
+    ) -> PredictionPlan:
+        """Tell what ``predict`` will do; see :func:`xchmv2.plan.plan`."""
+        from xchmv2.plan import plan
+
+        return plan(
             self._obj,
             model,
             bands=bands,

@@ -1,0 +1,137 @@
+"""What the tasks of a prediction hold in memory, the network aside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from xchmv2._dask import Job
+from xchmv2.imagery import Scene, WindowReader
+from xchmv2.preparation import leading_chunks
+from xchmv2.tiling import runs_by_block
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class TaskMemory:
+    """Arrays of the largest task of each kind [bytes], without the network and its batches.
+
+    Parameters
+    ----------
+    chunks : int
+        Chunks of the imagery over the largest tile group; 0 for imagery in memory.
+    window : int
+        The pixels cut out of them, those of one date put together for the network, and their
+        validity.
+    sums : int
+        The weighted sums of the group's tiles, which it returns.
+    gathered : int
+        The sums of all groups that reach into one block.
+    block : int
+        One block of one layer, which is the output.
+    """
+
+    chunks: int
+    window: int
+    sums: int
+    gathered: int
+    block: int
+
+    @property
+    def of_group(self) -> int:
+        """What a task that runs the network holds at most [bytes]."""
+        return self.chunks + self.window + self.sums
+
+    @property
+    def of_block(self) -> int:
+        """What a task that adds up groups holds at most [bytes]."""
+        return self.gathered + self.block
+
+
+def find_memory(scene: Scene, job: Job, reader: WindowReader) -> TaskMemory:
+    """Add up the arrays of the largest group and of the largest block.
+
+    Parameters
+    ----------
+    scene : Scene
+        The imagery; nothing of it is read.
+    job : Job
+        The grid of tiles and blocks, and what is derived.
+    reader : WindowReader
+        From source pixels to windows of the target.
+
+    Returns
+    -------
+    TaskMemory
+        In bytes.
+    """
+    # Any pair of runs is a group, so the largest along each axis make up the largest.
+    extent = math.prod(max(run.stop - run.start for run in runs) for runs in job.runs)
+    spans = _spans(job, reader)
+    span = math.prod(max(stop - start for start, stop in along) for along in spans)
+    dates = math.prod(max(sizes) for sizes in leading_chunks(scene))
+    sizes = [band.array.dtype.itemsize for band in scene.bands]
+    resampled = 0 if reader.is_identity else 3 * _FLOAT32
+    per_pixel = dates * (sum(sizes) + (scene.mask is not None)) + 3 * max(sizes) + 1
+    kept = _FLOAT32 * sum(name in job.layers for name in ("bin_spread", "overlap_disagreement"))
+    sums = dates * (_FLOAT32 + kept)
+    along = [max(sizes) for sizes in job.chunks]
+    return TaskMemory(
+        chunks=_chunk_bytes(scene, spans),
+        window=span * per_pixel + extent * (resampled + 1),
+        sums=extent * sums,
+        gathered=_gathered(job) * sums,
+        block=math.prod(along) * dates * _FLOAT32,
+    )
+
+
+Spans = list[tuple[int, int]]
+
+
+def _spans(job: Job, reader: WindowReader) -> tuple[Spans, Spans]:
+    """Source pixels that the groups read, along both axes."""
+    read = reader.source_span
+    rows, cols = (
+        [read(axis, run.start, run.stop) for run in runs] for axis, runs in enumerate(job.runs)
+    )
+    return rows, cols
+
+
+def _gathered(job: Job) -> int:
+    """Pixels of all groups that reach into the block with most of them."""
+    longest = []
+    for axis, runs in zip((job.rows, job.cols), job.runs, strict=True):
+        lengths = [run.stop - run.start for run in runs]
+        longest.append(max(sum(lengths[i] for i in b) for b in runs_by_block(axis, job.block)))
+    return math.prod(longest)
+
+
+def _chunk_bytes(scene: Scene, spans: tuple[Spans, Spans]) -> int:
+    """Bytes of the dask chunks over the largest group, of each array once."""
+    arrays = {id(band.array): band.array for band in scene.bands}
+    if scene.mask is not None:
+        arrays[id(scene.mask)] = scene.mask
+    return sum(_covering_bytes(array, spans) for array in arrays.values())
+
+
+def _covering_bytes(array: xr.DataArray, spans: tuple[Spans, Spans]) -> int:
+    if array.chunks is None:
+        return 0
+    over = math.prod(
+        _most_covered(sizes, along) for sizes, along in zip(array.chunks[-2:], spans, strict=True)
+    )
+    leading = math.prod(max(sizes) for sizes in array.chunks[:-2])
+    return over * leading * array.dtype.itemsize
+
+
+def _most_covered(sizes: Iterable[int], spans: Spans) -> int:
+    """Pixels along an axis of the chunks over the span that needs most of them."""
+    bounds = np.concatenate([[0], np.cumsum(tuple(sizes))])
+    first = np.searchsorted(bounds, [start for start, _ in spans], side="right") - 1
+    last = np.searchsorted(bounds, [stop for _, stop in spans], side="left")
+    return int((bounds[last] - bounds[first]).max())

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from xchmv2.accessor import CHMv2Accessor
 from xchmv2.errors import CheckpointError, CHMv2Error, GridError, ImageryError
 from xchmv2.inference import clear_models, get_predictor, spec, tiles_forwarded
+from xchmv2.inference.hub import find_unloaded
 from xchmv2.inference.speed import Stopwatch
-from xchmv2.plan import PredictionPlan, plan
+from xchmv2.plan import PredictionPlan, plan, planning
 from xchmv2.plan.skipping import Skipped
 
 MODEL = reference.whole_tile_model()
@@ -66,7 +68,7 @@ def requests(draw):
     return imagery, options
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(requests(), st.sampled_from([1, 2]))
 def test_counts_are_those_of_the_prediction(request_, together):
     imagery, options = request_
@@ -85,11 +87,10 @@ def test_counts_are_those_of_the_prediction(request_, together):
     assert known.skipped_share == pytest.approx(1 - forwarded / known.tiles)
     assert (planned.group_tasks, planned.block_tasks) == graph_tasks(lazy)
     assert planned.tasks == sum(graph_tasks(lazy))
-    assert planned.sizes == dict(lazy.sizes)
-    assert list(planned.sizes) == list(found.dims)
     assert planned.source_sizes == dict(imagery.sizes)
     assert planned.dates == imagery.sizes.get("time", 1)
-    variables = found.data_vars.values() if isinstance(found, xr.Dataset) else [found]
+    variables = list(found.data_vars.values()) if isinstance(found, xr.Dataset) else [found]
+    assert list(planned.sizes.items()) == list(variables[0].sizes.items())
     assert planned.output_bytes == sum(variable.nbytes for variable in variables)
     chunks = lazy.chunksizes
     assert planned.block_grid == (len(chunks["y"]), len(chunks["x"]))
@@ -295,6 +296,27 @@ class TestModel:
         with pytest.raises(CheckpointError, match="nowhere"):
             cube((64, 64)).chmv2.predict(tmp_path / "nowhere", **GRID)
 
+    def test_weights_that_are_not_here_are_not_fetched(self, tiny_checkpoint, monkeypatch):
+        asked = []
+
+        def describe(model):
+            asked.append(model)
+            return find_unloaded(model)
+
+        monkeypatch.setattr(spec, "find_unloaded", describe)
+        monkeypatch.setattr(spec, "resolve_checkpoint", None)
+        cube((64, 64)).chmv2.plan(tiny_checkpoint, **GRID)
+        assert asked == [tiny_checkpoint]
+
+    def test_the_workers_of_a_cluster_have_their_own_devices(self, monkeypatch):
+        imagery = cube((100, 100))
+        imagery.chmv2.predict(MODEL, **GRID)
+        monkeypatch.setattr(planning, "active_client", object)
+        planned = imagery.chunk().chmv2.plan(MODEL, **GRID)
+        assert (planned.device, planned.batch_size, planned.seconds) == (None, None, None)
+        assert "auto on each worker of the cluster" in repr(planned)
+        assert imagery.chmv2.plan(MODEL, **GRID).seconds > 0  # which is predicted here
+
     def test_a_model_is_named(self, tiny_checkpoint):
         planned = cube((100, 100)).chmv2.plan(tiny_checkpoint, **GRID)
         assert planned.model_problem is None
@@ -418,6 +440,20 @@ class TestAccessor:
 
         monkeypatch.setattr("xchmv2.overview.find_grid", broken)
         assert "  CRS         not clear (KeyError)" in repr(cube((5, 5)).chmv2)
+
+
+class TestDocs:
+    @pytest.mark.filterwarnings("ignore::xchmv2.errors.DemoModelWarning")
+    def test_the_examples_print_what_the_page_says(self):
+        page = (Path(__file__).parents[1] / "docs" / "planning.md").read_text(encoding="utf-8")
+        codes = re.findall(r"```python\n(# Runs as it stands.*?)```", page, re.DOTALL)
+        printed = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+        shown = []
+        scope = {"print": shown.append}
+        for code in codes:
+            exec(code, scope)
+        assert len(printed) == 2
+        assert [repr(each) for each in shown] == [text.rstrip("\n") for text in printed]
 
 
 def test_the_accessor_is_printed_without_torch():

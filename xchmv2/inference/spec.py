@@ -273,7 +273,7 @@ def warn_of_demo() -> None:
         "the demonstration model was trained on synthetic forest alone: its heights mean nothing "
         f"anywhere else; for real imagery use the published weights, model={defaults.MODEL!r}",
         DemoModelWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

@@ -112,16 +112,15 @@ def _gathered(job: Job) -> int:
 
 
 def _chunk_bytes(scene: Scene, spans: tuple[Spans, Spans]) -> int:
-    """Bytes of the dask chunks over the largest group, of each array once."""
-    arrays = {id(band.array): band.array for band in scene.bands}
-    if scene.mask is not None:
-        arrays[id(scene.mask)] = scene.mask
-    return sum(_covering_bytes(array, spans) for array in arrays.values())
+    """Bytes of the dask chunks over the largest group, of each dask array once."""
+    arrays = [band.array for band in scene.bands]
+    lazy = [a for a in (*arrays, scene.mask) if a is not None and a.chunks is not None]
+    by_name = {array.data.name: array for array in lazy}
+    return sum(_covering_bytes(array, spans) for array in by_name.values())
 
 
 def _covering_bytes(array: xr.DataArray, spans: tuple[Spans, Spans]) -> int:
-    if array.chunks is None:
-        return 0
+    assert array.chunks is not None
     over = math.prod(
         _most_covered(sizes, along) for sizes, along in zip(array.chunks[-2:], spans, strict=True)
     )

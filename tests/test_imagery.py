@@ -175,6 +175,23 @@ class TestValues:
         np.testing.assert_array_equal(found, ~ndimage.binary_dilation(~mask, square))
 
 
+class TestNeverInvalid:
+    @pytest.mark.parametrize(
+        ("dtypes", "nodata", "expected"),
+        [
+            (["u1", "u1", "u1"], (None, None, None), True),
+            (["u1", "i2", "u1"], (0, None, 0), True),  # it takes all three bands
+            (["u1", "u1", "u1"], (0, 0, 0), False),
+            (["u1", "f4", "u1"], (None, None, None), False),
+        ],
+    )
+    def test_it_is_what_no_values_can_break(self, dtypes, nodata, expected):
+        rule = ValidPixels(nodata)
+        assert rule.never_invalid([np.dtype(name) for name in dtypes]) == expected
+        worst = [np.full((2, 2), np.nan if "f" in name else 0, name) for name in dtypes]
+        assert rule(worst).all() == expected
+
+
 class TestGrid:
     def test_ground_metres_of_web_mercator(self):
         y = pyproj.Transformer.from_crs(4326, 3857, always_xy=True).transform(10, 60)[1]
@@ -390,6 +407,18 @@ class TestResampling:
         part, part_ok = read(((3, 15), (5, 14)))
         np.testing.assert_array_equal(part, whole[:, 3:15, 5:14])
         np.testing.assert_array_equal(part_ok, ok[3:15, 5:14])
+
+    @given(st.floats(0.3, 4), st.integers(0, 2), st.integers(0, 99))
+    def test_validity_alone_is_that_of_the_values(self, ratio, erode, seed):
+        rng = np.random.default_rng(seed)
+        image, mask = rng.random((3, 30, 40)), rng.random((30, 40)) > 0.5
+        image[rng.random(image.shape) > 0.9] = np.nan
+        rows, cols = (AxisMap(n, int(n / ratio) + 1, ratio, -0.3 * ratio) for n in (30, 40))
+        reader = WindowReader(ValidPixels((None,) * 3, erode), rows, cols)
+        target = ((0, rows.size), (0, cols.size))
+        _, expected = reader(image, mask, target)
+        np.testing.assert_array_equal(reader.valid(list(image), mask, target), expected)
+        assert reader.is_identity == all(axis.is_identity for axis in (rows, cols))
 
 
 class TestScene:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tracemalloc
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from xchmv2.accessor import CHMv2Accessor
 from xchmv2.errors import CheckpointError, CHMv2Error, GridError, ImageryError
-from xchmv2.inference import clear_models, get_predictor, spec, tiles_forwarded
+from xchmv2.inference import Accumulator, clear_models, get_predictor, spec, tiles_forwarded
 from xchmv2.inference.hub import find_unloaded
 from xchmv2.inference.speed import Stopwatch
 from xchmv2.plan import PredictionPlan, plan, planning
@@ -207,8 +208,9 @@ class TestNumbers:
         assert found.chunks == 3 * pixels
         assert found.window == (3 + 3 + 1 + 1) * pixels
         assert found.sums == found.gathered == found.block == 4 * pixels
+        assert found.group_scratch == 0
         assert found.of_group == (3 + 8 + 4) * pixels
-        assert found.of_block == 8 * pixels
+        assert found.of_block == 8 * pixels + pixels
         assert imagery.compute().chmv2.plan(MODEL, **GRID).memory.chunks == 0
 
     def test_memory_is_that_of_what_tasks_hold(self):
@@ -224,6 +226,30 @@ class TestNumbers:
         assert found.chunks == max(chunk_bytes(graph, task) for task in groups.values())
         assert found.block == 4 * 2 * 100 * 100
 
+    @pytest.mark.parametrize(
+        ("pixel", "resolution", "dtype", "times"),
+        [
+            (0.6, None, "uint8", 1),
+            (0.6, None, "float32", 2),
+            (0.3, 0.6, "uint8", 1),
+            (0.9, 0.6, "uint8", 2),
+        ],
+    )
+    @pytest.mark.parametrize("layers", ["height", ("height", "bin_spread", "overlap_disagreement")])
+    def test_memory_is_enough(self, pixel, resolution, dtype, times, layers, monkeypatch):
+        """What tasks really allocate, beside their arguments and the network."""
+        monkeypatch.setattr("xchmv2._dask.tasks.get_predictor", lambda spec: NoNetwork())
+        imagery = cube((900, 900), times=times, pixel=pixel, dtype=dtype).chunk(y=400, x=400)
+        options = dict(**GRID, resolution=resolution, block=400, value_range=(0, 255))
+        found = imagery.chmv2.plan(MODEL, layers=layers, **options).memory
+        lazy = imagery.chmv2.predict(MODEL, layers=layers, **options)
+        array = (lazy if layers == "height" else lazy["overlap_disagreement"]).data
+        graph = dict(array.dask)
+        groups, sums = peaks(graph, lambda name: name.startswith("chmv2-groups"))
+        blocks, _ = peaks({**graph, **sums}, lambda name: name == array.name)
+        assert 0.4 < groups / (found.of_group - found.chunks) <= 1
+        assert 0.4 < blocks / (found.of_block - found.gathered) <= 1
+
     def test_batch_and_device(self):
         planned = cube((100, 100)).chmv2.plan(MODEL, device="cpu", **GRID)
         assert planned.device == "cpu"
@@ -236,6 +262,25 @@ def chunk_bytes(graph, task):
     """Bytes of the source chunks that a group reads, of each chunk once."""
     keys = {key for source in task[1] for row in source for key in row}
     return sum(np.asarray(chunk).nbytes for chunk in dask.get(graph, list(keys)))
+
+
+class NoNetwork:
+    """In place of a predictor: sums, and nothing that a network takes."""
+
+    def accumulate(self, window, valid, rows, cols, *, scaling, layers, batch_size):
+        return Accumulator(valid.shape, layers).sums(valid)
+
+
+def peaks(graph, chosen):
+    """Highest memory that any of the chosen tasks allocates [bytes], and what they return."""
+    highest, results = 0, {}
+    for key, (task, arguments) in [(k, v) for k, v in graph.items() if chosen(k[0])]:
+        ready = dask.get(graph, arguments)
+        tracemalloc.start()
+        results[key] = task(ready)
+        highest = max(highest, tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return highest, results
 
 
 class TestTime:

@@ -30,27 +30,33 @@ class TaskMemory:
         validity.
     sums : int
         The weighted sums of the group's tiles, which it returns.
+    group_scratch : int
+        What resampling the window, adding up tiles and joining dates take on the way.
     gathered : int
         The sums of all groups that reach into one block.
     block : int
         One block of one layer, which is the output.
+    block_scratch : int
+        What deriving it takes on the way.
     """
 
     chunks: int
     window: int
     sums: int
+    group_scratch: int
     gathered: int
     block: int
+    block_scratch: int
 
     @property
     def of_group(self) -> int:
         """What a task that runs the network holds at most [bytes]."""
-        return self.chunks + self.window + self.sums
+        return self.chunks + self.window + self.sums + self.group_scratch
 
     @property
     def of_block(self) -> int:
         """What a task that adds up groups holds at most [bytes]."""
-        return self.gathered + self.block
+        return self.gathered + self.block + self.block_scratch
 
 
 def find_memory(scene: Scene, job: Job, reader: WindowReader) -> TaskMemory:
@@ -75,19 +81,34 @@ def find_memory(scene: Scene, job: Job, reader: WindowReader) -> TaskMemory:
     spans = _spans(job, reader)
     span = math.prod(max(stop - start for start, stop in along) for along in spans)
     dates = math.prod(max(sizes) for sizes in leading_chunks(scene))
-    sizes = [band.array.dtype.itemsize for band in scene.bands]
-    resampled = 0 if reader.is_identity else 3 * _FLOAT32
-    per_pixel = dates * (sum(sizes) + (scene.mask is not None)) + 3 * max(sizes) + 1
-    kept = _FLOAT32 * sum(name in job.layers for name in ("bin_spread", "overlap_disagreement"))
-    sums = dates * (_FLOAT32 + kept)
-    along = [max(sizes) for sizes in job.chunks]
+    layers = _FLOAT32 * sum(n in job.layers for n in ("bin_spread", "overlap_disagreement"))
+    sums = dates * (_FLOAT32 + layers)
+    block = math.prod(max(sizes) for sizes in job.chunks) * dates * _FLOAT32
+    scatter = "overlap_disagreement" in job.layers
+    resampling = 0 if reader.is_identity else _resampling(scene, span, extent)
     return TaskMemory(
         chunks=_chunk_bytes(scene, spans),
-        window=span * per_pixel + extent * (resampled + 1),
+        window=_window(scene, span, extent, dates, resampled=not reader.is_identity),
         sums=extent * sums,
+        group_scratch=max(resampling, extent * sums if dates > 1 else 0)
+        + (extent * _FLOAT32 if scatter else 0),
         gathered=_gathered(job) * sums,
-        block=math.prod(along) * dates * _FLOAT32,
+        block=block,
+        block_scratch=5 * block if scatter else block // 4,
     )
+
+
+def _window(scene: Scene, span: int, extent: int, dates: int, *, resampled: bool) -> int:
+    """Pixels of all dates as they are cut out, those of one date together, and validity."""
+    sizes = [band.array.dtype.itemsize for band in scene.bands]
+    per_pixel = dates * (sum(sizes) + (scene.mask is not None)) + 3 * max(sizes) + 1
+    return span * per_pixel + extent * ((3 * _FLOAT32 if resampled else 0) + 1)
+
+
+def _resampling(scene: Scene, span: int, extent: int) -> int:
+    """One band and its weights in floats over the source, and all bands twice over the target."""
+    largest = max(band.array.dtype.itemsize for band in scene.bands)
+    return span * (2 * _FLOAT32 + largest) + extent * 6 * _FLOAT32
 
 
 Spans = list[tuple[int, int]]

@@ -105,9 +105,10 @@ def _tasks(plan: PredictionPlan) -> str:
 def _memory(plan: PredictionPlan) -> str:
     found = plan.memory
     read = f"chunks {write_bytes(found.chunks)}, " if found.chunks else ""
+    window = write_bytes(found.window + found.group_scratch)
     return (
         f"a tile group {write_bytes(found.of_group)} at most ({read}"
-        f"window {write_bytes(found.window)}, sums {write_bytes(found.sums)}), "
+        f"window {window}, sums {write_bytes(found.sums)}), "
         f"a block {write_bytes(found.of_block)}; without the network"
     )
 

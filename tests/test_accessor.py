@@ -270,7 +270,7 @@ class TestPictures:
     def test_against_a_reference(self, kind):
         height = HEIGHT if kind == "array" else HEIGHT.to_dataset()
         found = height.isel(time=0).chmv2.plot_validation(LIDAR)
-        assert "bias -1.00 m" in found.axes[0].texts[0].get_text()
+        assert "bias -1.00 m" in found.axes[0].get_title()
 
 
 # All that is a new quantity, whether from a method or as a coordinate of what it returns.

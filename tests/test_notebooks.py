@@ -1,0 +1,71 @@
+"""The notebooks run from top to bottom, offline, and lie in the repository without outputs."""
+
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+FIRST = "01_quick_start.ipynb"
+
+
+def test_all_are_here():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stripped(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    notebook = nbformat.read(path, as_version=4)
+    named = {
+        part.split(")")[0]
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for part in cell.source.split("](")[1:]
+    }
+    assert all((FOLDER / name).exists() for name in named if not name.startswith("http"))
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        pytest.param(
+            path,
+            60 if path.name == FIRST else 180,
+            id=path.stem,
+            marks=[] if path.name == FIRST else [pytest.mark.slow],
+        )
+        for path in NOTEBOOKS
+    ],
+)
+# The client tells that it talks to its own kernel over a local socket in the clear.
+@pytest.mark.filterwarnings("ignore:.*without encryption.*")
+def test_runs_in_time_and_draws(path, limit, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = nbformat.read(path, as_version=4)
+    started = time.perf_counter()
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=limit, kernel_name="python3", resources=where).execute()
+    # Twice the time on a machine of its own: tests share theirs.
+    assert time.perf_counter() - started < 2 * limit
+    drawn = [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    assert drawn
+    said = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in said if o.output_type == "error"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from xchmv2.display import Row
+from xchmv2.plan.facts import PlannedWork
 from xchmv2.wording import (
     write_bytes,
     write_period,
@@ -15,16 +15,13 @@ from xchmv2.wording import (
     write_sizes,
 )
 
-if TYPE_CHECKING:
-    from xchmv2.plan.prediction_plan import PredictionPlan
 
-
-def write_rows(plan: PredictionPlan) -> list[Row]:
+def write_rows(plan: PlannedWork) -> list[Row]:
     """Write a plan as named lines.
 
     Parameters
     ----------
-    plan : PredictionPlan
+    plan : PlannedWork
         The plan.
 
     Returns
@@ -50,13 +47,13 @@ def write_rows(plan: PredictionPlan) -> list[Row]:
     ]
 
 
-def _imagery(plan: PredictionPlan) -> str:
+def _imagery(plan: PlannedWork) -> str:
     kind = "dask-backed" if plan.lazy else "not dask-backed: predicted at once"
     bands = ", ".join(plan.job.bands)
     return f"{write_sizes(plan.source_sizes)}; {bands}; {plan.values}; {kind}"
 
 
-def _resolution(plan: PredictionPlan) -> str:
+def _resolution(plan: PlannedWork) -> str:
     if plan.source_pixel is None or plan.pixel is None:
         return "not known without a CRS; the imagery's own pixels"
     if not plan.resampled:
@@ -65,24 +62,24 @@ def _resolution(plan: PredictionPlan) -> str:
     return f"{found} on the ground, resampled to {wanted}"
 
 
-def _output(plan: PredictionPlan) -> str:
+def _output(plan: PlannedWork) -> str:
     layers = ", ".join(plan.job.layers)
     return f"{write_sizes(plan.sizes)}; {layers}; float32, {write_bytes(plan.output_bytes)}"
 
 
-def _area(plan: PredictionPlan) -> str:
+def _area(plan: PlannedWork) -> str:
     a_date = plan.megapixels / plan.dates
     ground = "" if plan.area is None else f", {plan.area:.3g} km2"
     return f"{a_date:.3g} Mpx{ground} a date; {plan.megapixels:.3g} Mpx in all"
 
 
-def _tiles(plan: PredictionPlan) -> str:
+def _tiles(plan: PlannedWork) -> str:
     axis, (rows, cols) = plan.job.rows, plan.tile_grid
     grid = f"{axis.tile} px, overlap {axis.overlap}, stride {axis.stride}"
     return f"{grid}: {rows} x {cols} = {rows * cols} a date, {plan.tiles} in all"
 
 
-def _skipped(plan: PredictionPlan) -> str:
+def _skipped(plan: PlannedWork) -> str:
     if plan.skipped is None:
         return "not known before the imagery is read"
     if plan.skipped.exact and not plan.skipped.tiles:
@@ -92,17 +89,17 @@ def _skipped(plan: PredictionPlan) -> str:
     return f"{least}{plan.skipped.tiles} tiles without a valid pixel, {share}"
 
 
-def _blocks(plan: PredictionPlan) -> str:
+def _blocks(plan: PlannedWork) -> str:
     rows, cols = plan.block_grid
     return f"{plan.job.block} px: {rows} x {cols} = {rows * cols} a date"
 
 
-def _tasks(plan: PredictionPlan) -> str:
+def _tasks(plan: PlannedWork) -> str:
     groups, blocks = plan.group_tasks, plan.block_tasks
     return f"{groups} tile groups + {blocks} blocks = {plan.tasks}, and those that read imagery"
 
 
-def _memory(plan: PredictionPlan) -> str:
+def _memory(plan: PlannedWork) -> str:
     found = plan.memory
     read = f"chunks {write_bytes(found.chunks)}, " if found.chunks else ""
     window = write_bytes(found.window + found.group_scratch)
@@ -113,7 +110,7 @@ def _memory(plan: PredictionPlan) -> str:
     )
 
 
-def _model(plan: PredictionPlan) -> str:
+def _model(plan: PlannedWork) -> str:
     spec = plan.job.model
     if plan.model_problem is not None:
         return f"{spec.model}, which predict() would refuse: .model_problem says why"
@@ -122,14 +119,14 @@ def _model(plan: PredictionPlan) -> str:
     return f"{name}, weights {spec.weights_sha256[:12]}, {spec.dtype}{compiled}"
 
 
-def _device(plan: PredictionPlan) -> str:
+def _device(plan: PlannedWork) -> str:
     if plan.device is None:
         return f"{plan.job.model.device} on each worker of the cluster"
     batch = f"{plan.batch_size} tile{'s' if plan.batch_size != 1 else ''} a forward"
     return f"{plan.device}, {batch}"
 
 
-def _time(plan: PredictionPlan) -> str:
+def _time(plan: PlannedWork) -> str:
     if plan.seconds is None or not plan.seconds_per_tile:
         return (
             "not known: predict a piece in this process first, or give plan.timed(tiles_per_second)"

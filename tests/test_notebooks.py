@@ -53,6 +53,7 @@ def test_links_lead_somewhere(path):
 @pytest.mark.filterwarnings("ignore:.*without encryption.*")
 def test_runs_in_time_and_draws(path, limit, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel draws into the notebook
     notebook = nbformat.read(path, as_version=4)
     started = time.perf_counter()
     where = {"metadata": {"path": str(tmp_path)}}

@@ -106,6 +106,13 @@ def choose_heights(height: Raster) -> xr.DataArray:
     )
 
 
+def name_contents(raster: Any) -> str:
+    """Say what was given, for a message: a Dataset with its variables, or its type."""
+    if isinstance(raster, xr.Dataset):
+        return f"a Dataset of {[str(name) for name in raster.data_vars]}"
+    return f"a {type(raster).__name__}"
+
+
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
     """Return the names of the vertical and the horizontal dim.
 

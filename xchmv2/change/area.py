@@ -18,7 +18,7 @@ from xchmv2.change.masks import (
     read_left_out,
 )
 from xchmv2.errors import CHMv2Error
-from xchmv2.heights import pixel_size
+from xchmv2.heights import name_contents, pixel_size
 
 #: Smallest change that counts [m].
 THRESHOLD = 5.0
@@ -138,13 +138,10 @@ def _require_difference(change: Change) -> xr.Dataset:
     needed = {"height_change", "level_of_detection"}
     if isinstance(change, xr.Dataset) and needed <= set(change.data_vars):
         return change
-    found = (
-        f"a Dataset of {[str(name) for name in change.data_vars]}"
-        if isinstance(change, xr.Dataset)
-        else f"a {type(change).__name__}"
-    )
     raise CHMv2Error(
-        "a change with its level_of_detection", found, "pass what difference() returns"
+        "a change with its level_of_detection",
+        name_contents(change),
+        "pass what difference() returns",
     )
 
 

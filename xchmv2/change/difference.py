@@ -189,18 +189,24 @@ def _measured(
         )
     mask = None if stable is None else read_mask(stable, first)
     found = StableGround(*measure_spread(first, second, mask))
-    if not isinstance(found.nmad, da.Array) and not found.pixels:
-        raise nothing_stable()
-    if not isinstance(found.nmad, da.Array) and not found.nmad > 0:
-        raise CHMv2Error(
-            "heights that scatter on stable ground", "none that do", "pass sigma=... [m]"
-        )
+    if not isinstance(found.nmad, da.Array):
+        _require_scatter(found)
     words = {"long_name": "median change on stable ground", "units": "m"}
     canopy, ground = (xr.DataArray(nmad) for nmad in (found.nmad, found.ground_nmad))
     # Where one date shows ground; two NaN are alike, and come out as no change anyway.
     mixed = (first > CANOPY) != (second > CANOPY)
     error = canopy.where(~mixed, ((canopy**2 + ground**2) / 2) ** 0.5)
     return error.where(error > 0), xr.DataArray(found.offset, attrs=words)
+
+
+def _require_scatter(found: StableGround) -> None:
+    """Check that stable ground in memory tells an error."""
+    if not found.pixels:
+        raise nothing_stable()
+    if not found.nmad > 0:
+        raise CHMv2Error(
+            "heights that scatter on stable ground", "none that do", "pass sigma=... [m]"
+        )
 
 
 def _refuse_stable(stable: xr.DataArray | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.heights import Raster, on_same_grid, read_heights, require_plane
+from xchmv2.heights import Raster, name_contents, on_same_grid, read_heights, require_plane
 
 #: Layer of :func:`xchmv2.predict.predict` that tells the error of each pixel.
 BIN_SPREAD = "bin_spread"
@@ -40,14 +40,9 @@ def read_sigmas(
 def _spread_of(height: Raster) -> xr.DataArray:
     if isinstance(height, xr.Dataset) and BIN_SPREAD in height.data_vars:
         return height[BIN_SPREAD]
-    found = (
-        f"a Dataset of {[str(name) for name in height.data_vars]}"
-        if isinstance(height, xr.Dataset)
-        else "a DataArray"
-    )
     raise CHMv2Error(
         f"a Dataset with {BIN_SPREAD!r}",
-        found,
+        name_contents(height),
         f"predict it: .chmv2.predict(layers=('height', {BIN_SPREAD!r}))",
     )
 

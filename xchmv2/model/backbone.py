@@ -142,9 +142,8 @@ class Attention(FusedQKV):
         batch, tokens, size = x.shape
         qkv = self.project(x).view(batch, tokens, 3 * self.heads, self.head_dim).transpose(1, 2)
         if qkv.device.type == "cpu":
-            qkv = (
-                qkv.contiguous()
-            )  # each head's rows are read many times; on a GPU strides are free
+            # Each head's rows are read many times; on a GPU strides are free.
+            qkv = qkv.contiguous()
         qk, v = qkv.tensor_split((2 * self.heads,), dim=1)  # [B, 2 * heads and heads, N, head_dim]
         cos, sin = (part.to(qk.dtype) for part in table)  # [N, head_dim / 2]
         q, k = rotate(qk, (cos, sin)).chunk(2, dim=1)  # [B, heads, N, head_dim] each

@@ -54,6 +54,7 @@ from xchmv2.inference import (  # noqa: E402
     tiles_forwarded,
 )
 from xchmv2.inference.spec import warn_of_demo  # noqa: E402
+from xchmv2.inference.threads import use_forward_threads  # noqa: E402
 from xchmv2.model import CHMv2ForDepthEstimation  # noqa: E402
 from xchmv2.model.checkpoint import resolve_checkpoint  # noqa: E402
 
@@ -267,9 +268,17 @@ class TestWarmup:
         for report in spec.workers:
             if not torch.cuda.is_available():
                 assert (report.device, report.card, report.hardware) == ("cpu", None, "processor")
-            assert (report.dask_threads, report.torch_threads) == (2, 1)
+            # The nanny said OMP_NUM_THREADS=1; forwards take turns, so one gets all threads.
+            assert (report.dask_threads, report.torch_threads) == (2, 2)
             assert report.address.startswith("tcp://")
         assert re.search(r"<~/same, weights \w{12}, float32>\n  gpu-1 on .*: \w+ \(", repr(spec))
+
+    def test_a_forward_gets_the_threads_of_its_worker(self, client, spec):
+        def threads():
+            use_forward_threads()
+            return torch.get_num_threads()
+
+        assert client.submit(threads, pure=False).result() == 2
 
     def test_each_process_loads_it_once_and_graphs_carry_no_more_than_the_spec(self, client, spec):
         def held():

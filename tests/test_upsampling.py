@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from reference_model import make_pair, random_pixels, tiny_settings
 
 from xchmv2.model import upsampling as module
-from xchmv2.model.upsampling import tap_matrix, upsample, upsample_convolve
+from xchmv2.model.upsampling import (
+    tap_matrix,
+    upsample,
+    upsample_convolve,
+    upsample_convolve_strips,
+)
 
 torch.set_num_threads(1)
 
@@ -111,3 +117,32 @@ def test_upsample_keeps_corners():
     up = upsample(x)
     assert up.shape == (2, 6, 6, 8)
     torch.testing.assert_close(up[..., [0, -1], :][..., [0, -1]], x[..., [0, -1], :][..., [0, -1]])
+
+
+@pytest.mark.parametrize("size", [(2, 3), (16, 40), (33, 17)])
+@torch.inference_mode()
+def test_strips_are_the_map_image_by_image(size):
+    conv, x = convolution(), random_map(*size)
+    strips = list(upsample_convolve_strips(x, conv))
+    assert all(len(strip) == 1 and strip.shape[2] <= module._STRIP_ROWS for strip in strips)
+    whole = torch.cat(strips, dim=2).view(5, 2, 2 * size[0], 2 * size[1]).transpose(0, 1)
+    assert torch.equal(whole, upsample_convolve(x, conv))
+
+
+def test_strips_of_what_is_trained_are_one_whole():
+    conv, x = convolution(), random_map(20, 4)
+    (whole,) = upsample_convolve_strips(x, conv)
+    torch.testing.assert_close(whole, plain(x, conv))
+
+
+@pytest.mark.parametrize("spread", [True, False])
+@torch.inference_mode()
+def test_heights_by_strips_are_those_of_whole_features(spread):
+    model, _ = make_pair(tiny_settings())
+    pixels = random_pixels(3)
+    found, expected = (
+        model.height(pixels, spread=spread),
+        model.to_height(model.features(pixels), spread=spread),
+    )
+    for mine, whole in zip(found, expected, strict=True):
+        assert (mine is None and whole is None) or torch.equal(mine, whole)

@@ -34,6 +34,7 @@ from xchmv2.inference.clients import (
 )
 from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
 from xchmv2.inference.spec import refuse_live, validate_config, warn_of_demo
+from xchmv2.inference.threads import forward_threads
 from xchmv2.model.checkpoint import resolve_checkpoint
 from xchmv2.model.config import CHMv2Config
 
@@ -155,8 +156,8 @@ def _find_here(model: str, revision: str | None, device: str, dtype: str) -> _Fo
     )
 
 
-async def _load(spec: ModelSpec) -> dict[str, Any]:
-    """In a worker: load the model and tell what it runs on."""
+async def _load(spec: ModelSpec, dask_worker: Any) -> dict[str, Any]:
+    """In a worker, which dask gives: load the model and tell what it runs on."""
     start = time.perf_counter()
     await asyncio.to_thread(get_predictor, spec)
     where = torch.device(resolve_device(spec.device))
@@ -164,7 +165,7 @@ async def _load(spec: ModelSpec) -> dict[str, Any]:
         "device": str(where),
         "card": _card(where),
         "hardware": torch.cuda.get_device_name(where) if where.type == "cuda" else "processor",
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": forward_threads(dask_worker),
         "seconds": time.perf_counter() - start,
     }
 

@@ -19,6 +19,7 @@ from xchmv2.inference.batches import resolve_batch
 from xchmv2.inference.blending import Accumulator, Layer
 from xchmv2.inference.compiling import CompiledFeatures
 from xchmv2.inference.speed import Stopwatch
+from xchmv2.inference.threads import use_forward_threads
 from xchmv2.inference.transfers import Fetch, Transfers
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
 from xchmv2.model.precision import convert_weights
@@ -199,6 +200,8 @@ class Predictor:
         # uint8 crosses to the device as it is: a quarter of the bytes.
         host = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
         sent = self._transfers.send(host), self._transfers.send(~valid)
+        if self._device.type == "cpu":
+            use_forward_threads()
         with self._lock, torch.inference_mode():
             self._transfers.await_sent(*sent)
             inputs = self._normalise(*sent, window.scaling)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xchmv2.model.config import DINOv3ViTConfig
+from xchmv2.model.products import Linear, linear
 from xchmv2.model.rotary import RotaryEmbedding, Table, rotate
 
 
@@ -75,7 +76,7 @@ class FusedQKV(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:  # [B, N, C] -> [B, N, 3 * C]
         """Project tokens to queries, keys and values, side by side."""
-        return F.linear(x, self.qkv_weight, self._bias())
+        return linear(x, self.qkv_weight, self._bias())
 
     def _bias(self) -> Tensor | None:
         biases: list[Tensor | None] = [getattr(self, f"{name}_bias") for name in "qkv"]
@@ -133,7 +134,7 @@ class Attention(FusedQKV):
         super().__init__(config)
         self.heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.dropout = config.attention_dropout
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.proj_bias)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=config.proj_bias)
 
     def forward(
         self, x: Tensor, table: Table, *, weights: bool = False
@@ -169,9 +170,9 @@ class MLP(nn.Module):
     def __init__(self, config: DINOv3ViTConfig) -> None:
         super().__init__()
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(size, inner, bias=bias) if config.use_gated_mlp else None
-        self.up_proj = nn.Linear(size, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, size, bias=bias)
+        self.gate_proj = Linear(size, inner, bias=bias) if config.use_gated_mlp else None
+        self.up_proj = Linear(size, inner, bias=bias)
+        self.down_proj = Linear(inner, size, bias=bias)
         self.activation = _ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:  # [B, N, C] -> [B, N, C]

@@ -12,6 +12,7 @@ DPT, arXiv 2103.13413; CHMv2, arXiv 2603.06382.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -19,7 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xchmv2.model.config import CHMv2Config
-from xchmv2.model.upsampling import upsample, upsample_convolve
+from xchmv2.model.products import linear
+from xchmv2.model.upsampling import (
+    upsample,
+    upsample_convolve,
+    upsample_convolve_strips,
+)
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -41,9 +47,9 @@ class Readout(nn.ModuleList):
 
     def forward(self, patches: Tensor, cls: Tensor) -> Tensor:
         """Combine patches [B, P, C] with the class token [B, 1, C]."""
-        linear = cast(nn.Linear, self[0])
-        of_patch, of_class = linear.weight.chunk(2, dim=1)  # [C, C] each
-        return F.gelu(F.linear(patches, of_patch) + F.linear(cls, of_class, linear.bias))
+        layer = cast(nn.Linear, self[0])
+        of_patch, of_class = layer.weight.chunk(2, dim=1)  # [C, C] each
+        return F.gelu(linear(patches, of_patch) + linear(cls, of_class, layer.bias))
 
 
 class ReassembleLayer(nn.Module):
@@ -155,9 +161,19 @@ class OutputConvolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, hidden, 4h, 4w]
         """Everything but the last convolution, whose output would be the largest by far."""
-        for name in ("0", "2"):
-            x = upsample_convolve(x, cast(nn.Conv2d, self.head[name]))
-        return x.relu_()
+        return upsample_convolve(self._finer(x), self._second).relu_()
+
+    def strips(self, x: Tensor) -> Iterator[Tensor]:
+        """Do the same in parts, in order; see `upsample_convolve_strips`."""
+        for strip in upsample_convolve_strips(self._finer(x), self._second):
+            yield strip.relu_()
+
+    def _finer(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, fused / 2, 2h, 2w]
+        return upsample_convolve(x, cast(nn.Conv2d, self.head["0"]))
+
+    @property
+    def _second(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self.head["2"])
 
 
 class DPTHead(nn.Module):
@@ -202,9 +218,27 @@ class DPTHead(nn.Module):
         Tensor [B, head_hidden_size, H, W]
             Features, not negative; ``conv_depth.last`` makes the logits from them.
         """
+        return cast(Tensor, self.conv_depth(self._fuse(stages, grid)))
+
+    def strips(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> Iterator[Tensor]:
+        """Give the same features in parts that are gone from memory one by one.
+
+        Parameters
+        ----------
+        stages, grid
+            As `forward` takes them.
+
+        Yields
+        ------
+        Tensor [b, head_hidden_size, rows, W]
+            Image by image, from top to bottom; all of them at once off the processor.
+        """
+        return self.conv_depth.strips(self._fuse(stages, grid))
+
+    def _fuse(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
         maps = self.reassemble_stage(stages, grid)
         maps = [conv(x) for conv, x in zip(self.convs, maps, strict=True)][::-1]
         fused = self.fusion_layers[0](maps[0])
         for fusion, finer in zip(self.fusion_layers[1:], maps[1:], strict=True):
             fused = fusion(upsample(fused), finer)
-        return cast(Tensor, self.conv_depth(fused))
+        return cast(Tensor, fused)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from xchmv2.errors import ConfigError
 from xchmv2.model.config import BinsStrategy, CHMv2Config
 from xchmv2.model.fused import Reduction, can_fuse, try_reduce
+from xchmv2.model.products import linear
 
 # Targets were divided by this in training; mixlog bins are, and the mixlog norm multiplies back.
 TARGET_SCALE = 8.0
@@ -174,7 +175,7 @@ class FeaturesToHeight(nn.Module):
         limit = _CPU_LOGITS if pixels.device.type == "cpu" else _GPU_LOGITS
         step = max(1, limit // len(weight))
         parts = [
-            self.reduce(F.linear(pixels[i : i + step], weight, bias), spread=spread)
+            self.reduce(linear(pixels[i : i + step], weight, bias), spread=spread)
             for i in range(0, max(1, len(pixels)), step)
         ]
         heights, spreads = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -8,7 +8,7 @@ CHMv2, arXiv 2603.06382.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -183,7 +183,13 @@ class CHMv2ForDepthEstimation(nn.Module):
         ConfigError
             If the spread is asked for and the model has no bins.
         """
-        return self.to_height(self.features(pixel_values), spread=spread)
+        self.validate_pixels(pixel_values)
+        out = self.backbone(pixel_values)
+        parts = [self.to_height(x, spread=spread) for x in self.head.strips(out.stages, out.grid)]
+        batch = len(pixel_values)
+        deviations = [deviation for _, deviation in parts if deviation is not None]
+        height = _join([height for height, _ in parts], batch)
+        return height, _join(deviations, batch) if deviations else None
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Run all of the network but its last stage.
@@ -289,6 +295,13 @@ class CHMv2ForDepthEstimation(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, which transformers loads too."""
         save_checkpoint(self, folder)
+
+
+def _join(parts: Sequence[Tensor], batch: int) -> Tensor:
+    """Put parts [b, rows, W], image by image from top to bottom, together to [B, H, W]."""
+    if len(parts) == 1:
+        return parts[0]  # all images at once
+    return torch.cat(tuple(parts), dim=1).view(batch, -1, parts[0].shape[-1])
 
 
 def resolve_device(device: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:

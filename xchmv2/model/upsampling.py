@@ -10,10 +10,13 @@ over strips of rows that stay in a processor's cache, and the large map is never
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from xchmv2.model.products import linear
 
 # Rows of a strip and columns of a step along it: small enough for caches and for the bands of the
 # matrices, large enough for a matrix product.
@@ -45,15 +48,39 @@ def upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     batch, _, height, width = x.shape
     shape = (batch, 2 * height, 2 * width, len(convolution.weight))
     out = torch.empty(shape, dtype=_dtype(x))  # [B, 2h, 2w, K]
-    for one, large in zip(x.permute(0, 2, 3, 1), out, strict=True):
-        _fuse(one.to(out.dtype), convolution, large)
+    for one, large in zip(x, out, strict=True):
+        _Fused(one, convolution).write(large)
     return out.permute(0, 3, 1, 2)
+
+
+def upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tensor]:
+    """Do the same in strips, each gone from memory before the next: a large map is never whole.
+
+    Parameters
+    ----------
+    x : Tensor [B, C, h, w]
+        In channels_last.
+    convolution : nn.Conv2d
+        3x3, with zero padding of 1.
+
+    Yields
+    ------
+    Tensor [1, K, rows, 2w]
+        Image by image, from top to bottom, in channels_last; where the fused form does not pay,
+        the whole map [B, K, 2h, 2w] at once.
+    """
+    if not _fuses(x):
+        yield _plain(x, convolution)
+        return
+    for one in x:
+        for strip in _Fused(one, convolution):  # [rows, 2w, K]
+            yield strip.permute(2, 0, 1).unsqueeze(0)
 
 
 def _fuses(x: Tensor) -> bool:
     """Tell whether the fused form pays: on processors, where arithmetic is what is short."""
     busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not busy
+    return x.device.type == "cpu" and not busy and x.numel() > 0
 
 
 def _plain(x: Tensor, convolution: nn.Conv2d) -> Tensor:
@@ -61,36 +88,68 @@ def _plain(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     return out
 
 
-def _fuse(x: Tensor, convolution: nn.Conv2d, out: Tensor) -> None:
-    """Write the upsampled and convolved map of ``x`` [h, w, C] to ``out`` [2h, 2w, K]."""
-    height, width, channels = x.shape
-    # [K, C, 3 (dy), 3 (dx)] -> [C, (dx, dy, K)]
-    taps = convolution.weight.to(x.dtype).permute(1, 3, 2, 0).reshape(channels, -1)
-    bias = _bias(convolution, x.dtype).repeat(2 * width)  # [2w * K]
-    matrix = tap_matrix(height, x.dtype)  # [2h, 3h]
-    for start in range(0, 2 * height, _STRIP_ROWS):
-        stop = min(2 * height, start + _STRIP_ROWS)
-        low, high = _reach(height, start, stop)
-        wide = _widen(x[low:high], taps)  # [rows, 3 (dy), 2w, K]
-        band = matrix[start:stop, 3 * low : 3 * high]
-        torch.addmm(bias, band, wide.flatten(2).flatten(0, 1), out=out[start:stop].flatten(1))
+class _Fused:
+    """One map, upsampled by two and convolved strip by strip.
+
+    Parameters
+    ----------
+    x : Tensor [C, h, w]
+        The map.
+    convolution : nn.Conv2d
+        With C channels in and K out.
+    """
+
+    def __init__(self, x: Tensor, convolution: nn.Conv2d) -> None:
+        dtype = _dtype(x)
+        self._map = x.permute(1, 2, 0).to(dtype).contiguous()  # [h, w, C]
+        _, self._width, channels = self._map.shape
+        # [K, C, 3 (dy), 3 (dx)] -> [(dx, dy, K), C]
+        weight = convolution.weight.to(dtype)
+        self._taps = weight.permute(3, 2, 0, 1).reshape(-1, channels)
+        self._bias = _bias(convolution, dtype).repeat(2 * self._width)  # [2w * K]
+        self._matrix = _with_bias(tap_matrix(len(self._map), dtype))  # [2h, 3h + 1]
+
+    def __iter__(self) -> Iterator[Tensor]:  # of [rows, 2w, K]
+        return (self._strip(*rows) for rows in self._rows())
+
+    def write(self, out: Tensor) -> None:
+        """Fill the large map [2h, 2w, K]."""
+        for start, stop in self._rows():
+            self._strip(start, stop, out[start:stop])
+
+    def _rows(self) -> Iterator[tuple[int, int]]:
+        count = 2 * len(self._map)
+        for start in range(0, count, _STRIP_ROWS):
+            yield start, min(count, start + _STRIP_ROWS)
+
+    def _strip(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        low, high = _reach(len(self._map), start, stop)
+        taps = self._widen(self._map[low:high])  # [3 * rows + 1, 2w * K]
+        band = self._matrix[start:stop, [*range(3 * low, 3 * high), -1]]
+        flat = torch.mm(band, taps, out=None if out is None else out.flatten(1))
+        return flat.view(stop - start, 2 * self._width, -1)
+
+    def _widen(self, rows: Tensor) -> Tensor:  # [n, w, C] -> [3n + 1, 2w * K]
+        """Apply all taps to some rows, and interpolate and sum them along x; the bias is last."""
+        count, width, _ = rows.shape
+        filters = len(self._taps) // 9
+        matrix = tap_matrix(width, rows.dtype)  # [2w, 3w]
+        flat = rows.new_empty(3 * count + 1, 2 * width * filters)
+        flat[-1] = self._bias
+        out = flat[:-1].view(count, 3, 2 * width, filters)
+        mixed = linear(rows, self._taps).view(count, 3 * width, 3 * filters)  # (w, dx), (dy, K)
+        for start in range(0, 2 * width, _STEP_COLUMNS):
+            stop = min(2 * width, start + _STEP_COLUMNS)
+            low, high = _reach(width, start, stop)
+            band = matrix[start:stop, 3 * low : 3 * high]
+            wide = torch.matmul(band, mixed[:, 3 * low : 3 * high])  # [n, step, (dy, K)]
+            out[:, :, start:stop] = wide.view(count, -1, 3, filters).transpose(1, 2)
+        return flat
 
 
-def _widen(rows: Tensor, taps: Tensor) -> Tensor:  # [n, w, C], [C, 9K] -> [n, 3 (dy), 2w, K]
-    """Apply all taps to some rows, and interpolate and sum them along x."""
-    count, width, channels = rows.shape
-    filters = taps.shape[1] // 9
-    matrix = tap_matrix(width, rows.dtype)  # [2w, 3w]
-    out = rows.new_empty(count, 3, 2 * width, filters)
-    mixed = rows.reshape(-1, channels).mm(taps)  # [n * w, (dx, dy, K)]
-    mixed = mixed.view(count, 3 * width, 3 * filters)  # [n, (w, dx), (dy, K)]
-    for start in range(0, 2 * width, _STEP_COLUMNS):
-        stop = min(2 * width, start + _STEP_COLUMNS)
-        low, high = _reach(width, start, stop)
-        band = matrix[start:stop, 3 * low : 3 * high]
-        wide = torch.matmul(band, mixed[:, 3 * low : 3 * high])  # [n, step, (dy, K)]
-        out[:, :, start:stop] = wide.view(count, -1, 3, filters).transpose(1, 2)
-    return out
+def _with_bias(matrix: Tensor) -> Tensor:
+    """Append a column of ones, for a last row of biases."""
+    return F.pad(matrix, (0, 1), value=1.0)
 
 
 @functools.lru_cache(maxsize=32)

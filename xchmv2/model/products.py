@@ -1,0 +1,56 @@
+"""Linear layers, by the faster of the two libraries that torch brings for a processor."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` whose product is `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., C] -> [..., K]
+        """Apply the layer."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply by a weight and add a bias, as `torch.nn.functional.linear`.
+
+    In float32 torch gives matrix products to MKL and convolutions to oneDNN. A 1x1 convolution of
+    maps in channels_last is the same product on the same memory, and there the faster one: oneDNN
+    adds the bias on the way, where MKL is handed an output that was filled with it first.
+
+    Parameters
+    ----------
+    x : Tensor [..., C]
+    weight : Tensor [K, C]
+    bias : Tensor [K], optional
+
+    Returns
+    -------
+    Tensor [..., K]
+    """
+    if not _convolves(x):
+        return F.linear(x, weight, bias)
+    *outer, channels = x.shape
+    row = x.reshape(1, 1, -1, channels).permute(0, 3, 1, 2)  # [1, C, 1, N] in channels_last
+    out = F.conv2d(row, weight[:, :, None, None], bias)  # [1, K, 1, N]
+    return out.permute(0, 2, 3, 1).reshape(*outer, len(weight))
+
+
+def _convolves(x: Tensor) -> bool:
+    """Tell whether the product goes to oneDNN: float32 inference on a processor."""
+    busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and plain and not busy and x.numel() > 0 and _has_both()
+
+
+@functools.cache
+def _has_both() -> bool:
+    """Tell whether this torch has MKL and oneDNN."""
+    libraries = torch.backends.mkl, torch.backends.mkldnn
+    return all(library.is_available() for library in libraries)

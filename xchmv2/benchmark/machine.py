@@ -29,8 +29,7 @@ def describe_machine(device: str, threads: int) -> dict[str, str]:
         ``name`` in one line, and the parts of it with versions.
     """
     processor, cores = _processor(), os.cpu_count() or 1
-    instructions = torch.backends.cpu.get_cpu_capability()
-    name = f"{processor}, {cores} cores, {instructions}"
+    name = f"{processor}, {cores} cores, {_instructions()}"
     if device.startswith("cuda"):
         name = f"{torch.cuda.get_device_name(device)}; {name}"
     return {
@@ -53,9 +52,19 @@ def load_average() -> float | None:
 
 def _processor() -> str:
     """Model of the processor, as the system calls it."""
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """Instruction set that torch computes with, and whether it has bfloat16 products."""
+    widest = torch.backends.cpu.get_cpu_capability()
+    products = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
+    flags = _told("flags").split()
+    return ", ".join([widest, *(name for flag, name in products.items() if flag in flags)])
+
+
+def _told(key: str) -> str:
+    """What Linux tells of the first core under a key; empty elsewhere."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

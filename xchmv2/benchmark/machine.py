@@ -64,7 +64,7 @@ def _instructions() -> str:
 
 
 def _told(key: str) -> str:
-    """What Linux tells of the first core under a key; empty elsewhere."""
+    """Read what Linux tells of the first core under a key; empty elsewhere."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -12,6 +12,7 @@ from conftest import cube
 from xchmv2.errors import CheckpointError, DeviceError
 from xchmv2.inference import (
     ModelSpec,
+    batches,
     clear_models,
     get_predictor,
     predictor,
@@ -231,6 +232,30 @@ def test_automatic_batch_on_a_processor_keeps_the_pixels_of_one_default_tile():
     for side, expected in [(448, 1), (224, 4), (64, 49), (1024, 1)]:
         span = (slice(0, side), np.ones(side, np.float32))
         assert found._resolve_batch("auto", window, (span, span)) == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "kept", "compiled", "expected"),
+    [
+        (10 * 2**30, 0, False, 4),
+        (7 * 2**30, 3 * 2**30, False, 4),  # what torch holds but does not use is free too
+        (2**30, 0, False, 1),
+        (10 * 2**30, 0, True, 4),
+        (2**40, 0, False, 64),
+        (2**40, 0, True, 8),
+    ],
+)
+def test_automatic_batch_on_a_card_comes_from_its_free_memory(
+    monkeypatch, free, kept, compiled, expected
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**50))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**20 + kept)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**20)
+    card = torch.device("cuda", 0)
+    batches._free_memory.cache_clear()
+    assert batches.resolve_batch("auto", 448 * 448, card, compiled=compiled) == expected
+    assert batches.resolve_batch(3, 448 * 448, card, compiled=compiled) == 3
+    batches._free_memory.cache_clear()
 
 
 def test_spec_fields_are_frozen(tiny_checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ def resolve_batch(
     Parameters
     ----------
     batch_size : int or "auto"
-        What was asked for.
+        What was asked for; "auto" fills half of a card's free memory, up to what keeps it busy.
     pixels : int
         Pixels of one tile, padding included.
     device : torch.device
@@ -41,7 +42,15 @@ def resolve_batch(
         return batch_size
     if device.type != "cuda":
         return max(1, _PROCESSOR_BATCH_PIXELS // pixels)
-    # Of the card, not of what is free just now: batches must not depend on the moment.
-    memory = torch.cuda.get_device_properties(device).total_memory
-    fitting = int(_MEMORY_SHARE * memory / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
+    fitting = int(_MEMORY_SHARE * _free_memory(device) / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
     return min(_COMPILED_BATCH if compiled else _LARGEST_BATCH, max(1, fitting))
+
+
+@functools.cache
+def _free_memory(device: torch.device) -> int:
+    """Memory of a card that was free when this process first asked [bytes].
+
+    Once, so that a process keeps its batches; what others take later is met by halving them.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from tqdm.auto import tqdm
+from xchmv2.bars import tqdm
 
 
 class Progress:

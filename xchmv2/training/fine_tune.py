@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from dask.base import tokenize
-from tqdm.auto import tqdm
 
 from xchmv2 import defaults
+from xchmv2.bars import tqdm
 from xchmv2.errors import CHMv2Error
 from xchmv2.inference import ModelSource, resolve_device
 from xchmv2.model.checkpoint import resolve_checkpoint

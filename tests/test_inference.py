@@ -239,6 +239,7 @@ def test_automatic_batch_on_a_processor_keeps_the_pixels_of_one_default_tile():
     [
         (10 * 2**30, 0, False, 4),
         (7 * 2**30, 3 * 2**30, False, 4),  # what torch holds but does not use is free too
+        (18 * 2**30, 0, False, 8),
         (2**30, 0, False, 1),
         (10 * 2**30, 0, True, 4),
         (2**40, 0, False, 64),

@@ -43,7 +43,9 @@ def resolve_batch(
     if device.type != "cuda":
         return max(1, _PROCESSOR_BATCH_PIXELS // pixels)
     fitting = int(_MEMORY_SHARE * _free_memory(device) / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
-    return min(_COMPILED_BATCH if compiled else _LARGEST_BATCH, max(1, fitting))
+    # A power of two: a little more or less free memory gives the same batches, and the same bits.
+    power = 2 ** (max(1, fitting).bit_length() - 1)
+    return min(_COMPILED_BATCH if compiled else _LARGEST_BATCH, power)
 
 
 @functools.cache

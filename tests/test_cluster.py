@@ -281,18 +281,18 @@ class TestWarmup:
         assert client.submit(threads, pure=False).result() == 2
 
     def test_each_process_loads_it_once_and_graphs_carry_no_more_than_the_spec(self, client, spec):
-        def held():
-            from xchmv2.inference import spec
+        def loaded():
+            from xchmv2.inference import held
 
-            return {key[0]: id(found.model) for key, found in spec._predictors.items()}
+            return {key[0]: id(found.model) for key, found in held._predictors.items()}
 
-        before = {k: v[spec.weights_sha256] for k, v in client.run(held).items() if v}
+        before = {k: v[spec.weights_sha256] for k, v in client.run(loaded).items() if v}
         # Not their addresses: on a busy machine a nanny may have started one anew since.
         assert len(before) == len(spec.workers)
         lazy = cube((200, 200)).chunk(y=100, x=100).chmv2.predict(spec, **GRID)
         lazy.compute()
         xchmv2.warmup(client, "~/same")
-        after = {k: v[spec.weights_sha256] for k, v in client.run(held).items() if v}
+        after = {k: v[spec.weights_sha256] for k, v in client.run(loaded).items() if v}
         assert after == before
         own = [v for k, v in lazy.__dask_graph__().items() if str(k).startswith("('chmv2")]
         assert own
@@ -640,7 +640,7 @@ def process(arguments, log, **environ):
 
 
 def held_models():
-    module = sys.modules.get("xchmv2.inference.spec")
+    module = sys.modules.get("xchmv2.inference.held")
     return [key[0] for key in module._predictors] if module else []
 
 

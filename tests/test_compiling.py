@@ -10,7 +10,7 @@ import reference
 import torch
 from conftest import cube
 
-from xchmv2.inference import Predictor, get_predictor, resolve_model, spec
+from xchmv2.inference import Predictor, get_predictor, held, resolve_model
 from xchmv2.inference.compiling import CompiledFeatures
 from xchmv2.model import CHMv2ForDepthEstimation
 
@@ -111,7 +111,7 @@ def test_each_shape_is_announced_once(traced, caplog):
 
 
 def test_compiled_and_plain_predictors_share_the_model(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(spec, "_predictors", {})
+    monkeypatch.setattr(held, "_predictors", {})
     plain = resolve_model(tiny_checkpoint, device="cpu", dtype="float32")
     compiled = resolve_model(tiny_checkpoint, device="cpu", dtype="float32", compile=True)
     assert plain != compiled

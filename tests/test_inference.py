@@ -15,9 +15,9 @@ from xchmv2.inference import (
     batches,
     clear_models,
     get_predictor,
+    held,
     predictor,
     resolve_model,
-    spec,
     tiles_forwarded,
 )
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
@@ -59,10 +59,10 @@ def test_batch_size_does_not_matter(batch_size):
 
 def test_threads_load_one_model(tiny_checkpoint, monkeypatch):
     loads = []
-    original = spec._load
-    monkeypatch.setattr(spec, "_load", lambda *given: loads.append(given) or original(*given))
+    original = held._load
+    monkeypatch.setattr(held, "_load", lambda *given: loads.append(given) or original(*given))
     wanted = resolve_model(tiny_checkpoint, device="cpu")
-    monkeypatch.setattr(spec, "_predictors", {})
+    monkeypatch.setattr(held, "_predictors", {})
     barrier = threading.Barrier(8)
 
     def get(_):
@@ -163,7 +163,7 @@ def test_one_copy_of_a_model_serves_every_spelling(tiny_checkpoint):
 
 @pytest.mark.parametrize("order", [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_each_arithmetic_has_its_own_weights(tiny_checkpoint, monkeypatch, order):
-    monkeypatch.setattr(spec, "_predictors", {})
+    monkeypatch.setattr(held, "_predictors", {})
     found = {
         dtype: get_predictor(resolve_model(tiny_checkpoint, device="cpu", dtype=dtype)).model
         for dtype in order
@@ -173,12 +173,12 @@ def test_each_arithmetic_has_its_own_weights(tiny_checkpoint, monkeypatch, order
 
 
 def test_only_a_few_models_are_held(monkeypatch):
-    monkeypatch.setattr(spec, "_live_models", {})
-    monkeypatch.setattr(spec, "_predictors", {})
+    monkeypatch.setattr(held, "_live_models", {})
+    monkeypatch.setattr(held, "_predictors", {})
     depths = [0.1 * (i + 1) for i in range(6)]
     models = [CHMv2ForDepthEstimation(reference.tiny_config(min_depth=d)) for d in depths]
     specs = [resolve_model(model) for model in models]
-    assert len(spec._live_models) == 4
+    assert len(held._live_models) == 4
     get_predictor(specs[-1])
     with pytest.raises(CheckpointError, match=r"not any more \(it holds 4\)"):
         get_predictor(specs[0])

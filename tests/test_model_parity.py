@@ -22,7 +22,8 @@ from reference_model import (
 from xchmv2.errors import ConfigError, ImageryError
 from xchmv2.model._settings import BINS_STRATEGIES, NORM_STRATEGIES, READOUT_TYPES
 from xchmv2.model.config import CHMv2Config
-from xchmv2.model.modeling import CHMv2ForDepthEstimation, DepthEstimatorOutput
+from xchmv2.model.modeling import CHMv2ForDepthEstimation
+from xchmv2.model.output import DepthEstimatorOutput
 
 torch.set_num_threads(1)
 

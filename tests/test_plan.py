@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from xchmv2.accessor import CHMv2Accessor
 from xchmv2.errors import CheckpointError, CHMv2Error, GridError, ImageryError
-from xchmv2.inference import Accumulator, clear_models, get_predictor, spec, tiles_forwarded
+from xchmv2.inference import Accumulator, clear_models, get_predictor, held, spec, tiles_forwarded
 from xchmv2.inference.hub import find_unloaded
 from xchmv2.inference.speed import Stopwatch
 from xchmv2.plan import PredictionPlan, plan, planning
@@ -159,7 +159,7 @@ class TestLaziness:
         def refuse(*args, **kwargs):
             raise AssertionError("loaded")
 
-        monkeypatch.setattr(spec, "_load", refuse)
+        monkeypatch.setattr(held, "_load", refuse)
         imagery = cube((150, 170), times=2).chunk(time=1, y=60)
         copy = imagery.copy(deep=True)
         keys = set(imagery.__dask_graph__())

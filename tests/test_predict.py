@@ -16,7 +16,7 @@ from odc.geo.xr import xr_zeros
 
 import xchmv2
 from xchmv2.errors import CheckpointError, CHMv2Error, DeviceError, GridError, ImageryError
-from xchmv2.inference import spec, tiles_forwarded
+from xchmv2.inference import held, tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation
 
 MODEL = reference.whole_tile_model()
@@ -185,8 +185,8 @@ class TestValid:
         def refuse(spec):
             raise AssertionError("model loaded")
 
-        monkeypatch.setattr(spec, "_predictors", {})
-        monkeypatch.setattr(spec, "_load", refuse)
+        monkeypatch.setattr(held, "_predictors", {})
+        monkeypatch.setattr(held, "_load", refuse)
         imagery = xr.zeros_like(cube((100, 120), times=2))
         before = tiles_forwarded()
         for form in (imagery, imagery.chunk(y=50)):

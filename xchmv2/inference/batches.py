@@ -55,4 +55,5 @@ def _free_memory(device: torch.device) -> int:
     Once, so that a process keeps its batches; what others take later is met by halving them.
     """
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free) + kept

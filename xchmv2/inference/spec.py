@@ -1,40 +1,29 @@
-"""Which model a graph means, and the one copy of it that a process holds per device.
-
-A graph carries a :class:`ModelSpec`: a few strings. Each process that runs its tasks loads the
-weights it names, once, and refuses weights that are not the ones the graph was built for.
-"""
+"""Which model a graph means: what ``model=`` takes, described by a few strings."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import os
-import threading
 import warnings
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from xchmv2 import defaults
 from xchmv2.errors import CheckpointError, DemoModelWarning
 from xchmv2.inference.clients import active_client, workers_dtype
-from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
+from xchmv2.inference.devices import resolve_dtype, validate_device
+from xchmv2.inference.held import LIVE, SAVE_IT, hold_live
 from xchmv2.inference.hub import find_unloaded
 from xchmv2.inference.model_spec import ModelSpec, WarmModel
-from xchmv2.inference.predictor import Predictor
-from xchmv2.model.checkpoint import Checkpoint, resolve_checkpoint
+from xchmv2.model.checkpoint import resolve_checkpoint
 from xchmv2.model.config import CHMv2Config
 from xchmv2.model.height import validate_spread
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
-from xchmv2.model.weights import state_dict_sha256
 
 #: A hub id, a checkpoint folder, or a live model.
 ModelSource = str | os.PathLike[str] | CHMv2ForDepthEstimation
 #: What ``model=`` takes: one of those, or what ``warmup`` returned.
 ModelLike = ModelSource | ModelSpec
-
-_LIVE = "live:"
 
 
 def resolve_model(
@@ -119,110 +108,6 @@ def _resolve(
     )
 
 
-def get_predictor(spec: ModelSpec) -> Predictor:
-    """Return this process's predictor for a spec, loading its model on the first call.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        From :func:`resolve_model`, maybe in another process.
-
-    Returns
-    -------
-    Predictor
-        Shared by all threads.
-
-    Raises
-    ------
-    CheckpointError
-        If the weights found here are not those of the spec.
-    """
-    device = resolve_device(spec.device)
-    key = _key(spec, device)
-    with _load_lock:
-        found = _predictors.pop(key, None) or _load(spec, device)
-        _keep(_predictors, key, found)
-        return found
-
-
-def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
-    """Tell what tiles of a size took in this process so far, without loading anything.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model, in its arithmetic on its device.
-    window : tuple of int
-        Height and width of a tile [px].
-
-    Returns
-    -------
-    float or None
-        Time a tile [s], batching and blending included, reading and writing not; None where this
-        process has forwarded none such, or holds the model no more.
-    """
-    with _load_lock:
-        found = _predictors.get(_key(spec, resolve_device(spec.device)))
-    return None if found is None else found.seconds_per_tile(window)
-
-
-def _key(spec: ModelSpec, device: str) -> tuple[Any, ...]:
-    """Return what tells one predictor of a process from another."""
-    return (spec.weights_sha256, spec.config_sha256, device, spec.dtype, spec.compile)
-
-
-def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
-    """Give this process the predictor to use for a spec, in place of loading one.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        What graphs name it by.
-    predictor : Predictor
-        What :func:`get_predictor` will return; let go of as loaded ones are.
-    """
-    key = _key(spec, resolve_device(spec.device))
-    with _load_lock:
-        _predictors.pop(key, None)
-        _keep(_predictors, key, predictor)
-
-
-def clear_models() -> None:
-    """Forget all models this process holds, live ones too, and free their memory.
-
-    Notes
-    -----
-    Lazy results of live models cannot be computed afterwards; others load their files again.
-    """
-    with _load_lock:
-        _predictors.clear()
-        _live_models.clear()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-# How many models of each kind a process holds; the one unused for longest goes first.
-_MOST_MODELS = 4
-_SAVE_IT = (
-    "save it where all workers can read it: model.save_pretrained(folder), then "
-    ".predict(model=folder)"
-)
-
-_load_lock = threading.Lock()
-_predictors: dict[tuple[str | bool, ...], Predictor] = {}
-_live_models: dict[str, CHMv2ForDepthEstimation] = {}
-
-K = TypeVar("K")
-T = TypeVar("T")
-
-
-def _keep(held: dict[K, T], key: K, value: T) -> None:
-    """Hold a value as the newest, and let go of the oldest beyond the limit."""
-    held[key] = value
-    while len(held) > _MOST_MODELS:
-        del held[next(iter(held))]
-
-
 def refuse_live(model: object) -> None:
     """Refuse a model that lives in one process alone.
 
@@ -232,11 +117,11 @@ def refuse_live(model: object) -> None:
         If it is one.
     """
     name = model.model if isinstance(model, ModelSpec) else ""
-    if isinstance(model, CHMv2ForDepthEstimation) or name.startswith(_LIVE):
+    if isinstance(model, CHMv2ForDepthEstimation) or name.startswith(LIVE):
         raise CheckpointError(
             "a model that every worker can load by name",
             "a live model while a distributed client is active",
-            _SAVE_IT,
+            SAVE_IT,
         )
 
 
@@ -298,54 +183,5 @@ def _resolve_live(
     validate_config(model.config, spread=spread)
     if remote:
         refuse_live(model)
-    name, sha = _register(model)
+    name, sha = hold_live(model)
     return ModelSpec(name, None, sha, sha, device, resolved)
-
-
-def _register(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
-    """Keep a copy of a live model under its content hash, so that training on cannot change it."""
-    sha = state_dict_sha256(model)
-    with _load_lock:
-        kept = _live_models.pop(sha, None) or copy.deepcopy(model).eval()
-        _keep(_live_models, sha, kept)
-    return f"{_LIVE}{sha}", sha
-
-
-def _load(spec: ModelSpec, device: str) -> Predictor:
-    """Make a predictor; the process's one copy of the model in float32 serves all others too."""
-    exact = (spec.weights_sha256, spec.config_sha256, device, "float32")
-    held = next((p.model for key, p in _predictors.items() if key[:4] == exact), None)
-    if spec.model.startswith(_LIVE):
-        model, mean, std = held or _find_live(spec), defaults.IMAGE_MEAN, defaults.IMAGE_STD
-        if str(model.device) != device:
-            model = copy.deepcopy(model)  # another predictor may hold it where it is
-    else:
-        files = _checked(spec)
-        mean, std = files.mean_std()
-        model = held or CHMv2ForDepthEstimation.from_pretrained(files.folder, device_map=device)
-    return Predictor(
-        model, device=device, dtype=spec.dtype, mean=mean, std=std, compile=spec.compile
-    )
-
-
-def _checked(spec: ModelSpec) -> Checkpoint:
-    """Find the files of a spec, and make sure that they are the ones it was made for."""
-    found = resolve_checkpoint(spec.model, revision=spec.revision)
-    if (found.weights_sha256, found.config_sha256) != (spec.weights_sha256, spec.config_sha256):
-        raise CheckpointError(
-            f"the weights the prediction was planned with, sha256 {spec.weights_sha256[:12]}",
-            f"sha256 {found.weights_sha256[:12]} in {found.folder}, or another config",
-            "give all workers the same files, or call predict() again",
-        )
-    return found
-
-
-def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:
-    try:
-        return _live_models[spec.weights_sha256]
-    except KeyError:
-        raise CheckpointError(
-            "the live model of this prediction in the computing process",
-            f"a process that does not hold it, or not any more (it holds {_MOST_MODELS})",
-            _SAVE_IT,
-        ) from None

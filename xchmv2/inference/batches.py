@@ -56,4 +56,4 @@ def _free_memory(device: torch.device) -> int:
     """
     free, _ = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(free) + kept
+    return int(free + kept)

@@ -44,7 +44,7 @@ def resolve_batch(
         return max(1, _PROCESSOR_BATCH_PIXELS // pixels)
     fitting = int(_MEMORY_SHARE * _free_memory(device) / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
     # A power of two: a little more or less free memory gives the same batches, and the same bits.
-    power = 2 ** (max(1, fitting).bit_length() - 1)
+    power = 1 << (max(1, fitting).bit_length() - 1)
     return min(_COMPILED_BATCH if compiled else _LARGEST_BATCH, power)
 
 

@@ -32,13 +32,13 @@ PLACES: dict[str, tuple[float, float, str]] = {
     "benchmark": (-0.2, 7.4, "how fast"),
     "datasets": (1.0, 6.0, "synthetic forests"),
     "training": (6.3, 6.2, "fine-tuning"),
-    "predict": (3.7, 5.4, "arrays in and out"),
+    "predict": (3.66, 5.4, "arrays in and out"),
     "plan": (5.1, 5.4, "before it runs"),
     "store": (2.2, 5.2, "Zarr, resumable"),
     "cluster": (-0.2, 4.2, "workers"),
-    "preparation": (4.3, 4.2, "what is asked for"),
+    "preparation": (4.1, 4.2, "what is asked for"),
     "_dask": (2.6, 3, "builds graphs"),
-    "inference": (3.8, 1.8, "windows, one device"),
+    "inference": (3.8, 1.8, "one window"),
     "stac": (8.3, 1.6, "load()"),
     "published": (10.1, 1.5, "the global map"),
     "imagery": (5.6, 0.6, "bands, values, grid"),
@@ -65,7 +65,7 @@ LEGEND = {
     "#fbe3cd": "what heights say",
     "#e7e0f2": "below: graphs, network, grid, forests",
 }
-SIZE = (1.34, 0.56)
+SIZE = (1.36, 0.62)
 
 
 def read_imports() -> dict[str, set[str]]:
@@ -141,7 +141,7 @@ def main() -> None:
     from matplotlib.patches import FancyBboxPatch, Patch
     from PIL import Image
 
-    figure, axis = plt.subplots(figsize=(12, 9.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9.6, 8.2), layout="constrained")
     width, height = SIZE
     for above, below in sorted(arrows(read_imports())):
         (x0, y0, _), (x1, y1, _) = PLACES[above], PLACES[below]
@@ -160,9 +160,9 @@ def main() -> None:
             facecolor=colours[room], edgecolor="#555555", linewidth=0.9, zorder=2,
         )  # fmt: skip
         axis.add_patch(box)
-        axis.text(x, y + 0.11, room, ha="center", va="center", fontsize=11, zorder=3)
+        axis.text(x, y + 0.12, room, ha="center", va="center", fontsize=11, zorder=3)
         axis.text(
-            x, y - 0.14, purpose, ha="center", va="center", fontsize=8, color="#444444", zorder=3
+            x, y - 0.15, purpose, ha="center", va="center", fontsize=7.8, color="#444444", zorder=3
         )
     axis.set_xlim(-0.95, 10.95)
     axis.set_ylim(-0.75, 10.35)
@@ -170,7 +170,7 @@ def main() -> None:
     entries = [Patch(facecolor=c, edgecolor="#555555", label=text) for c, text in LEGEND.items()]
     axis.legend(handles=entries, loc="upper right", frameon=False, fontsize=10)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, facecolor="white")
+    figure.savefig(buffer, dpi=140, facecolor="white")
     Image.open(buffer).convert("RGB").quantize(128).save(OUT, optimize=True)
 
 

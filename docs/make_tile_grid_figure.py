@@ -58,13 +58,19 @@ def draw_plan(axis: Any) -> None:
     axis.set_aspect("equal")
     axis.set_xlabel("column [px]")
     axis.set_ylabel("row [px]")
-    axis.set_title(f"tiles of {COLS.tile} px; black: blocks of {BLOCK} px and the image's edge")
+    axis.set_title(f"tiles of {COLS.tile} px, blocks of {BLOCK} px (black)")
     entries = [
         Patch(facecolor=mpl.colors.to_rgba(colour, 0.25), edgecolor=colour, label=NAMES[count])
         for count, colour in GROUPS.items()
     ]
     axis.legend(
-        handles=entries, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3, frameon=False
+        handles=entries,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        ncols=3,
+        frameon=False,
+        columnspacing=1,
+        handlelength=1.4,
     )
 
 
@@ -74,13 +80,12 @@ def draw_weights(axis: Any) -> None:
     for start, stop, weights in zip(COLS.starts, COLS.stops, COLS.weights, strict=True):
         axis.plot(np.arange(start, stop), weights, linewidth=1.8)
         total[start:stop] += weights
-    axis.plot(total, color="black", linewidth=1.2, linestyle=":", label="sum")
+    axis.plot(total, color="black", linewidth=1.2, linestyle=":")
     axis.set_xlim(-30, COLS.size + 30)
     axis.set_ylim(0, 1.1)
     axis.set_xlabel("column [px]")
     axis.set_ylabel("weight")
-    axis.set_title("blending weights along a row of tiles")
-    axis.legend(loc="lower right", frameon=True)
+    axis.set_title("blending weights of one row; dotted: their sum")
 
 
 def draw_areas(axis: Any) -> None:
@@ -111,14 +116,14 @@ def draw_areas(axis: Any) -> None:
 
 def main() -> None:
     """Draw the three pictures, and write them with a palette to keep the file small."""
-    figure = plt.figure(figsize=(12.6, 6.4), layout="constrained")
+    figure = plt.figure(figsize=(10, 5.4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     draw_plan(left.subplots())
     above, below = right.subplots(2, 1)
     draw_weights(above)
     draw_areas(below)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, facecolor="white")
+    figure.savefig(buffer, dpi=140, facecolor="white")
     Image.open(buffer).convert("RGB").quantize(128).save(OUT, optimize=True)
 
 

@@ -137,7 +137,7 @@ def _range_from_dtype(bands: Sequence[xr.DataArray]) -> tuple[Range, Range, Rang
         )
     else:
         fix = (
-            "say what they are: .predict(..., value_range=(black, white)), such as (0, 1) for "
+            "say what they are: .predict(..., value_range=(black, white)), such as (0, 0.3) for "
             "reflectance or (0, 3000) for reflectance stored as integers"
         )
     raise ImageryError(

@@ -17,7 +17,16 @@ PACKAGE = Path(__file__).parents[1] / "xchmv2"
 OUT = Path(__file__).parent / "images" / "architecture.png"
 
 #: What every room may import, left out of the picture.
-EVERYWHERE = {"__init__", "__main__", "_version", "defaults", "display", "errors", "wording"}
+EVERYWHERE = {
+    "__init__",
+    "__main__",
+    "_version",
+    "bars",
+    "defaults",
+    "display",
+    "errors",
+    "wording",
+}
 #: Small modules of which the picture shows only what they import, for those who import them.
 PASSED_THROUGH = {"labels", "nodata", "overview"}
 #: Measures change on predicted forests; run as a command, imported by no one else.

@@ -70,3 +70,5 @@ def test_runs_in_time_and_draws(path, limit, tmp_path, monkeypatch):
     assert drawn
     said = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in said if o.output_type == "error"]
+    stderr = "".join(o.text for o in said if o.output_type == "stream" and o.name == "stderr")
+    assert "Warning" not in stderr  # bars are drawn there, too

@@ -18,6 +18,7 @@ from xchmv2.benchmark.report import Table
 from xchmv2.benchmark.settings import Settings
 from xchmv2.benchmark.timing import Action, Times, interleave, timed
 from xchmv2.model.modeling import CHMv2ForDepthEstimation
+from xchmv2.model.precision import convert_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS, THEIRS = "xchmv2", "transformers"
@@ -94,8 +95,8 @@ def tiles(settings: Settings, batch: int | None = None) -> torch.Tensor:
 def load(settings: Settings, who: str, dtype: str) -> Forward:
     """Load one implementation as a function from pixels to heights.
 
-    Ours does bfloat16 as ``predict`` does, by autocast; transformers' weights are cast, which is
-    its own way and the faster one.
+    Ours does bfloat16 as ``predict`` does, by autocast with converted weights; transformers'
+    weights are cast, which is its own way and the faster one.
     """
     if who == THEIRS:
         model = load_published(settings.folder, settings.device, DTYPES[dtype])
@@ -107,6 +108,8 @@ def ours_forward(settings: Settings, dtype: str) -> Forward:
     """Load our implementation as a function from pixels to heights."""
     model = CHMv2ForDepthEstimation.from_pretrained(settings.folder, device_map=settings.device)
     kind = torch.device(settings.device).type
+    if dtype == "bfloat16":
+        model = convert_weights(model, torch.bfloat16)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         reduced = torch.autocast(kind, torch.bfloat16) if dtype == "bfloat16" else nullcontext()

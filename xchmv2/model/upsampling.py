@@ -58,10 +58,8 @@ def upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tens
 
     Parameters
     ----------
-    x : Tensor [B, C, h, w]
-        In channels_last.
-    convolution : nn.Conv2d
-        3x3, with zero padding of 1.
+    x, convolution
+        As `upsample_convolve` takes them.
 
     Yields
     ------

@@ -36,10 +36,13 @@ myst_heading_anchors = 3
 
 
 # A notebook that did not change is not run again; XCHMV2_DOCS_EXECUTE=off shows all as they are.
+os.environ.pop("MPLBACKEND", None)  # a kernel draws into its notebook
 nb_execution_mode = os.environ.get("XCHMV2_DOCS_EXECUTE", "cache")
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+# Interactive maps come as HTML too, beside what only holoviews' own front end knows.
+suppress_warnings = ["mystnb.unknown_mime_type"]
 # Bars mean nothing once they are full.
 nb_output_stderr = "remove"
 

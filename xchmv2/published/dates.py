@@ -94,7 +94,7 @@ def resolve_time(time: Any, reader: Reader, window: Window) -> TimeLabel:
 
 def _validate_time(time: Any) -> np.datetime64:
     try:
-        stamp = pd.Timestamp(np.asarray(time)[()])
+        stamp = pd.Timestamp(str(time) if isinstance(time, str) else np.asarray(time)[()])
         if stamp is pd.NaT:
             raise ValueError("no date")
         if stamp.tzinfo is not None:

@@ -112,7 +112,7 @@ def _run(settings: Settings, workers: int) -> dict[str, Any]:
         threads_per_worker=_THREADS,
         processes=False,
         resources={"GPU": 1},
-        dashboard_address=None,
+        dashboard_address=":0",
         memory_limit=0,
     )
     with cluster, client_of(cluster) as client:

@@ -35,8 +35,8 @@ myst_enable_extensions = ["colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
 
 
-# A notebook that did not change is not run again; XCHMV2_DOCS_EXECUTE=off shows all as they are.
 os.environ.pop("MPLBACKEND", None)  # a kernel draws into its notebook
+# A notebook that did not change is not run again; XCHMV2_DOCS_EXECUTE=off shows all as they are.
 nb_execution_mode = os.environ.get("XCHMV2_DOCS_EXECUTE", "cache")
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_raise_on_error = True

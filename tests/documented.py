@@ -14,7 +14,6 @@ import catalogue
 import geopandas
 import numpy as np
 import rioxarray  # noqa: F401  gives .rio
-import xarray as xr
 from shapely.geometry import box
 
 import xchmv2
@@ -44,7 +43,7 @@ def blocks(page):
 
 def stand_in(code):
     """Put the demonstration model where a page leaves the published one to be the default."""
-    return re.sub(r"\.predict\((?!\"demo\"|spec|model=)", '.predict("demo", ', code)
+    return re.sub(r"\.predict\((?!\"demo\"|model=)", '.predict("demo", ', code)
 
 
 @functools.cache
@@ -145,9 +144,7 @@ def names(folder):
     items = write_items(folder)
     shots = geopandas.read_file(folder / "gedi.gpkg")
     return {
-        "xr": xr,
         "xchmv2": xchmv2,
-        "geopandas": geopandas,
         "items": items,
         "bbox": tuple(items[0]["bbox"]),
         "cube": xchmv2.load(items, bbox=items[0]["bbox"], chunks=120),

@@ -20,10 +20,20 @@ Workers = Mapping[str, Mapping[str, Any]]
 
 def active_client() -> Any | None:
     """Return the client that computing now would go through; never imports distributed."""
+    return _ask_distributed("default_client")
+
+
+def active_worker() -> Any | None:
+    """Return the worker whose task this is; never imports distributed."""
+    return _ask_distributed("get_worker")
+
+
+def _ask_distributed(function: str) -> Any | None:
+    """Call what raises a ValueError where there is nothing to return."""
     if "distributed" not in sys.modules:
         return None
     try:
-        return sys.modules["distributed"].default_client()
+        return getattr(sys.modules["distributed"], function)()
     except ValueError:
         return None
 

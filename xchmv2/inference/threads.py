@@ -7,10 +7,11 @@ Forwards do not: they take turns. So one forward gets as many threads as its wor
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import torch
+
+from xchmv2.inference.clients import active_worker
 
 _NANNYS = "1"
 
@@ -37,16 +38,6 @@ def forward_threads(worker: Any | None) -> int:
 
 def use_forward_threads() -> None:
     """Give the forward that this thread is about to run the threads of its worker."""
-    threads = forward_threads(_worker_here())
+    threads = forward_threads(active_worker())
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-
-
-def _worker_here() -> Any | None:
-    """Return the worker whose task this is; never imports distributed."""
-    if "distributed" not in sys.modules:
-        return None
-    try:
-        return sys.modules["distributed"].get_worker()
-    except ValueError:
-        return None

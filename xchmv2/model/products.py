@@ -42,11 +42,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*outer, len(weight))
 
 
+def infers_on_processor(x: Tensor) -> bool:
+    """Tell whether rearranged arithmetic may serve: no gradients, no compiler, something to do."""
+    busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not busy and x.numel() > 0
+
+
 def _convolves(x: Tensor) -> bool:
     """Tell whether the product goes to oneDNN: float32 inference on a processor."""
-    busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and plain and not busy and x.numel() > 0 and _has_both()
+    return plain and infers_on_processor(x) and _has_both()
 
 
 @functools.cache

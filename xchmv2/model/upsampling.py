@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xchmv2.model.products import linear
+from xchmv2.model.products import infers_on_processor, linear
 
 # Rows of a strip and columns of a step along it: small enough for caches and for the bands of the
 # matrices, large enough for a matrix product.
@@ -43,7 +43,7 @@ def upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     Tensor [B, K, 2h, 2w]
         In channels_last.
     """
-    if not _fuses(x):
+    if not infers_on_processor(x):
         return _plain(x, convolution)
     batch, _, height, width = x.shape
     shape = (batch, 2 * height, 2 * width, len(convolution.weight))
@@ -67,18 +67,12 @@ def upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tens
         Image by image, from top to bottom, in channels_last; where the fused form does not pay,
         the whole map [B, K, 2h, 2w] at once.
     """
-    if not _fuses(x):
+    if not infers_on_processor(x):
         yield _plain(x, convolution)
         return
     for one in x:
         for strip in _Fused(one, convolution):  # [rows, 2w, K]
             yield strip.permute(2, 0, 1).unsqueeze(0)
-
-
-def _fuses(x: Tensor) -> bool:
-    """Tell whether the fused form pays: on processors, where arithmetic is what is short."""
-    busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not busy and x.numel() > 0
 
 
 def _plain(x: Tensor, convolution: nn.Conv2d) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -108,6 +110,59 @@ def test_without_bias_or_spread():
     found, expected = both(stage(), (features, weight, None), spread=False)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     assert found[1].numel() == 0
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xchmv2.model.kernels import height_kernel
+
+capability, dtype, bins, channels, norm, spread = sys.argv[1:]
+sizes = {"BINS": int(bins), "CHANNELS": int(channels), "STEP": min(32, int(channels)), "ROWS": 64}
+constants = {**sizes, "NORM": norm, "SPREAD": spread == "True"}
+signature = dict.fromkeys(("features", "weight"), f"*{dtype}")
+signature |= dict.fromkeys(("bias", "bins", "height", "spread"), "*fp32")
+signature |= {"pixels": "i32"} | dict.fromkeys(("offset", "tiny", "scale"), "fp32")
+signature |= dict.fromkeys(constants, "constexpr")
+compiled = triton.compile(
+    ASTSource(height_kernel, signature, constants),
+    target=GPUTarget("cuda", int(capability), 32),
+    options={"num_warps": 8},
+)
+print(len(compiled.asm["cubin"]))
+"""
+LARGER = [
+    ("bf16", (256, 32), "relu", False),
+    ("fp16", (256, 32), "softmax", True),
+    ("fp32", (256, 32), "sigmoid", True),
+    ("bf16", (256, 512), "sigmoid", True),
+    ("fp32", (256, 512), "relu", True),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "size", "norm", "spread"),
+    [
+        ("bf16", (16, 16), "relu", True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in LARGER),
+    ],
+)
+def test_kernel_compiles_without_a_gpu(capability, dtype, size, norm, spread, tmp_path):
+    """The interpreter takes what the compiler refuses, and one process can only do either."""
+    words = [str(word) for word in (capability, dtype, *size, norm, spread)]
+    here = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, *words],
+        env={**here, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1000
 
 
 @pytest.mark.parametrize(

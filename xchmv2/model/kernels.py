@@ -5,33 +5,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 def _height_kernel(
-    features: Any,
-    weight: Any,
-    bias: Any,
-    bins: Any,
-    height: Any,
-    spread: Any,
-    pixels: Any,
-    offset: Any,
-    tiny: Any,
-    scale: Any,
+    features,
+    weight,
+    bias,
+    bins,
+    height,
+    spread,
+    pixels,
+    offset,
+    tiny,
+    scale,
     BINS: tl.constexpr,
     CHANNELS: tl.constexpr,
     STEP: tl.constexpr,
     ROWS: tl.constexpr,
     NORM: tl.constexpr,
     SPREAD: tl.constexpr,
-) -> None:
+):
     """Reduce the features of ``ROWS`` pixels to heights; all logits of a pixel stay in registers.
 
-    The arithmetic is that of `xchmv2.model.height.FeaturesToHeight`, line by line.
+    The arithmetic is that of `xchmv2.model.height.FeaturesToHeight`, line by line. Triton compiles
+    the annotations too and knows none but its own, so the arguments it passes have no types here.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column, channel = tl.arange(0, BINS), tl.arange(0, STEP)

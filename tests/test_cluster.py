@@ -405,7 +405,7 @@ class TestPlanning:
     def test_the_workers_choose_the_arithmetic(self, client, spec, homes, monkeypatch):
         # What this process has does not count.
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **asked: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         folder = homes / "gpu-1" / "same"
         assert resolve_model(folder, in_process=True).dtype == "bfloat16"

@@ -20,6 +20,7 @@ from xchmv2.inference import (
     resolve_model,
     tiles_forwarded,
 )
+from xchmv2.inference.devices import resolve_dtype
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 
 OPTIONS = dict(tile=64, overlap=16, block=128)
@@ -159,6 +160,18 @@ def test_one_copy_of_a_model_serves_every_spelling(tiny_checkpoint):
     assert get_predictor(resolve_model(tiny_checkpoint, device="cpu", dtype="float32")) is found
     if not torch.cuda.is_available():
         assert get_predictor(resolve_model(tiny_checkpoint, device="auto")) is found
+
+
+@pytest.mark.parametrize(("own", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_takes_bfloat16_only_where_the_card_has_its_own(monkeypatch, own, expected):
+    def supported(including_emulation=True):  # as torch, which emulates it on older cards
+        return own or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert resolve_dtype("auto", "cuda:0") == resolve_dtype("auto", "auto") == expected
+    assert resolve_dtype("bfloat16", "cuda:0") == "bfloat16"
+    assert resolve_dtype("auto", "cpu") == "float32"
 
 
 @pytest.mark.parametrize("order", [("float32", "bfloat16"), ("bfloat16", "float32")])

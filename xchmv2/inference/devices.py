@@ -66,8 +66,12 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if dtype != "auto":
         return dtype
     on_cuda = device == "auto" or device.startswith("cuda")
-    fast = on_cuda and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if on_cuda and _computes_bfloat16() else "float32"
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the CUDA device has bfloat16 of its own; an emulated one is slower than float32."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def resolve_device(device: str) -> str:

@@ -275,6 +275,21 @@ class TestPredict:
         assert run(*words, "--overwrite").exit_code == 0
         assert xchmv2.open_zarr(out).notnull().all()
 
+    def test_a_half_removed_store_is_replaced_but_not_resumed(
+        self, rasters, tmp_path, tiny_checkpoint, monkeypatch
+    ):
+        out = tmp_path / "h.zarr"
+        words = ["predict", rasters[0], out, *PREDICT, "--model", tiny_checkpoint]
+        assert run(*words).exit_code == 0
+        with monkeypatch.context() as patched:
+            patched.setattr("xchmv2.store.manifest.delete_name", lambda *given: 1 / 0)
+            assert isinstance(run(*words, "--overwrite").exception, ZeroDivisionError)
+        resumed = run(*words, "--resume")
+        assert resumed.exit_code == 1
+        assert "half removed" in resumed.stderr
+        assert run(*words, "--overwrite").exit_code == 0
+        assert xchmv2.open_zarr(out).notnull().all()
+
     def test_an_existing_file_is_replaced_only_on_request(self, rasters, tmp_path, tiny_checkpoint):
         out = tmp_path / "h.tif"
         out.write_text("mine")

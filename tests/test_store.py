@@ -20,9 +20,11 @@ import xchmv2
 from xchmv2._dask import writing
 from xchmv2.errors import IncompleteStoreWarning, StoreError
 from xchmv2.inference import tiles_forwarded
+from xchmv2.store import remove_store
 from xchmv2.store.encodings import Encoding, resolve_encoding
 from xchmv2.store.lock import WriterLock
 from xchmv2.store.manifest import Manifest
+from xchmv2.store.objects import list_keys
 
 GRID = dict(tile=64, overlap=16, block=128)
 
@@ -609,6 +611,86 @@ def test_death_between_the_renames_of_an_extension_is_survived(
     monkeypatch.undo()
     write(heights(model, both), root)
     xr.testing.assert_equal(xchmv2.open_zarr(root).compute(), heights(model, both).compute())
+
+
+# Removal
+
+
+class Killed(WrapperStore):
+    """A store that changes nothing any more after some operations, as if its writer was killed."""
+
+    def __init__(self, store, operations=0):
+        super().__init__(store)
+        self.left = operations
+
+    def count(self, key):
+        if self.left <= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if not key.endswith("lock.json"):
+            self.left -= 1
+
+    async def set(self, key, value):
+        self.count(key)
+        await super().set(key, value)
+
+    async def delete(self, key):
+        self.count(key)
+        await super().delete(key)
+
+    async def delete_dir(self, prefix):
+        # The last first: whichever way a store does it, a part may be gone.
+        for key in sorted([key async for key in self.list_prefix(f"{prefix}/")], reverse=True):
+            await self.delete(key)
+
+
+@pytest.mark.parametrize("place", [MemoryStore, LocalStore])
+def test_a_killed_removal_never_leaves_what_passes_for_whole(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("xchmv2.store.lock._CONFIRM", 0.0)
+    height = cube((20, 90), times=2).red.chunk(time=1, y=20, x=50).astype("float32")
+    height = height.rename("canopy_height")
+    outcomes = set()
+    for operations in range(200):
+        store = MemoryStore() if place is MemoryStore else LocalStore(tmp_path / f"{operations}")
+        write(height, store)
+        try:
+            remove_store(Killed(store, operations))
+        except OSError:
+            outcomes.add(state_after_kill(height, store))
+        else:
+            break
+        remove_store(store)
+        assert list_keys(store, "") == []
+        assert write(height, store).present == 0
+        xr.testing.assert_equal(xchmv2.open_zarr(store).compute(), height)
+    assert operations > 20
+    assert outcomes == {"whole", "half removed"}
+    with pytest.raises(StoreError, match="nothing at"):
+        xchmv2.open_zarr(store)
+
+
+def state_after_kill(height, store):
+    """Hold what a killed removal left against the promise: whole, or refused."""
+    if zarr.open_group(store, path="xchmv2", mode="r").attrs["state"] != "ready":
+        with pytest.raises(StoreError, match="half removed"):
+            xchmv2.open_zarr(store)
+        with pytest.raises(StoreError, match=r"half removed.*remove_store\(.*--overwrite"):
+            write(height, store)
+        return "half removed"
+    xr.testing.assert_equal(xchmv2.open_zarr(store).compute(), height)
+    assert write(height, store).regions == 0
+    return "whole"
+
+
+def test_removal_leaves_no_folder_and_takes_no_foreign_one(model, tmp_path):
+    write(heights(model), tmp_path / "h.zarr")
+    remove_store(tmp_path / "h.zarr")
+    assert not (tmp_path / "h.zarr").exists()
+    remove_store(tmp_path / "h.zarr")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("years of work")
+    with pytest.raises(StoreError, match="nothing there was touched"):
+        remove_store(tmp_path / "folder")
+    assert (tmp_path / "folder" / "thesis.tex").exists()
 
 
 # One graph or several

@@ -14,10 +14,17 @@ from zarr.abc.store import Store
 
 from xchmv2.errors import StoreError
 from xchmv2.store.lock import KEY as LOCK
-from xchmv2.store.objects import delete_below, delete_object, list_keys, list_names
+from xchmv2.store.objects import (
+    delete_below,
+    delete_name,
+    delete_object,
+    list_keys,
+    list_names,
+)
 
 GROUP = "xchmv2"
 _DONE = f"{GROUP}/done"
+_MARKER = f"{GROUP}/zarr.json"
 _FORMAT = 1
 _LONGEST_VALUE = 120
 
@@ -128,17 +135,32 @@ def create_manifest(
     return manifest
 
 
-def open_manifest(store: Store) -> Manifest | None:
+def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | None:
     """Open a store's record; None where the store is empty, or was hardly begun.
+
+    Parameters
+    ----------
+    store : zarr Store
+        Where.
+    half_removed : bool, default False
+        Whether a store whose removal was interrupted counts as empty, instead of being refused.
 
     Raises
     ------
     StoreError
-        If something else lies there, or a later version wrote it.
+        If something else lies there, a later version wrote it, or it was half removed.
     """
     attrs = _attributes(store)
     if attrs.get("state") == "creating":
         return None
+    if attrs.get("state") == "removing":
+        if half_removed:
+            return None
+        raise StoreError(
+            "a whole store",
+            f"one that was half removed when its removal was interrupted: {store}",
+            "remove it again: xchmv2.store.remove_store(...), or xchmv2 predict --overwrite",
+        )
     if attrs.get("state") != "ready":
         foreign = _foreign_names(store)
         if not foreign:
@@ -160,9 +182,29 @@ def open_manifest(store: Store) -> Manifest | None:
 def begin(store: Store) -> None:
     """Clear what a killed start left behind, and say that a start is under way."""
     for key in list_keys(store, ""):
-        if key not in (LOCK, f"{GROUP}/zarr.json"):
+        if key not in (LOCK, _MARKER):
             delete_object(store, key)
     zarr.open_group(store, path=GROUP, mode="a", attributes={"state": "creating"})
+
+
+def remove_all(store: Store) -> None:
+    """Delete a store but for its lock, so that a kill never leaves one that passes for whole.
+
+    Notes
+    -----
+    The state says first that the store is being removed, and goes last. The records go before the
+    pixels: no region is ever recorded whose pixels are gone.
+    """
+    if _attributes(store).get("state") == "ready":
+        Manifest(store).update(state="removing")
+    delete_below(store, f"{_DONE}/c")
+    for name in list_names(store):
+        if name != GROUP:
+            delete_name(store, name)
+    for name in list_names(store, GROUP):
+        if f"{GROUP}/{name}" not in (LOCK, _MARKER):
+            delete_name(store, f"{GROUP}/{name}")
+    delete_object(store, _MARKER)
 
 
 def _attributes(store: Store) -> dict[str, Any]:
@@ -177,7 +219,7 @@ def _foreign_names(store: Store) -> set[str]:
     names = set(list_names(store)) - {GROUP}
     own = list_keys(store, f"{GROUP}/") if GROUP in list_names(store) else []
     # Another writer may be putting its lock or its first note there just now.
-    expected = (LOCK, f"{GROUP}/zarr.json")
+    expected = (LOCK, _MARKER)
     found = names | {k for k in own if k not in expected and not k.endswith(".partial")}
     if found == {"zarr.json"} and not dict(zarr.open_group(store, mode="r").attrs):
         return set()

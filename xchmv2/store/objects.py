@@ -91,9 +91,10 @@ def remove_partial_files(store: Store) -> int:
     return len(leftovers)
 
 
-def clear(store: Store) -> None:
-    """Delete everything in a store."""
-    sync(store.clear())
+def delete_name(store: Store, name: str) -> None:
+    """Delete an object or all below a prefix, on a local disk its folders too; none is no error."""
+    delete_below(store, name)
+    delete_object(store, name)
 
 
 def remove_empty_folders(store: Store) -> None:

@@ -36,7 +36,7 @@ def open_zarr(
     Raises
     ------
     StoreError
-        If there is no such store.
+        If there is no such store, or it was half removed.
 
     Warns
     -----

@@ -23,9 +23,10 @@ from xchmv2.store.manifest import (
     begin,
     create_manifest,
     open_manifest,
+    remove_all,
     validate_same,
 )
-from xchmv2.store.objects import clear, remove_partial_files
+from xchmv2.store.objects import remove_partial_files
 from xchmv2.store.progress import Progress
 from xchmv2.store.regions import Regions, WriteBlock, missing_blocks, resolve_regions
 from xchmv2.store.template import data_arrays, write_template
@@ -107,9 +108,9 @@ def to_zarr(
     Raises
     ------
     StoreError
-        If something else lies there, what determines the pixels differs from what the store was
-        begun with, another process is writing, values do not fit the encoding, or a region cannot
-        be written. What is in the store stays.
+        If something else or a half-removed store lies there, what determines the pixels differs
+        from what the store was begun with, another process is writing, values do not fit the
+        encoding, or a region cannot be written. What is in the store stays.
 
     Notes
     -----
@@ -263,10 +264,10 @@ def _validate_recorded(sinks: Mapping[tuple[int, ...], WriteBlock], manifest: Ma
         )
 
 
-def _find_manifest(store: Store) -> Manifest | None:
-    """Open the record of a store; None where it is empty."""
+def _find_manifest(store: Store, *, half_removed: bool = False) -> Manifest | None:
+    """Open the record of a store; None where it is empty, or half removed if that will do."""
     try:
-        return open_manifest(store)
+        return open_manifest(store, half_removed=half_removed)
     except (StoreError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -278,7 +279,7 @@ def _find_manifest(store: Store) -> Manifest | None:
 
 
 def remove_store(store: StoreLike, storage_options: Mapping[str, Any] | None = None) -> None:
-    """Remove a store that ``to_zarr`` wrote, and nothing else.
+    """Remove a store that ``to_zarr`` wrote, whole or half removed, and nothing else.
 
     Parameters
     ----------
@@ -291,9 +292,13 @@ def remove_store(store: StoreLike, storage_options: Mapping[str, Any] | None = N
     ------
     StoreError
         If something else lies there, or another process is writing to it.
+
+    Notes
+    -----
+    A store whose removal was interrupted is refused by ``to_zarr`` and ``open_zarr`` until it is
+    removed again.
     """
     target = resolve_store(store, storage_options)
-    _find_manifest(target)
+    _find_manifest(target, half_removed=True)
     with WriterLock(target):
-        begin(target)
-        clear(target)
+        remove_all(target)

@@ -5,6 +5,7 @@ import textwrap
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
 import rioxarray  # noqa: F401  (registers .rio)
@@ -396,41 +397,30 @@ class TestCalibrate:
         inside = np.abs(corrected["canopy_height"] - height) <= corrected["bin_spread"]
         assert float(inside.mean()) == pytest.approx(0.683, abs=0.01)
 
-    def test_points(self):
+    def test_points_are_refused_as_a_footprint_is_no_pixel(self):
         data, height = self.truth()
-        rng = np.random.default_rng(0)
-        rows, cols = rng.integers(0, 200, 60), rng.integers(0, 260, 60)
-        points = xr.DataArray(
-            height.values[rows, cols],
-            {
-                "x": ("shot", height.x.values[cols] + 0.2),
-                "y": ("shot", height.y.values[rows] - 0.2),
-            },
-            dims="shot",
+        frame = pd.DataFrame({"x": height.x[:20], "y": height.y[:20], "rh98": 20.0})
+        shots = xr.DataArray(
+            frame["rh98"], {"x": ("shot", frame["x"]), "y": ("shot", frame["y"])}, "shot"
         )
-        outside = points.isel(shot=[0]).assign_coords(x=("shot", [0.0]))
-        _, found = calibrate(data["canopy_height"], xr.concat([points, outside], "shot"))
-        assert found.count == 60
-        assert found.slope == pytest.approx(1.3, abs=0.1)
-        assert found.mae_after < found.mae_before
+        message = r"a raster of reference heights \(y, x\), found points, .*; pass a raster"
+        for points in (shots, frame, frame["rh98"], height.isel(y=3)):
+            with pytest.raises(ImageryError, match=message):
+                calibrate(data, points)
+        judged = data["canopy_height"].chmv2.validate(frame.rename(columns={"rh98": "height"}))
+        assert np.isfinite(judged["mae"])  # the call that the message names
 
-    def test_nodata_and_feet_at_points(self):
+    def test_nodata_and_feet(self):
         data, height = self.truth()
-        points = height.isel(y=3).rename("h").swap_dims(x="shot").reset_coords(drop=True)
-        points = points.assign_coords(
-            x=("shot", height.x.values), y=("shot", np.full(260, float(height.y[3])))
-        )
-        clean = calibrate(data["canopy_height"], points)[1]
-        holed = points.copy()
+        clean = calibrate(data["canopy_height"], height)[1]
+        holed = height.copy()
         holed[::5] = -9999
-        with pytest.raises(CHMv2Error, match=r"0 to 120 m, found 52 outside"):
+        with pytest.raises(CHMv2Error, match=r"0 to 120 m, found 10400 outside"):
             calibrate(data["canopy_height"], holed)
         declared = holed.assign_attrs(_FillValue=-9999)
         found = calibrate(data["canopy_height"], declared)[1]
-        assert found.count == 208
+        assert found.count == 41600
         assert found.slope == pytest.approx(clean.slope, abs=0.2)
-        with pytest.raises(ImageryError, match=r"points with coordinates x and y"):
-            calibrate(data["canopy_height"], points.drop_vars("x"))
 
     def test_dims_in_the_other_order(self):
         data, height = self.truth()

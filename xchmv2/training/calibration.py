@@ -1,4 +1,4 @@
-"""Bias correction on a few reference heights: two numbers, no GPU."""
+"""Bias correction on a raster of reference heights: two numbers, no GPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import dask
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 from scipy import optimize
 
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery import Grid, find_grid
-from xchmv2.training.pairs import align_reference, clean_reference
+from xchmv2.training.pairs import align_reference
 
 #: Fewest reference heights that a line is fitted to.
 _FEWEST = 10
@@ -87,9 +88,7 @@ def calibrate(
     height : DataArray or Dataset
         Canopy height (y, x) [m]; or a Dataset of ``canopy_height`` and ``bin_spread``.
     reference : DataArray
-        (y, x) reference heights [m] on any grid, NaN or nodata where there is none; or values
-        with one dimension and coordinates ``x`` and ``y`` in the CRS of the heights, as of GEDI
-        footprints.
+        (y, x) reference heights [m] on any grid, NaN or nodata where there is none.
 
     Returns
     -------
@@ -102,8 +101,8 @@ def calibrate(
     Raises
     ------
     ImageryError
-        If fewer than 10 reference heights fall on predicted ones, they do not vary, or points have
-        no coordinates.
+        If the reference is points instead of a raster, fewer than 10 reference heights fall on
+        predicted ones, or they do not vary.
     CHMv2Error
         If reference heights lie outside 0 to 120 m.
 
@@ -112,10 +111,15 @@ def calibrate(
     A line is fitted by Huber's loss, so single wrong references do not pull it. Heights under the
     references are computed; the correction of the rest stays lazy.
 
+    Points are refused. The height of a GEDI footprint, such as RH98, is near the highest of its
+    hundreds of pixels, so a single pixel under it is lower by metres even where all heights are
+    right. :func:`xchmv2.validation.validate` compares footprints with all of their pixels.
+
     References
     ----------
     Huber 1964, Robust Estimation of a Location Parameter.
     """
+    _validate_reference(reference)
     values, spread = _split(height)
     known, predicted, deviation = _matched(values, spread, reference)
     slope, offset = _fit(predicted, known)
@@ -135,6 +139,17 @@ def calibrate(
         return corrected, found
     scaled = {} if spread is None else {"bin_spread": _scaled(spread, factor)}
     return height.assign({"canopy_height": corrected, **scaled}), found
+
+
+def _validate_reference(reference: xr.DataArray) -> None:
+    """Refuse points: the height of a footprint is not the height of one of its pixels."""
+    if isinstance(reference, pd.DataFrame) or reference.ndim == 1:
+        raise ImageryError(
+            "a raster of reference heights (y, x)",
+            "points, whose heights describe footprints of many pixels and cannot be compared with "
+            "single ones",
+            "pass a raster, such as lidar; compare points by height.chmv2.validate(points)",
+        )
 
 
 def _split(height: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
@@ -165,10 +180,7 @@ def _matched(
             "choose one: height.isel(time=0)",
         )
     layers = [array.transpose(*grid.dims) for array in (height, spread) if array is not None]
-    if reference.ndim == 1 and not set(reference.dims) & set(grid.dims):
-        known, picked = _under_points(layers, grid, reference)
-    else:
-        known, picked = _under_raster(layers, grid, reference)
+    known, picked = _under_raster(layers, grid, reference)
     # Together: height and spread come out of one run of the network.
     predicted, *deviation = dask.compute(*(array.data for array in picked))
     usable = np.isfinite(known) & np.isfinite(predicted)
@@ -192,29 +204,6 @@ def _under_raster(
         for found in (np.flatnonzero(np.isfinite(known).any(axis=axis)) for axis in (1, 0))
     )
     return known[where], [array.isel(dict(zip(grid.dims, where, strict=True))) for array in layers]
-
-
-def _under_points(
-    layers: Sequence[xr.DataArray], grid: Grid, points: xr.DataArray
-) -> tuple[npt.NDArray[np.float32], list[xr.DataArray]]:
-    """Take the pixels under points; those outside the layers have no reference height."""
-    if grid.crs is None or not {"x", "y"} <= set(points.coords):
-        raise ImageryError(
-            "a CRS on the heights, and points with coordinates x and y in it",
-            f"CRS {grid.crs}, point coordinates {[str(name) for name in points.coords]}",
-            "write both: height.rio.write_crs('EPSG:...'), points.assign_coords(x=..., y=...)",
-        )
-    rows, cols = (
-        np.floor((points[name].values - edge) / pixel).astype(int)
-        for name, edge, pixel in zip(("y", "x"), grid.edges, grid.pixel, strict=True)
-    )
-    inside = (rows >= 0) & (rows < grid.shape[0]) & (cols >= 0) & (cols < grid.shape[1])
-    where = {
-        dim: xr.DataArray(np.where(inside, index, 0), dims="point")
-        for dim, index in zip(grid.dims, (rows, cols), strict=True)
-    }
-    known = np.where(inside, clean_reference(points).values, np.float32(np.nan))
-    return known, [array.isel(where) for array in layers]
 
 
 def _fit(predicted: npt.NDArray[Any], known: npt.NDArray[Any]) -> tuple[float, float]:

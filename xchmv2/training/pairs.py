@@ -116,7 +116,7 @@ def clean_reference(reference: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     reference : DataArray
-        Heights [m]: (y, x), or with one dimension for points.
+        (y, x) heights [m].
 
     Returns
     -------

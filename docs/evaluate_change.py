@@ -3,7 +3,7 @@
 Run from the repository root: ``python docs/evaluate_change.py DATA``, where DATA holds
 ``chm_change_cauaxi_window/CAU_CHM_2012_nw100.tif`` and ``..._2014_nw100.tif`` (Sustainable
 Landscapes Brazil), and ``sjer052_two_dates/SJER_052_rgb_2017.tif``, ``..._2018.tif`` and
-``SJER_052_chm.tif`` (NEON AOP, CC0). For synthetic forests: ``python -m xchmv2.change.evaluate``.
+``SJER_052_chm.tif`` (NEON AOP, CC0). For synthetic forests: ``python -m tests.evaluation.change``.
 """
 
 from __future__ import annotations

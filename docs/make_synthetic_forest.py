@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
-from xchmv2.datasets import synthetic_forest
+from xchmv2.demo.synthetic import synthetic_forest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -1,8 +1,8 @@
 """Draw docs/images/tile_grid.png: tiles, blocks and groups, blending weights, two areas.
 
 Run from the repository root: ``python docs/make_tile_grid_figure.py`` (a few seconds; needs
-matplotlib and pillow). Everything drawn comes out of ``xchmv2.tiling``, with the default tile and
-overlap.
+matplotlib and pillow). Everything drawn comes out of ``xchmv2.raster.tiling``, with the
+default tile and overlap.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
-from xchmv2 import defaults
-from xchmv2.tiling import TileAxis, tile_runs
+from xchmv2.model import OVERLAP, TILE
+from xchmv2.raster import TileAxis, tile_runs
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -24,12 +24,12 @@ from matplotlib.patches import Patch, Rectangle
 
 OUT = Path(__file__).parent / "images" / "tile_grid.png"
 BLOCK = 1024
-STRIDE = defaults.TILE - defaults.OVERLAP
+STRIDE = TILE - OVERLAP
 #: An image that whole tiles cover, four by five of them; a multiple of the stride from the origin.
-ROWS = TileAxis(4 * STRIDE + defaults.OVERLAP, defaults.TILE, defaults.OVERLAP, origin=13 * STRIDE)
-COLS = TileAxis(5 * STRIDE + defaults.OVERLAP, defaults.TILE, defaults.OVERLAP, origin=26 * STRIDE)
+ROWS = TileAxis(4 * STRIDE + OVERLAP, TILE, OVERLAP, origin=13 * STRIDE)
+COLS = TileAxis(5 * STRIDE + OVERLAP, TILE, OVERLAP, origin=26 * STRIDE)
 #: The same ground, from an area of interest that begins and ends elsewhere.
-OTHER = TileAxis(1980, defaults.TILE, defaults.OVERLAP, origin=10_270)
+OTHER = TileAxis(1980, TILE, OVERLAP, origin=10_270)
 
 #: Colour of a tile by the number of blocks that it reaches into.
 GROUPS = {1: "#4c9f70", 2: "#e08e2b", 4: "#b03a5b"}

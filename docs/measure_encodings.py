@@ -16,7 +16,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import xchmv2  # noqa: F401  (registers .chmv2)
-from xchmv2.datasets import synthetic_forest
+from xchmv2.demo.synthetic import synthetic_forest
 from xchmv2.errors import DemoModelWarning
 
 PLAIN = "`height.to_zarr`"

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from xchmv2.model.config import CHMv2Config
-from xchmv2.model.modeling import CHMv2ForDepthEstimation
+from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation
 
 BACKBONE = {
     "model_type": "dinov3_vit",

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from conftest import cube
 
-from xchmv2._dask.tasks import SumGroup
+from xchmv2.predict.tasks import SumGroup
 from xchmv2.store.regions import WriteBlock
 
 

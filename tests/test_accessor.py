@@ -15,13 +15,13 @@ from conftest import no_compute
 from scipy import ndimage
 
 import xchmv2
-from xchmv2 import change, plan, plotting, predict, store, structure, validation, zonal
+from xchmv2 import change, plotting, predict, store, structure, validation, zonal
 from xchmv2.accessor import CHMv2Accessor
 from xchmv2.errors import CHMv2Error
 
 FUNCTIONS = {
     "predict": predict.predict,
-    "plan": plan.plan,
+    "plan": predict.plan,
     "to_zarr": store.to_zarr,
     "align": change.align,
     "stable_bias": change.stable_bias,

@@ -7,10 +7,8 @@ import pytest
 import xarray as xr
 from conftest import no_compute
 
-from xchmv2.areas import cell_areas, cell_sides, has_true_areas
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import find_grid
-from xchmv2.labels import label_quantity
+from xchmv2.raster import cell_areas, cell_sides, find_grid, has_true_areas, label_quantity
 
 
 def raster(y, x, crs=None, dims=("y", "x")):

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import reference
 import torch
+from benchmarks.choice import measure_choice
+from benchmarks.imagery import ORIGIN, as_cube, generated, noise
+from benchmarks.machine import describe_machine
+from benchmarks.memory import in_child
+from benchmarks.networks import CONFIGS, SMALLER, count_flop, write_checkpoint
+from benchmarks.peak import matmul
+from benchmarks.report import Table, to_json, update_document
+from benchmarks.settings import Settings
+from benchmarks.timing import Times, interleave
 
-from xchmv2.benchmark import command, graph, model, published, scene, size, tiles
-from xchmv2.benchmark.choice import measure_choice
-from xchmv2.benchmark.imagery import ORIGIN, as_cube, generated, noise
-from xchmv2.benchmark.machine import describe_machine
-from xchmv2.benchmark.memory import in_child
-from xchmv2.benchmark.networks import CONFIGS, SMALLER, count_flop, write_checkpoint
-from xchmv2.benchmark.peak import matmul
-from xchmv2.benchmark.report import Table, to_json, update_document
-from xchmv2.benchmark.settings import Settings
-from xchmv2.benchmark.timing import Times, interleave
+from tests.benchmarks import command, graph, model, published, scene, size, tiles
 from xchmv2.errors import CHMv2Error, ConfigError
 from xchmv2.inference import ModelSpec, Predictor, clear_models, get_predictor, hold_predictor
 from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation
@@ -243,7 +243,7 @@ class TestParts:
 
     def test_scaling(self, settings):
         pytest.importorskip("distributed")
-        from xchmv2.benchmark.scaling import measure_scaling
+        from benchmarks.scaling import measure_scaling
 
         (table,) = measure_scaling(settings)
         assert [row["workers"] for row in table.rows] == [1, 2]
@@ -333,7 +333,7 @@ class TestCommand:
         )
         assert found.exit_code == 0, found.output
         name = describe_machine("cpu", 1)["name"]
-        line = "python -m xchmv2.benchmark size --config tiny --tile 64 --overlap 9 --side 96"
+        line = "python -m tests.benchmarks size --config tiny --tile 64 --overlap 9 --side 96"
         for text in (found.output, document.read_text(), (tmp_path / "benchmark.md").read_text()):
             assert name in text
             assert f"{line} --no-compile`" in text
@@ -369,8 +369,8 @@ class TestCommand:
     def test_the_module_runs(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["benchmark", "--help"])
         with pytest.raises(SystemExit, match="0"):
-            runpy.run_module("xchmv2.benchmark", run_name="__main__")
-        assert "Usage: python -m xchmv2.benchmark" in capsys.readouterr().out
+            runpy.run_module("tests.benchmarks", run_name="__main__")
+        assert "Usage: python -m tests.benchmarks" in capsys.readouterr().out
 
 
 def test_a_predictor_is_held_for_a_spec():

@@ -1,20 +1,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-
-from xchmv2.change.evaluate import (
-    SCENARIOS,
-    UNDISTURBED,
-    evaluate,
-    false_change,
-    make_scene,
-    rates,
-    write_tables,
-)
+from evaluation.change import evaluate, false_change, rates, write_tables
+from evaluation.scenarios import SCENARIOS, UNDISTURBED, make_scene
 
 
 def test_one_scenario_beats_the_plain_difference():
-    """The whole table is printed by ``python -m xchmv2.change.evaluate``."""
+    """The whole table is printed by ``python -m tests.evaluation.change``."""
     chosen = [s for s in SCENARIOS if s.name == "true + noise, bias, shift"]
     masks, areas = evaluate(chosen, seeds=[203], side=400)
     f1 = masks.set_index("method")["F1"]

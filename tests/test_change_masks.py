@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize
 from scipy import ndimage
 
-from xchmv2.change.difference import difference
-from xchmv2.change.labelled import label_events
-from xchmv2.change.masks import gain, loss
-from xchmv2.change.transition import transition
+from xchmv2.change import difference, gain, label_events, loss, transition
 from xchmv2.errors import CHMv2Error
 
 SQUARE = np.ones((3, 3), bool)

@@ -24,14 +24,19 @@ from reference_model import (
 )
 from safetensors.torch import load_file, save_file
 
-from xchmv2.defaults import MODEL
 from xchmv2.errors import CheckpointError, ConfigError, DeviceError
+from xchmv2.model import (
+    MODEL,
+    Checkpoint,
+    CHMv2ForDepthEstimation,
+    CHMv2ImageProcessor,
+    read_json,
+    resolve_checkpoint,
+    state_dict_sha256,
+)
 from xchmv2.model import checkpoint as module
-from xchmv2.model.checkpoint import Checkpoint, resolve_checkpoint
-from xchmv2.model.files import read_json, write_json
-from xchmv2.model.modeling import CHMv2ForDepthEstimation
-from xchmv2.model.processor import CHMv2ImageProcessor
-from xchmv2.model.weights import load_weights, save_checkpoint, state_dict_sha256
+from xchmv2.model.checkpoint import load_weights, save_checkpoint
+from xchmv2.model.files import write_json
 
 torch.set_num_threads(1)
 
@@ -362,7 +367,7 @@ def test_hub_errors_say_how_to_download(monkeypatch, error):
 
 
 def test_saving_is_atomic(folder, monkeypatch):
-    from xchmv2.model import weights
+    from xchmv2.model import checkpoint as weights
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     model = load(folder)

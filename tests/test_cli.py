@@ -14,9 +14,7 @@ from click.testing import CliRunner
 from conftest import cube
 
 import xchmv2
-from xchmv2.cli import main
-from xchmv2.cli.fine_tune import _describe
-from xchmv2.cli.rasters import open_raster
+from xchmv2.cli import _describe, main, open_raster
 from xchmv2.demo import run as demonstration
 from xchmv2.training import FineTuned
 
@@ -282,7 +280,7 @@ class TestPredict:
         words = ["predict", rasters[0], out, *PREDICT, "--model", tiny_checkpoint]
         assert run(*words).exit_code == 0
         with monkeypatch.context() as patched:
-            patched.setattr("xchmv2.store.manifest.delete_name", lambda *given: 1 / 0)
+            patched.setattr("xchmv2.store.records.delete_name", lambda *given: 1 / 0)
             assert isinstance(run(*words, "--overwrite").exception, ZeroDivisionError)
         resumed = run(*words, "--resume")
         assert resumed.exit_code == 1

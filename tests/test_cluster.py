@@ -36,28 +36,20 @@ distributed = pytest.importorskip("distributed")
 from distributed.deploy.subprocess import SubprocessScheduler  # noqa: E402
 
 import xchmv2  # noqa: E402
-from xchmv2.cluster import plugins, versions, warming  # noqa: E402
-from xchmv2.errors import (  # noqa: E402
-    CheckpointError,
-    CHMv2Error,
-    ConfigError,
-    DemoModelWarning,
-    DeviceError,
-)
+from xchmv2.errors import CheckpointError, CHMv2Error, ConfigError, DemoModelWarning, DeviceError  # noqa: E402
 from xchmv2.inference import (  # noqa: E402
     ModelSpec,
     WorkerReport,
     clear_models,
-    clients,
     forward_resources,
-    hub,
     resolve_model,
     tiles_forwarded,
+    warn_of_demo,
 )
-from xchmv2.inference.spec import warn_of_demo  # noqa: E402
-from xchmv2.inference.threads import use_forward_threads  # noqa: E402
-from xchmv2.model import CHMv2ForDepthEstimation  # noqa: E402
-from xchmv2.model.checkpoint import resolve_checkpoint  # noqa: E402
+from xchmv2.inference import models, workers  # noqa: E402
+from xchmv2.inference.workers import use_forward_threads  # noqa: E402
+from xchmv2.model import CHMv2ForDepthEstimation, resolve_checkpoint  # noqa: E402
+from xchmv2.predict import warming  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 GRID = dict(tile=64, overlap=16, block=96)
@@ -283,7 +275,7 @@ class TestWarmup:
 
     def test_each_process_loads_it_once_and_graphs_carry_no_more_than_the_spec(self, client, spec):
         def loaded():
-            from xchmv2.inference import held
+            from xchmv2.inference import models as held
 
             return {key[0]: id(found.model) for key, found in held._predictors.items()}
 
@@ -388,7 +380,7 @@ class TestWarmup:
                 distributed.Scheduler(dashboard_address=":0", port=0) as scheduler,
                 distributed.Client(scheduler.address, asynchronous=True) as client,
             ):
-                assert clients.workers_dtype(client, "auto", "auto") == "float32"
+                assert workers.workers_dtype(client, "auto", "auto") == "float32"
                 with pytest.raises(CHMv2Error, match=r"found an asynchronous client"):
                     xchmv2.warmup(client, "demo")
 
@@ -414,9 +406,9 @@ class TestPlanning:
         assert resolve_model(folder, device="cpu").dtype == "float32"
 
     def test_one_worker_without_bfloat16_is_enough(self):
-        assert clients.common_dtype(["bfloat16", "bfloat16"]) == "bfloat16"
-        assert clients.common_dtype(["bfloat16", "float32"]) == "float32"
-        assert clients.common_dtype([]) == "float32"
+        assert workers.common_dtype(["bfloat16", "bfloat16"]) == "bfloat16"
+        assert workers.common_dtype(["bfloat16", "float32"]) == "float32"
+        assert workers.common_dtype([]) == "float32"
 
 
 class TestHub:
@@ -482,12 +474,12 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
         with pytest.raises(CheckpointError, match=r"the hash of.*OSError.*away.*xchmv2.warmup"):
-            hub.find_unloaded(HUB_ID)
+            models.find_unloaded(HUB_ID)
         nothing = type("Info", (), {"siblings": None})()
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: nothing)
-        found = hub.find_unloaded(HUB_ID)
+        found = models.find_unloaded(HUB_ID)
         assert found.weights_sha256 == resolve_checkpoint(tmp_path / "whole").weights_sha256
-        assert found == hub.find_unloaded(HUB_ID)  # the weights lie here now
+        assert found == models.find_unloaded(HUB_ID)  # the weights lie here now
 
 
 SMALL = dict(tile=32, overlap=8, block=64)
@@ -534,7 +526,7 @@ class TestForwardsOnGPUs:
 
     def test_annotations_suffice_where_layers_are_kept(self, client, spec):
         """The recipe for graphs of our own: cull, and hand over layers as they are."""
-        client.unregister_scheduler_plugin(plugins.ForwardsOnGPUs.name)
+        client.unregister_scheduler_plugin(warming.ForwardsOnGPUs.name)
         try:
             lazy = self.fresh(spec, 2000)
             groups = [n for n in lazy.data.dask.layers if n.startswith("chmv2-groups-")]
@@ -555,7 +547,7 @@ class TestForwardsOnGPUs:
             with dask.config.set({"array_optimize": None}):
                 self.computed(client, lazy.compute)
         finally:
-            client.register_plugin(plugins.ForwardsOnGPUs())
+            client.register_plugin(warming.ForwardsOnGPUs())
 
     @pytest.mark.skipif(
         Version(distributed.__version__) < Version("2026.8"),
@@ -563,7 +555,7 @@ class TestForwardsOnGPUs:
     )
     def test_without_either_they_run_anywhere(self, client, spec):
         """What this module is for: dask's optimisation alone loses the annotation."""
-        client.unregister_scheduler_plugin(plugins.ForwardsOnGPUs.name)
+        client.unregister_scheduler_plugin(warming.ForwardsOnGPUs.name)
         try:
             # Not even this setting of the client helps: the scheduler optimises.
             with dask.config.set({"optimization.fuse.active": False}):
@@ -572,7 +564,7 @@ class TestForwardsOnGPUs:
                 with pytest.raises(CheckpointError, match=r"does not exist here"):
                     lazy.compute()
         finally:
-            client.register_plugin(plugins.ForwardsOnGPUs())
+            client.register_plugin(warming.ForwardsOnGPUs())
 
     def test_annotations_do_not_change_keys(self, client, spec, monkeypatch):
         imagery = cube((128, 128)).chunk(y=64, x=64)
@@ -595,10 +587,10 @@ class TestForwardsOnGPUs:
         assert found["chmv2-groups"] == {"resources": {"A100": 1}}
 
     def test_how_much_of_the_resource(self):
-        assert clients.gpu_share([]) is None
-        assert clients.gpu_share([0, 0]) is None
-        assert clients.gpu_share([1, 1, 0]) == 0.5
-        assert clients.gpu_share([2, 0.25]) == 0.125
+        assert workers.gpu_share([]) is None
+        assert workers.gpu_share([0, 0]) is None
+        assert workers.gpu_share([1, 1, 0]) == 0.5
+        assert workers.gpu_share([2, 0.25]) == 0.125
 
     def test_a_cluster_without_gpus_is_left_alone(self):
         with (
@@ -645,7 +637,7 @@ def process(arguments, log, **environ):
 
 
 def held_models():
-    module = sys.modules.get("xchmv2.inference.held")
+    module = sys.modules.get("xchmv2.inference.models")
     return [key[0] for key in module._predictors] if module else []
 
 
@@ -709,12 +701,12 @@ class TestLateAndLostWorkers:
             ) as cluster,
             distributed.Client(cluster, set_as_default=False) as client,
         ):
-            ours = client.get_versions(packages=versions._PACKAGES)["client"]["packages"]
+            ours = client.get_versions(packages=warming._PACKAGES)["client"]["packages"]
             spec = ModelSpec("~/nowhere", None, "0" * 64, "0", "cpu", "float32")
-            idle = plugins.LoadModel(spec, ours, only_gpus=True)
+            idle = warming.LoadModel(spec, ours, only_gpus=True)
             client.register_plugin(idle)  # declares no GPU, needs no model
             assert len(names(client)) == 1
-            unfit = plugins.LoadModel(spec, {**ours, "zarr": "2.0"}, only_gpus=True)
+            unfit = warming.LoadModel(spec, {**ours, "zarr": "2.0"}, only_gpus=True)
             with pytest.raises(CHMv2Error, match=r"zarr \S+ \(client: 2.0\) on worker '0'"):
                 client.register_plugin(unfit)
             wait_until(lambda: not names(client))
@@ -726,11 +718,11 @@ class TestVersions:
 
     @pytest.fixture
     def told(self, client):
-        return client.get_versions(packages=versions._PACKAGES)
+        return client.get_versions(packages=warming._PACKAGES)
 
     def check(self, client, told, monkeypatch):
         monkeypatch.setattr(client, "get_versions", lambda packages: told)
-        return versions.validate_versions(client, clients.list_workers(client))
+        return warming.validate_versions(client, workers.list_workers(client))
 
     def test_equal_ones_pass(self, client, told, monkeypatch):
         assert self.check(client, told, monkeypatch)["torch"].startswith("2.")

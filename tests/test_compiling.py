@@ -10,8 +10,9 @@ import reference
 import torch
 from conftest import cube
 
-from xchmv2.inference import Predictor, get_predictor, held, resolve_model
-from xchmv2.inference.compiling import CompiledFeatures
+from xchmv2.inference import Predictor, get_predictor, resolve_model
+from xchmv2.inference import models as held
+from xchmv2.inference.predictor import CompiledFeatures
 from xchmv2.model import CHMv2ForDepthEstimation
 
 torch.set_num_threads(1)
@@ -101,7 +102,7 @@ def test_running_out_of_memory_is_no_failure_of_the_compiler(monkeypatch):
 
 def test_each_shape_is_announced_once(traced, caplog):
     features = CompiledFeatures(lambda pixels: pixels + 1)
-    with caplog.at_level(logging.INFO, "xchmv2.inference.compiling"):
+    with caplog.at_level(logging.INFO, "xchmv2.inference.predictor"):
         for size in (2, 3, 2, 3):
             features(torch.zeros(size))
     assert [record.getMessage()[:17] for record in caplog.records] == [

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.inference import tiles_forwarded
-from xchmv2.tiling import TileAxis, tile_runs
+from xchmv2.raster import TileAxis, tile_runs
 
 LAYERS = ("height", "bin_spread", "overlap_disagreement")
 MODEL = reference.whole_tile_model()
@@ -241,7 +241,7 @@ def test_a_huge_cube_is_planned_in_seconds_without_loading_the_model(tiny_checkp
         from xchmv2.inference import held
         assert not held._predictors, "a model was loaded"
         assert heights.shape == (10, n, n) and heights.chunks[1][0] == 4096
-        from xchmv2.benchmark.memory import peak_memory
+        from tests.benchmarks.memory import peak_memory
         peak = peak_memory("cpu") / 1024
         assert seconds < 20, seconds
         assert peak < 1.5, peak

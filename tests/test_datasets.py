@@ -15,13 +15,13 @@ from odc.geo.xr import ODCExtension  # noqa: F401  registers .odc
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
-from xchmv2.datasets import Disturbance, synthetic_forest
-from xchmv2.datasets.chronicle import Chronicle
-from xchmv2.datasets.light import Sun, shadow_depth, sunlit
-from xchmv2.datasets.noise import Window, noise_at, noise_grid, stream
-from xchmv2.datasets.picture import Moment, clouds_over
-from xchmv2.datasets.species import SPECIES, crown_radius, growth_height
-from xchmv2.datasets.sun import season, solar_position
+from xchmv2.demo.disturbance import Chronicle, Disturbance
+from xchmv2.demo.light import Sun, shadow_depth, sunlit
+from xchmv2.demo.noise import Window, noise_at, noise_grid, stream
+from xchmv2.demo.rendering import Moment, clouds_over
+from xchmv2.demo.stands import SPECIES, crown_radius, growth_height
+from xchmv2.demo.sun import season, solar_position
+from xchmv2.demo.synthetic import synthetic_forest
 from xchmv2.errors import CHMv2Error, GridError
 
 # rioxarray 0.19 still multiplies affine transforms with "*", which affine 3.1 wants written "@".
@@ -155,7 +155,7 @@ def test_nothing_is_made_until_computed(monkeypatch):
         raise AssertionError("made too early")
 
     for name in ("take_picture", "true_height", "site_of"):
-        monkeypatch.setattr(f"xchmv2.datasets.layers.{name}", fail)
+        monkeypatch.setattr(f"xchmv2.demo.layers.{name}", fail)
     with dask.config.set(scheduler=fail):
         ds = synthetic_forest((20_000, 20_000), chunks=2048, times=["2019-07-01", "2020-07-01"])
     assert all(ds[v].chunks is not None for v in ds if v != "event_area")

@@ -6,15 +6,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from evaluation.train_demo import TEST_SEEDS, TRAINING_SEEDS
 from safetensors import safe_open
 
-from xchmv2 import defaults
-from xchmv2.datasets import synthetic_forest
-from xchmv2.demo import TEST_SEEDS, TRAINING_SEEDS, evaluate, train
+from tests.evaluation import score_demo as evaluate
+from tests.evaluation import train_demo as train
+from xchmv2.demo.synthetic import synthetic_forest
 from xchmv2.errors import DemoModelWarning
-from xchmv2.inference import spec
-from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
-from xchmv2.training.fit import Schedule
+from xchmv2.inference import models as spec
+from xchmv2.model import DEMO_FOLDER, CHMv2ForDepthEstimation, CHMv2ImageProcessor
+from xchmv2.training.tuning import Schedule
 
 RGB = ["red", "green", "blue"]
 
@@ -27,7 +28,7 @@ def quiet():
 
 
 def test_the_package_ships_small_half_precision_weights_and_a_card():
-    files = {path.name: path for path in defaults.DEMO_FOLDER.iterdir()}
+    files = {path.name: path for path in DEMO_FOLDER.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(
         files
     )
@@ -35,7 +36,7 @@ def test_the_package_ships_small_half_precision_weights_and_a_card():
     with safe_open(files["model.safetensors"], "pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
     card = files["README.md"].read_text()
-    for word in ("synthetic", "block-R2", "MAE", "Limits", "python -m xchmv2.demo.train"):
+    for word in ("synthetic", "block-R2", "MAE", "Limits", "python -m tests.evaluation.train_demo"):
         assert word in card
 
 
@@ -44,7 +45,7 @@ def test_both_implementations_load_it():
     from transformers.models.chmv2.modeling_chmv2 import CHMv2ForDepthEstimation as Published
 
     ours = CHMv2ForDepthEstimation.from_pretrained("demo")
-    theirs = Published.from_pretrained(defaults.DEMO_FOLDER, dtype=torch.float32).eval()
+    theirs = Published.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
     pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         a, b = ours(pixels).predicted_depth, theirs(pixels).predicted_depth

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 
 import xchmv2.predict
 from xchmv2.cli import main
-from xchmv2.demo.forest import make_forest
-from xchmv2.demo.report import write_next_steps, write_tables
-from xchmv2.demo.run import SEED, SIZE, run_demonstration
-from xchmv2.demo.scores import (
-    HeightScore,
-    LossScore,
-    find_loss,
-    score_heights,
-    score_losses,
+from xchmv2.demo.run import (
+    SEED,
+    SIZE,
+    make_forest,
+    run_demonstration,
+    write_next_steps,
+    write_tables,
 )
+from xchmv2.demo.truth import HeightScore, LossScore, find_loss, score_heights, score_losses
 from xchmv2.errors import CHMv2Error, DemoModelWarning
 
 SMALL = dict(size=96, seed=3)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from reference_model import tiny_config
 
-from xchmv2.model import fused
-from xchmv2.model._settings import BINS_STRATEGIES, NORM_STRATEGIES
+from xchmv2.model import height as fused
+from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES
 from xchmv2.model.height import FeaturesToHeight
 
 torch.set_num_threads(1)

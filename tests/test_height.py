@@ -10,8 +10,9 @@ from reference_model import published, tiny_config, tiny_settings
 
 from xchmv2.errors import ConfigError
 from xchmv2.model import height as module
-from xchmv2.model._settings import BINS_STRATEGIES, NORM_STRATEGIES
-from xchmv2.model.height import FeaturesToHeight, height_bins, validate_spread
+from xchmv2.model import validate_spread
+from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES
+from xchmv2.model.height import FeaturesToHeight, height_bins
 
 torch.set_num_threads(1)
 

@@ -10,18 +10,10 @@ from odc.geo.xr import xr_zeros
 from scipy import ndimage
 
 from xchmv2.errors import ImageryError
-from xchmv2.imagery import (
-    ValidPixels,
-    WindowReader,
-    find_grid,
-    ground_pixel,
-    read_scene,
-    resolve_nodata,
-    resolve_target,
-    resolve_value_range,
-)
+from xchmv2.imagery import WindowReader, read_scene, resolve_target, resolve_value_range
 from xchmv2.imagery.bands import select_bands
 from xchmv2.imagery.resampling import AxisMap, resample
+from xchmv2.raster import ValidPixels, find_grid, ground_pixel, resolve_nodata
 
 
 def banded(n, labels=None, **attrs):

@@ -12,15 +12,15 @@ from conftest import cube
 from xchmv2.errors import CheckpointError, DeviceError
 from xchmv2.inference import (
     ModelSpec,
-    batches,
     clear_models,
     get_predictor,
-    held,
     predictor,
+    resolve_dtype,
     resolve_model,
     tiles_forwarded,
 )
-from xchmv2.inference.devices import resolve_dtype
+from xchmv2.inference import models as held
+from xchmv2.inference import predictor as batches
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 
 OPTIONS = dict(tile=64, overlap=16, block=128)

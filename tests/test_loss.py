@@ -7,8 +7,8 @@ import torch
 from scipy import ndimage
 
 from xchmv2.errors import ImageryError
-from xchmv2.model import CHMv2ForDepthEstimation
-from xchmv2.model.loss import Curriculum, charbonnier, chmv2_loss, patch_gradient, silog
+from xchmv2.model import CHMv2ForDepthEstimation, Curriculum, chmv2_loss
+from xchmv2.model.loss import charbonnier, patch_gradient, silog
 
 
 def heights(seed=0, shape=(2, 40, 48)):

@@ -10,7 +10,7 @@ import pytest
 from reference_model import BACKBONE, published, tiny_config, tiny_settings
 
 from xchmv2.errors import CheckpointError, ConfigError
-from xchmv2.model.config import CHMv2Config, DINOv3ViTConfig
+from xchmv2.model import CHMv2Config, DINOv3ViTConfig
 
 
 @pytest.mark.parametrize("name", ["CHMv2Config", "DINOv3ViTConfig"])

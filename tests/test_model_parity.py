@@ -20,10 +20,8 @@ from reference_model import (
 )
 
 from xchmv2.errors import ConfigError, ImageryError
-from xchmv2.model._settings import BINS_STRATEGIES, NORM_STRATEGIES, READOUT_TYPES
-from xchmv2.model.config import CHMv2Config
-from xchmv2.model.modeling import CHMv2ForDepthEstimation
-from xchmv2.model.output import DepthEstimatorOutput
+from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, DepthEstimatorOutput
+from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES, READOUT_TYPES
 
 torch.set_num_threads(1)
 
@@ -226,7 +224,7 @@ def test_training_augments_positions_and_drops_paths():
 @torch.inference_mode()
 def test_augmentation_changes_positions_within_its_limits():
     config = tiny_config({"pos_embed_shift": 0.5, "pos_embed_jitter": 1.5}).backbone
-    from xchmv2.model.rotary import RotaryEmbedding, patch_coordinates
+    from xchmv2.model.backbone import RotaryEmbedding, patch_coordinates
 
     coordinates = patch_coordinates(4, 6, torch.device("cpu"))
     for _ in range(20):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.patches import label_patches, sieve
+from xchmv2.raster import label_patches, sieve
 
 
 def structure(connectivity):

@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 
 from xchmv2.accessor import CHMv2Accessor
 from xchmv2.errors import CheckpointError, CHMv2Error, GridError, ImageryError
-from xchmv2.inference import Accumulator, clear_models, get_predictor, held, spec, tiles_forwarded
-from xchmv2.inference.hub import find_unloaded
-from xchmv2.inference.speed import Stopwatch
-from xchmv2.plan import PredictionPlan, plan, planning
-from xchmv2.plan.skipping import Skipped
+from xchmv2.inference import Accumulator, clear_models, get_predictor, tiles_forwarded
+from xchmv2.inference import models as held
+from xchmv2.inference import models as spec
+from xchmv2.inference.models import find_unloaded
+from xchmv2.inference.predictor import Stopwatch
+from xchmv2.predict import PredictionPlan, plan, planning
+from xchmv2.predict.planning import Skipped
 
 MODEL = reference.whole_tile_model()
 GRID = dict(tile=64, overlap=16)
@@ -238,7 +240,7 @@ class TestNumbers:
     @pytest.mark.parametrize("layers", ["height", ("height", "bin_spread", "overlap_disagreement")])
     def test_memory_is_enough(self, pixel, resolution, dtype, times, layers, monkeypatch):
         """What tasks really allocate, beside their arguments and the network."""
-        monkeypatch.setattr("xchmv2._dask.tasks.get_predictor", lambda spec: NoNetwork())
+        monkeypatch.setattr("xchmv2.predict.tasks.get_predictor", lambda spec: NoNetwork())
         imagery = cube((900, 900), times=times, pixel=pixel, dtype=dtype).chunk(y=400, x=400)
         options = dict(**GRID, resolution=resolution, block=400, value_range=(0, 255))
         found = imagery.chmv2.plan(MODEL, layers=layers, **options).memory
@@ -313,7 +315,7 @@ class TestTime:
 
     def test_threads_side_by_side_count_once(self, monkeypatch):
         now = iter([0.0, 10.0, 20.0, 24.0, 30.0, 36.0, 40.0, 41.0])
-        monkeypatch.setattr("xchmv2.inference.speed.time.perf_counter", lambda: next(now))
+        monkeypatch.setattr("xchmv2.inference.predictor.time.perf_counter", lambda: next(now))
         watch = Stopwatch()
         assert watch.seconds_per_tile is None
         with watch.running(5):  # 0 to 10
@@ -369,7 +371,7 @@ class TestModel:
         assert "a model of this process" in repr(cube((64, 64)).chmv2.plan(MODEL, **GRID))
 
     def test_the_job_is_the_predictions_own(self, tiny_checkpoint):
-        from xchmv2._dask import find_prediction
+        from xchmv2.predict import find_prediction
 
         imagery = cube((100, 100)).chunk()
         lazy = imagery.chmv2.predict(tiny_checkpoint, **GRID)
@@ -483,7 +485,7 @@ class TestAccessor:
         def broken(*args):
             raise KeyError("odd")
 
-        monkeypatch.setattr("xchmv2.overview.find_grid", broken)
+        monkeypatch.setattr("xchmv2.imagery.overview.find_grid", broken)
         assert "  CRS         not clear (KeyError)" in repr(cube((5, 5)).chmv2)
 
 

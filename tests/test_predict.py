@@ -16,7 +16,8 @@ from odc.geo.xr import xr_zeros
 
 import xchmv2
 from xchmv2.errors import CheckpointError, CHMv2Error, DeviceError, GridError, ImageryError
-from xchmv2.inference import held, tiles_forwarded
+from xchmv2.inference import models as held
+from xchmv2.inference import tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation
 
 MODEL = reference.whole_tile_model()

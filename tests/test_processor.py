@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from xchmv2.errors import CheckpointError, ConfigError, DeviceError, ImageryError
-from xchmv2.model.processor import BatchFeature, CHMv2ImageProcessor
+from xchmv2.model import CHMv2ImageProcessor
+from xchmv2.model.image_processor import BatchFeature
 
 REFERENCE = Path(__file__).parent / "reference_data"
 PUBLISHED = np.load(REFERENCE / "processor.npz")

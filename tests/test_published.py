@@ -27,8 +27,10 @@ from webserver import serve
 
 import xchmv2
 from xchmv2.errors import CHMv2Error
-from xchmv2.published import dates, footprints, mirror, opening
-from xchmv2.published.filling import edges_of, fill
+from xchmv2.published import footprints, opening
+from xchmv2.published import tile_reading as dates
+from xchmv2.published import tiles as mirror
+from xchmv2.published.footprints import edges_of, fill
 
 SIZE = 256
 #: Two neighbouring tiles in New Hampshire and what lies east of them.
@@ -258,7 +260,7 @@ def test_real_tile_size(tmp_path):
 
 
 def test_labelled_like_a_prediction(folder):
-    from xchmv2.predict import _ATTRS
+    from xchmv2.predict.prediction import _ATTRS
 
     opened = xchmv2.open_published(across(), base_url=folder)
     height = opened["canopy_height"]

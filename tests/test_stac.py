@@ -25,10 +25,10 @@ from webserver import serve
 import xchmv2
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.stac import quality_flags
-from xchmv2.stac.bands import BandInfo
-from xchmv2.stac.facts import FLAGS
+from xchmv2.stac.asset_bands import BandInfo
+from xchmv2.stac.cube import resolve_clear
 from xchmv2.stac.grids import resolve_area
-from xchmv2.stac.masks import resolve_clear
+from xchmv2.stac.items import FLAGS
 
 COLOURS = ("red", "green", "blue")
 SMALL = dict(tile=64, overlap=16)

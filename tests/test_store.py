@@ -17,14 +17,14 @@ from reference import whole_tile_model
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import xchmv2
-from xchmv2._dask import writing
 from xchmv2.errors import IncompleteStoreWarning, StoreError
 from xchmv2.inference import tiles_forwarded
+from xchmv2.predict import sinks as writing
 from xchmv2.store import remove_store
-from xchmv2.store.encodings import Encoding, resolve_encoding
 from xchmv2.store.lock import WriterLock
-from xchmv2.store.manifest import Manifest
-from xchmv2.store.objects import list_keys
+from xchmv2.store.records import Manifest
+from xchmv2.store.storage import list_keys
+from xchmv2.store.template import Encoding, resolve_encoding
 
 GRID = dict(tile=64, overlap=16, block=128)
 

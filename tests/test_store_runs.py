@@ -16,8 +16,8 @@ import store_run
 
 import xchmv2
 from xchmv2.errors import StoreError
-from xchmv2.store.locations import resolve_store
-from xchmv2.store.manifest import open_manifest
+from xchmv2.store.records import open_manifest
+from xchmv2.store.storage import resolve_store
 
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from xchmv2.inference.threads import forward_threads, use_forward_threads
+from xchmv2.inference import forward_threads
+from xchmv2.inference.workers import use_forward_threads
 
 torch.set_num_threads(1)
 

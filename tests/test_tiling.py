@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xchmv2.errors import GridError
-from xchmv2.tiling import TileAxis, origin_index, tile_runs, validate_grid
+from xchmv2.raster import TileAxis, tile_runs, validate_grid
+from xchmv2.raster.tiling import origin_index
 
 axes = st.builds(
     lambda size, tile, share, origin: TileAxis(size, tile * 32, int(share * tile * 32), origin),

@@ -20,10 +20,9 @@ from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.inference import tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 from xchmv2.training import FineTuned, calibrate, fine_tune
-from xchmv2.training.crops import split_crops
-from xchmv2.training.fine_tune import run
-from xchmv2.training.pairs import Pair, read_pair
-from xchmv2.training.state import partial_folder
+from xchmv2.training.pairs import Pair, read_pair, split_crops
+from xchmv2.training.run_state import partial_folder
+from xchmv2.training.tuning import run
 
 FAST = dict(tile=64, epochs=2, batch_size=2, lr=1e-3, progress=False, device="cpu")
 

@@ -9,8 +9,7 @@ import torch
 from conftest import cube
 
 from xchmv2.inference import Predictor
-from xchmv2.inference.predictor import _Flight
-from xchmv2.inference.transfers import Transfers
+from xchmv2.inference.predictor import Transfers, _Flight
 
 torch.set_num_threads(1)
 

@@ -7,13 +7,8 @@ import torch
 import torch.nn.functional as F
 from reference_model import make_pair, random_pixels, tiny_settings
 
-from xchmv2.model import upsampling as module
-from xchmv2.model.upsampling import (
-    tap_matrix,
-    upsample,
-    upsample_convolve,
-    upsample_convolve_strips,
-)
+from xchmv2.model import head as module
+from xchmv2.model.head import tap_matrix, upsample, upsample_convolve, upsample_convolve_strips
 
 torch.set_num_threads(1)
 

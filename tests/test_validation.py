@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn import metrics
 
-from xchmv2.demo import evaluate
+from tests.evaluation import score_demo as evaluate
 from xchmv2.errors import CHMv2Error
 from xchmv2.validation import match, scores, to_table, validate
 
@@ -431,6 +431,6 @@ class TestErrors:
 def test_reference_stays_lazy_until_cut():
     reference = raster((300, 300)).chunk(50)
     with no_compute():
-        from xchmv2.validation.reference import clean_heights
+        from xchmv2.validation.matching import clean_heights
 
         assert clean_heights(reference).chunks is not None

@@ -16,11 +16,11 @@ from conftest import no_compute
 from hypothesis import given, settings
 from scipy import ndimage
 
-from xchmv2.areas import cell_areas
 from xchmv2.change import correlation_length, difference
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster import cell_areas
 from xchmv2.zonal import effective_samples, to_table, zonal
-from xchmv2.zonal import pieces as pieces_module
+from xchmv2.zonal import zone_statistics as pieces_module
 
 CRS = 32633
 LEFT, TOP = 500_000.0, 5_300_000.0

@@ -10,8 +10,8 @@ from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 
 if TYPE_CHECKING:
-    from xchmv2.cluster import warmup
     from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, CHMv2ImageProcessor
+    from xchmv2.predict import warmup
     from xchmv2.published import open_published
     from xchmv2.stac import load
     from xchmv2.store import open_zarr
@@ -36,7 +36,7 @@ _LAZY = {
     "load": "xchmv2.stac",
     "open_published": "xchmv2.published",
     "open_zarr": "xchmv2.store",
-    "warmup": "xchmv2.cluster",
+    "warmup": "xchmv2.predict",
 }
 
 

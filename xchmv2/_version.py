@@ -1,3 +1,5 @@
 """The version of this package: the one place it is written down."""
 
+from __future__ import annotations
+
 __version__ = "0.1.0.dev0"

@@ -1,16 +1,16 @@
 """Change of canopy height that can be defended: dates aligned, errors told, losses found."""
 
-from xchmv2.change.align import align
-from xchmv2.change.area import loss_area
-from xchmv2.change.conditions import ComparisonWarning
+from xchmv2.change.alignment import align
 from xchmv2.change.correlation import correlation_length
-from xchmv2.change.difference import difference, difference_between
-from xchmv2.change.events import events
-from xchmv2.change.labelled import label_events
+from xchmv2.change.dates import ComparisonWarning
+from xchmv2.change.differencing import difference, difference_between
+from xchmv2.change.event_detection import events
+from xchmv2.change.event_labels import label_events
+from xchmv2.change.loss_areas import loss_area
 from xchmv2.change.masks import gain, loss
-from xchmv2.change.stable import stable_bias
-from xchmv2.change.transition import transition, transition_between
-from xchmv2.change.trend import trend
+from xchmv2.change.stable_ground import stable_bias
+from xchmv2.change.transitions import transition, transition_between
+from xchmv2.change.trends import trend
 
 __all__ = [
     "ComparisonWarning",

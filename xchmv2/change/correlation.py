@@ -11,9 +11,9 @@ import numpy.typing as npt
 import xarray as xr
 from scipy import fft, ndimage
 
-from xchmv2.areas import cell_areas
 from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster import cell_areas
 
 Floats = npt.NDArray[np.float64]
 

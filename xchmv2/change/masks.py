@@ -12,12 +12,15 @@ import xarray as xr
 from scipy import ndimage
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.heights import on_same_grid
-from xchmv2.imagery import find_grid
-from xchmv2.labels import HEIGHT_NAME, label_quantity
-from xchmv2.nodata import without_nodata
-from xchmv2.patches import sieve
-from xchmv2.patches.local import Connectivity
+from xchmv2.raster import (
+    HEIGHT_NAME,
+    Connectivity,
+    find_grid,
+    label_quantity,
+    on_same_grid,
+    sieve,
+    without_nodata,
+)
 
 #: Change as a DataArray [m], or as the Dataset of ``difference`` or ``events``.
 Change = xr.DataArray | xr.Dataset

@@ -1,8 +1,3 @@
-"""The demonstration: a small model trained on synthetic forest, how it was made, and its run.
+"""The demonstration: synthetic forest with known truth, a small model, and their run."""
 
-``predict(model="demo")`` uses them. They are good for trying the software and for nothing else.
-"""
-
-#: Seeds of synthetic forests: those that the model was trained on, and those it never saw.
-TRAINING_SEEDS = range(1000, 1120)
-TEST_SEEDS = range(9000, 9012)
+__all__ = []

@@ -1,30 +1,30 @@
-"""The whole job on a synthetic forest: imagery, prediction, Zarr, table and picture."""
+"""``xchmv2 demo``: make a forest, predict, compare with the truth, report."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xarray as xr
 
 import xchmv2.accessor  # noqa: F401  (registers .chmv2)
 from xchmv2 import plotting
-from xchmv2.demo.forest import RESOLUTION, TIMES, make_forest
-from xchmv2.demo.picture import save_picture
-from xchmv2.demo.report import write_next_steps, write_tables
-from xchmv2.demo.scores import HeightScore, LossScore, score_heights, score_losses
+from xchmv2.demo.disturbance import Disturbance, Kind
+from xchmv2.demo.figure import save_picture
+from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.demo.truth import DROP, OPENING, HeightScore, LossScore, score_heights, score_losses
 from xchmv2.errors import CHMv2Error, DemoModelWarning
 
 if TYPE_CHECKING:
     from xchmv2.inference import ModelLike
-
-__all__ = ["SEED", "SIZE", "Demonstration", "HeightScore", "LossScore", "run_demonstration"]
 
 #: A scene with tall forest where the clear-cuts fall, a lake, a farm and a meadow.
 SEED = 10
@@ -152,3 +152,157 @@ def _predict_into(store: Path, model: ModelLike) -> None:
         # The coordinates are in the store already.
         plain = height.drop_vars(list(height.coords)).to_dataset(name="canopy_height")
         plain.assign_attrs(cube.attrs).to_zarr(store, mode="a", consolidated=False)
+
+
+_CAVEAT = (
+    "The demo model was trained on synthetic forest alone: elsewhere its heights mean nothing."
+)
+
+
+def write_tables(
+    heights: Sequence[HeightScore], losses: Sequence[LossScore], megapixels: float, seconds: float
+) -> str:
+    """Return the scores as two tables.
+
+    Parameters
+    ----------
+    heights, losses : sequence
+        Scores of dates and of the steps between them.
+    megapixels : float
+        Imagery predicted from, all dates together [Mpx].
+    seconds : float
+        Time the prediction took, with reading and writing [s].
+
+    Returns
+    -------
+    str
+        Lines of at most 80 characters.
+    """
+    lines = [f"{'height':<14}{'MAE':>9}{'bias':>11}{'R2':>8}"]
+    lines += [f"{s.date:<14}{s.mae:7.2f} m{s.bias:+9.2f} m{s.r2:8.2f}" for s in heights]
+    lines += ["", f"{'forest lost':<14}{'truth':>10}{'found':>11}{'overlap':>10}"]
+    lines += [
+        f"{s.years:<14}{s.true_area:7.2f} ha{s.found_area:8.2f} ha{s.overlap:10.2f}" for s in losses
+    ]
+    lines += [
+        "",
+        f"Lost is what drops by more than {DROP:g} m, cleaned by a {OPENING} x {OPENING} opening;",
+        "overlap is intersection over union. Pixels under cloud count on neither side.",
+        f"Speed: {megapixels / seconds:.2f} megapixels per second.",
+        _CAVEAT,
+    ]
+    return "\n".join(lines)
+
+
+def write_next_steps(store: Path) -> str:
+    """Return three things to try with what the demonstration wrote, each ready to paste.
+
+    Parameters
+    ----------
+    store : Path
+        The Zarr store.
+
+    Returns
+    -------
+    str
+        Numbered paragraphs; each is made of words, then indented lines of Python or shell.
+    """
+    return "\n\n".join(
+        f"{number}. {words}\n" + "\n".join(f"     {line}" for line in lines)
+        for number, (words, lines) in enumerate(_next_steps(store), start=1)
+    )
+
+
+def _next_steps(store: Path) -> list[tuple[str, list[str]]]:
+    image, lidar, height = (
+        store.with_name(name) for name in ("image.tif", "lidar.tif", "height.tif")
+    )
+    tuned = store.with_name("my-model")
+    paths = " ".join(shlex.quote(str(path)) for path in (image, lidar, tuned))
+    return [
+        (
+            "Open the result in Python, and write its last date as GeoTIFF for your GIS:",
+            [
+                "import rioxarray, xarray as xr",
+                f'cube = xr.open_zarr({str(store)!r}, consolidated=False, decode_coords="all")',
+                "print(cube)",
+                "last = cube.isel(time=-1)",
+                'rgb = last[["red", "green", "blue"]].to_dataarray("band")',
+                f"rgb.rio.to_raster({str(image)!r})",
+                f"last.true_height.rio.to_raster({str(lidar)!r})",
+            ],
+        ),
+        (
+            "Predict from a GeoTIFF. Put your own image there and leave out model= for the\n"
+            "   published CHMv2 weights (they are gated; the README says how to get them):",
+            [
+                "import rioxarray, xchmv2",
+                f"image = rioxarray.open_rasterio({str(image)!r}, chunks={{'x': 2048, 'y': 2048}})",
+                'height = image.chmv2.predict(model="demo")',
+                f"height.rio.to_raster({str(height)!r})",
+            ],
+        ),
+        (
+            "Fine-tune on lidar, here the forest's truth (takes some minutes without a GPU):",
+            [f"xchmv2 fine-tune {paths} --model demo --tile 128 --epochs 2"],
+        ),
+    ]
+
+
+TIMES = ("2019-07-01", "2021-08-25", "2024-07-10")
+RESOLUTION = 0.6  # [m]
+_CLOUDS = (0.0, 0.04, 0.0)
+_LEFT, _TOP = 500_000.0, 5_300_000.0
+
+
+def make_forest(seed: int, size: int) -> xr.Dataset:
+    """Describe the imagery and its truth; nothing is made until it is computed.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the world.
+    size : int
+        Side of the scene [px].
+
+    Returns
+    -------
+    Dataset
+        As :func:`xchmv2.datasets.synthetic_forest` makes it, dask-backed, with the truth under the
+        name `true_height` and `event_kind` as CF flags, which any Zarr reader understands.
+    """
+    forest = synthetic_forest(
+        (size, size),
+        resolution=RESOLUTION,
+        times=TIMES,
+        seed=seed,
+        origin=(_LEFT, _TOP),
+        disturbances=("clear_cut", "thinning", "windthrow", *_events(size * RESOLUTION)),
+        clouds=_CLOUDS,
+        chunks=size,
+    )
+    kinds, codes = np.unique(forest["event_kind"].values.astype(str), return_inverse=True)
+    flags = {"flag_values": np.arange(kinds.size, dtype=np.int8), "flag_meanings": " ".join(kinds)}
+    coded = ("event", codes.astype(np.int8), flags)
+    return forest.rename(canopy_height="true_height").assign_coords(event_kind=coded)
+
+
+def _events(side: float) -> list[Disturbance]:
+    """Return events at set places of a square scene of some side [m], whatever its seed."""
+    plan: list[tuple[Kind, str, float, float, float, float]] = [
+        # kind, date, share of the side from the left and the top, share of the area, angle
+        ("clear_cut", "2020-02-10", 0.33, 0.36, 0.075, 20.0),
+        ("clear_cut", "2022-11-20", 0.66, 0.62, 0.095, -35.0),
+        ("windthrow", "2023-02-20", 0.30, 0.74, 0.040, 60.0),
+    ]
+    return [
+        Disturbance(
+            kind,
+            date,
+            x=_LEFT + x * side,
+            y=_TOP - y * side,
+            area=share * side**2,
+            angle=angle,
+        )
+        for kind, date, x, y, share, angle in plan
+    ]

@@ -1,13 +1,17 @@
 """What the imagery means: bands, value range, valid pixels, pixel grid, ground resolution."""
 
-from xchmv2.imagery.grid import Grid, find_crs_coordinate, find_grid
-from xchmv2.imagery.resolution import ground_pixel, resolve_target
-from xchmv2.imagery.resolved import ResolvedImagery, resolve_imagery
-from xchmv2.imagery.scene import Scene, read_scene
-from xchmv2.imagery.values import ValidPixels, ValueRange, resolve_nodata, resolve_value_range
-from xchmv2.imagery.window import WindowReader
+from xchmv2.imagery.bands import COLOUR_NAMES, COLOURS
+from xchmv2.imagery.overview import overview
+from xchmv2.imagery.resampling import WindowReader, resolve_target, validate_source
+from xchmv2.imagery.scene import ResolvedImagery, Scene, read_scene, resolve_imagery
+from xchmv2.imagery.values import ValueRange, resolve_value_range
+from xchmv2.raster.grid import Grid, find_crs_coordinate, find_grid
+from xchmv2.raster.ground import ground_pixel
+from xchmv2.raster.valid_pixels import ValidPixels, resolve_nodata
 
 __all__ = [
+    "COLOURS",
+    "COLOUR_NAMES",
     "Grid",
     "ResolvedImagery",
     "Scene",
@@ -17,9 +21,11 @@ __all__ = [
     "find_crs_coordinate",
     "find_grid",
     "ground_pixel",
+    "overview",
     "read_scene",
     "resolve_imagery",
     "resolve_nodata",
     "resolve_target",
     "resolve_value_range",
+    "validate_source",
 ]

@@ -1,15 +1,11 @@
-"""What a pixel value means: its range, and whether it is imagery at all."""
+"""Which pixel values stand for black and white."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
-from scipy import ndimage
 
 from xchmv2.errors import ImageryError
 
@@ -18,70 +14,6 @@ Range = tuple[float, float]
 ValueRange = Range | Sequence[Range]
 
 _WHOLE_UINT8: Range = (0.0, 255.0)
-
-
-@dataclass(frozen=True)
-class ValidPixels:
-    """The rule that tells imagery from nodata.
-
-    In floating-point imagery a pixel is invalid if any band is NaN, infinite or its nodata value;
-    in integer imagery if every band equals it, because sunlit crowns saturate single bands.
-
-    Parameters
-    ----------
-    nodata : tuple of (float or None)
-        Nodata value of red, green and blue; None where there is none.
-    erode : int
-        Pixels around invalid ones that are invalid too.
-    """
-
-    nodata: tuple[float | None, float | None, float | None]
-    erode: int = 0
-
-    def __call__(
-        self, bands: Sequence[npt.NDArray[Any]], mask: npt.NDArray[np.bool_] | None = None
-    ) -> npt.NDArray[np.bool_]:
-        """Tell the valid pixels of three bands (..., H, W), all of which ``mask`` must allow."""
-        missing = [_equals(band, value) for band, value in zip(bands, self.nodata, strict=True)]
-        if any(np.issubdtype(band.dtype, np.floating) for band in bands):
-            broken = [m | ~np.isfinite(band) for m, band in zip(missing, bands, strict=True)]
-            invalid = np.logical_or.reduce(broken)
-        else:
-            invalid = np.logical_and.reduce(missing)
-        if mask is not None:
-            invalid |= ~mask
-        if self.erode and invalid.any():
-            reach = 2 * self.erode + 1
-            for axis in (-2, -1):
-                invalid = ndimage.maximum_filter1d(invalid, reach, axis=axis, mode="nearest")
-        valid: npt.NDArray[np.bool_] = np.logical_not(invalid)
-        return valid
-
-    def never_invalid(self, dtypes: Sequence[np.dtype[Any]]) -> bool:
-        """Whether the bands alone can make no pixel invalid, whatever their values."""
-        whole = all(dtype.kind in "iu" for dtype in dtypes)
-        return whole and any(value is None for value in self.nodata)
-
-
-def resolve_nodata(
-    bands: Sequence[xr.DataArray], nodata: float | None = None
-) -> tuple[float | None, float | None, float | None]:
-    """Find the nodata value of each band: the argument, else what the metadata declare.
-
-    Parameters
-    ----------
-    bands : sequence of DataArray
-        Red, green and blue.
-    nodata : float, optional
-        Overrides the metadata for all bands.
-
-    Returns
-    -------
-    tuple of (float or None)
-        One value per band.
-    """
-    red, green, blue = (_declared(band) if nodata is None else float(nodata) for band in bands)
-    return red, green, blue
 
 
 def resolve_value_range(
@@ -153,31 +85,3 @@ def _bad_range(value_range: object) -> ImageryError:
         f"value_range={value_range!r}",
         "for example .predict(..., value_range=(0, 3000))",
     )
-
-
-def _declared(band: xr.DataArray) -> float | None:
-    """Read the nodata value a band declares, in attributes or in its encoding.
-
-    The encoding of decoded values is in the units they were stored in: it says nothing any more.
-    """
-    stored = band.encoding
-    scaled = stored.get("scale_factor", 1) != 1 or stored.get("add_offset", 0) != 0
-    was = stored.get("rasterio_dtype", stored.get("dtype", band.dtype))
-    decoded = scaled or np.dtype(was).kind != band.dtype.kind
-    for place in (band.attrs,) if decoded else (band.attrs, stored):
-        for key in ("_FillValue", "nodata", "missing_value"):
-            if place.get(key) is not None:
-                return float(np.asarray(place[key]).reshape(-1)[0])
-    return None
-
-
-def _equals(band: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_]:
-    """Compare in the band's own dtype; a value it cannot hold equals nothing."""
-    if value is None or np.isnan(value):
-        return np.zeros(band.shape, bool)
-    if np.issubdtype(band.dtype, np.floating):
-        return np.asarray(band == band.dtype.type(value))
-    limits = np.iinfo(band.dtype)
-    if not (limits.min <= value <= limits.max and float(value).is_integer()):
-        return np.zeros(band.shape, bool)
-    return np.asarray(band == band.dtype.type(int(value)))

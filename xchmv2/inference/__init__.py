@@ -1,20 +1,39 @@
 """Inference on one device: models by name, tiles in batches, blending of their heights."""
 
-from xchmv2.inference.batches import resolve_batch
 from xchmv2.inference.blending import Accumulator, BlockPart, Layer, Sums, blend, stack_dates
-from xchmv2.inference.clients import active_client, forward_resources
-from xchmv2.inference.devices import resolve_device
-from xchmv2.inference.held import (
+from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
+from xchmv2.inference.models import (
+    ModelLike,
+    ModelSource,
+    ModelSpec,
+    WarmModel,
+    WorkerReport,
     clear_models,
     get_predictor,
     hold_predictor,
+    refuse_live,
+    resolve_model,
     seconds_per_tile,
+    validate_config,
+    warn_of_demo,
 )
-from xchmv2.inference.model_spec import ModelSpec, WarmModel, WorkerReport
-from xchmv2.inference.predictor import Predictor, Scaling, tiles_forwarded
-from xchmv2.inference.spec import ModelLike, ModelSource, resolve_model
+from xchmv2.inference.predictor import Predictor, Scaling, resolve_batch, tiles_forwarded
+from xchmv2.inference.workers import (
+    GPU,
+    Workers,
+    active_client,
+    ask_workers,
+    common_dtype,
+    forward_resources,
+    forward_threads,
+    forwarding_workers,
+    gpu_share,
+    list_workers,
+    name_worker,
+)
 
 __all__ = [
+    "GPU",
     "Accumulator",
     "BlockPart",
     "Layer",
@@ -26,16 +45,29 @@ __all__ = [
     "Sums",
     "WarmModel",
     "WorkerReport",
+    "Workers",
     "active_client",
+    "ask_workers",
     "blend",
     "clear_models",
+    "common_dtype",
     "forward_resources",
+    "forward_threads",
+    "forwarding_workers",
     "get_predictor",
+    "gpu_share",
     "hold_predictor",
+    "list_workers",
+    "name_worker",
+    "refuse_live",
     "resolve_batch",
     "resolve_device",
+    "resolve_dtype",
     "resolve_model",
     "seconds_per_tile",
     "stack_dates",
     "tiles_forwarded",
+    "validate_config",
+    "validate_device",
+    "warn_of_demo",
 ]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.tiling import FloatArray, TileRun
+from xchmv2.raster import FloatArray, TileRun
 
 #: What a prediction can return, all in metres.
 Layer = Literal["height", "bin_spread", "overlap_disagreement"]

@@ -1,11 +1,15 @@
-"""One window of imagery in, the weighted sums of its tiles out, on one device."""
+"""Inference on one device: tiles in batches, to the device and back, summed over a window."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -13,17 +17,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from xchmv2.errors import ConfigError, DeviceError
-from xchmv2.inference.batches import resolve_batch
 from xchmv2.inference.blending import Accumulator, Layer
-from xchmv2.inference.compiling import CompiledFeatures
-from xchmv2.inference.speed import Stopwatch
-from xchmv2.inference.threads import use_forward_threads
-from xchmv2.inference.transfers import Fetch, Transfers
-from xchmv2.model.modeling import CHMv2ForDepthEstimation
-from xchmv2.model.precision import convert_weights
-from xchmv2.tiling import FloatArray, TileRun
+from xchmv2.inference.workers import use_forward_threads
+from xchmv2.model import CHMv2ForDepthEstimation, convert_weights
+from xchmv2.raster import FloatArray, TileRun
 
 #: One tile along both axes: its pixels in the group's extent and its blending weights.
 Tile = tuple[tuple[slice, FloatArray], tuple[slice, FloatArray]]
@@ -309,3 +309,231 @@ def _count(tiles: int) -> None:
     global _tiles_forwarded
     with _count_lock:
         _tiles_forwarded += tiles
+
+
+# On a processor larger batches gain nothing once a tile of this many pixels keeps it busy.
+_PROCESSOR_BATCH_PIXELS = 448 * 448
+# Activations of the head at full resolution, bfloat16, as an upper bound per input pixel.
+_ACCELERATOR_BYTES_PER_PIXEL = 6_000
+_MEMORY_SHARE = 0.5
+_LARGEST_BATCH = 64
+# Compiled, a window's last batch is filled up; tiles of 448 px keep a GPU busy eight at a time.
+_COMPILED_BATCH = 8
+
+
+def resolve_batch(
+    batch_size: int | Literal["auto"], pixels: int, device: torch.device, *, compiled: bool
+) -> int:
+    """Turn "auto" into a number of tiles for a device of this process.
+
+    Parameters
+    ----------
+    batch_size : int or "auto"
+        What was asked for; "auto" fills half of a card's free memory, up to what keeps it busy.
+    pixels : int
+        Pixels of one tile, padding included.
+    device : torch.device
+        Where the network runs.
+    compiled : bool
+        Whether it is compiled.
+
+    Returns
+    -------
+    int
+        Tiles per forward, 1 or more.
+    """
+    if batch_size != "auto":
+        return batch_size
+    if device.type != "cuda":
+        return max(1, _PROCESSOR_BATCH_PIXELS // pixels)
+    fitting = int(_MEMORY_SHARE * _free_memory(device) / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
+    # A power of two: a little more or less free memory gives the same batches, and the same bits.
+    power = 1 << (max(1, fitting).bit_length() - 1)
+    return min(_COMPILED_BATCH if compiled else _LARGEST_BATCH, power)
+
+
+@functools.cache
+def _free_memory(device: torch.device) -> int:
+    """Memory of a card that was free when this process first asked [bytes].
+
+    Once, so that a process keeps its batches; what others take later is met by halving them.
+    """
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + kept)
+
+
+class Fetch:
+    """A result on its way to the host.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        The host's copy.
+    arrived : torch.cuda.Event or None
+        When it is complete; None if it is already.
+    """
+
+    def __init__(self, tensor: Tensor, arrived: torch.cuda.Event | None) -> None:
+        self._tensor, self._arrived = tensor, arrived
+
+    def result(self) -> FloatArray:
+        """Wait for the result and return it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        array: FloatArray = self._tensor.numpy()
+        return array
+
+
+class Transfers:
+    """Copies to and from one device, on a stream of their own where it has streams.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+
+    def send(self, array: npt.NDArray[Any]) -> Tensor:
+        """Begin to copy an array to the device; `await_sent` comes before its use."""
+        host = torch.from_numpy(array)
+        if self._stream is None:
+            return host.to(self._device)
+        with torch.cuda.stream(self._stream):
+            return host.pin_memory().to(self._device, non_blocking=True)
+
+    def await_sent(self, *tensors: Tensor) -> None:
+        """Let what this thread computes next on the device wait for tensors that were sent."""
+        if self._stream is None:
+            return
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for tensor in tensors:
+            tensor.record_stream(current)  # its memory is not free before that work is done
+
+    def fetch(self, tensor: Tensor) -> Fetch:
+        """Begin to copy a result to the host, once what computes it is done."""
+        if self._stream is None:
+            return Fetch(tensor.cpu(), None)
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(self._device))
+        return Fetch(host, arrived)
+
+
+_log = logging.getLogger(__name__)
+
+
+class CompiledFeatures:
+    """Pixels to features, compiled once for each shape that comes.
+
+    Parameters
+    ----------
+    features : callable
+        From pixels [B, 3, H, W] to features.
+
+    Notes
+    -----
+    The first call of each shape takes a minute or more, which is logged. Where there is no
+    compiler, or it fails, one warning is given and the plain function serves from then on.
+    """
+
+    def __init__(self, features: Callable[[Tensor], Tensor]) -> None:
+        self._plain = features
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._failed = False
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the features; callers take turns."""
+        if self._failed:
+            return self._plain(pixels)
+        if tuple(pixels.shape) not in self._shapes:
+            return self._first(pixels)
+        return self._compile()(pixels)
+
+    def _compile(self) -> Callable[[Tensor], Tensor]:
+        if self._compiled is None:
+            self._compiled = torch.compile(self._plain, dynamic=False)
+        return self._compiled
+
+    def _first(self, pixels: Tensor) -> Tensor:
+        """Compile for a shape, and fall back for good if that fails."""
+        start = time.perf_counter()
+        try:
+            with warnings.catch_warnings():
+                # Such as that tables of positions are traced: they are constant for a shape.
+                warnings.simplefilter("ignore")
+                found = self._compile()(pixels)
+        except torch.OutOfMemoryError:
+            raise  # smaller batches cure it
+        except Exception as error:  # a compiler's, a driver's: there is no family of them
+            self._failed = True
+            reason = next(iter(str(error).splitlines()), "")
+            warnings.warn(
+                f"torch.compile failed on {pixels.device} ({type(error).__name__}: {reason}); "
+                "the network runs uncompiled. Leave compile=True out, or install a compiler.",
+                stacklevel=2,
+            )
+            return self._plain(pixels)
+        self._shapes.add(tuple(pixels.shape))
+        seconds = time.perf_counter() - start
+        _log.info("compiled for %s in %.0f s", list(pixels.shape), seconds)
+        return found
+
+
+class Stopwatch:
+    """Measures work that several threads do at once.
+
+    Notes
+    -----
+    Time runs while at least one thread works, so that what threads do side by side counts once. A
+    spell from the first to begin to the last to end is added when it is over. The first spell of
+    all includes setting up the device: it counts only until there is another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._since = 0.0
+        self._tiles = 0
+        self._first: tuple[float, int] | None = None
+        self._later = (0.0, 0)
+
+    @property
+    def seconds_per_tile(self) -> float | None:
+        """Time a tile took [s]; None before any was measured."""
+        seconds, tiles = self._later if self._later[1] else self._first or (0.0, 0)
+        return seconds / tiles if tiles else None
+
+    @contextmanager
+    def running(self, tiles: int) -> Iterator[None]:
+        """Measure what is done inside; where it fails, its tiles do not count."""
+        with self._lock:
+            if not self._running:
+                self._since, self._tiles = time.perf_counter(), 0
+            self._running += 1
+        done = 0
+        try:
+            yield
+            done = tiles
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._tiles += done
+                if not self._running:
+                    self._add(time.perf_counter() - self._since, self._tiles)
+
+    def _add(self, seconds: float, tiles: int) -> None:
+        """Add a spell that is over, unless nothing came of it."""
+        if not tiles:
+            return
+        if self._first is None:
+            self._first = (seconds, tiles)
+        else:
+            self._later = (self._later[0] + seconds, self._later[1] + tiles)

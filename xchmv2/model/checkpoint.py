@@ -1,23 +1,252 @@
-"""Where weights come from, and what they are: folder, revision, content hashes.
-
-Weights are read from safetensors files alone: nothing is ever unpickled.
-"""
+"""Checkpoints: safetensors files found, checked against their headers, read and written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
-from xchmv2.defaults import IMAGE_MEAN, IMAGE_STD, MODEL
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from xchmv2.errors import CheckpointError
 from xchmv2.model.config import CHMv2Config
-from xchmv2.model.files import CONFIG_NAME, PREPROCESSOR_NAME, find_folder, read_json
-from xchmv2.model.weights import INDEX_NAME, WEIGHTS_NAME, weight_files
+from xchmv2.model.files import (
+    CONFIG_NAME,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    MODEL,
+    PREPROCESSOR_NAME,
+    find_folder,
+    read_json,
+    write_json,
+)
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+_IN_MEMORY, _ON_DISK = "backbone.model.layer.", "backbone.layer."
+# Derived from the configuration; some conversions store it all the same.
+_IGNORED = ("inv_freq",)
+_UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class _HasFolder(Protocol):
+    @property
+    def folder(self) -> Path: ...
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """List a checkpoint's safetensors files, and check that each is whole.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint folder.
+
+    Returns
+    -------
+    tuple of Path
+        ``model.safetensors``, or the shards that the index names.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, one is missing or damaged, or there is only something to unpickle.
+    """
+    single, index = folder / WEIGHTS_NAME, folder / INDEX_NAME
+    if single.exists():
+        files: tuple[Path, ...] = (single,)
+    elif index.exists():
+        files = _shards(folder, index)
+    else:
+        raise _no_weights(folder)
+    for path in files:
+        with _opened(path):
+            pass
+    return files
+
+
+def weights_dtype(folder: Path) -> torch.dtype:
+    """Return the data type of a checkpoint's first tensor."""
+    with _opened(weight_files(folder)[0]) as file:
+        return _dtype(file, next(iter(file.keys())))
+
+
+def load_weights(model: nn.Module, checkpoint: _HasFolder) -> None:
+    """Copy a checkpoint's tensors into a model, whatever data type they are stored in.
+
+    Parameters
+    ----------
+    model : nn.Module with a CHMv2Config as ``config``
+    checkpoint : Checkpoint
+        Anything with a ``folder``.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, unexpected, of another shape or not floating point; the message
+        names the first of them.
+    """
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for path in weight_files(checkpoint.folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if not name.endswith(_IGNORED):
+                    found[_in_memory_name(name)] = file.get_tensor(name)
+    _validate(found, wanted, checkpoint.folder)
+    model.load_state_dict(found)
+
+
+def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each replaced in one step.
+
+    Parameters
+    ----------
+    model : nn.Module with a CHMv2Config as ``config``
+    folder : str or path
+        Made if it does not exist; other files in it stay.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {_on_disk_name(key): _packed(value) for key, value in model.state_dict().items()}
+    config = cast(CHMv2Config, model.config).to_dict() | {
+        "architectures": [type(model).__name__],
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    # Beside their destination, so that a rename is all that is left to do.
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as partial:
+        save_file(tensors, Path(partial) / WEIGHTS_NAME, metadata={"format": "pt"})
+        write_json(Path(partial) / CONFIG_NAME, config)
+        # safetensors writes for the owner alone; other users' workers must be able to read.
+        shutil.copymode(Path(partial) / CONFIG_NAME, Path(partial) / WEIGHTS_NAME)
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            (Path(partial) / name).replace(target / name)
+
+
+def state_dict_sha256(model: nn.Module) -> str:
+    """Hash a live model's configuration and weights.
+
+    Returns
+    -------
+    str
+        Equal for equal content: for copies, and on any device; not equal to a file's hash.
+    """
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_packed(tensor).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """Copy to the CPU, in plain order: neither a view nor channels_last."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _in_memory_name(name: str) -> str:
+    if name.startswith(_ON_DISK):
+        return _IN_MEMORY + name.removeprefix(_ON_DISK)
+    return name
+
+
+def _on_disk_name(name: str) -> str:
+    if name.startswith(_IN_MEMORY):
+        return _ON_DISK + name.removeprefix(_IN_MEMORY)
+    return name
+
+
+def _validate(
+    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], folder: Path
+) -> None:
+    shared = [key for key in wanted if key in found]
+    problems = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "misshapen": [
+            f"{key} {list(found[key].shape)} instead of {list(wanted[key])}"
+            for key in shared
+            if tuple(found[key].shape) != wanted[key]
+        ],
+        "not floating point": [key for key in shared if not found[key].is_floating_point()],
+    }
+    told = [_tell(kind, names) for kind, names in problems.items() if names]
+    if told:
+        raise CheckpointError(
+            f"the {len(wanted)} tensors that config.json describes, in {folder}",
+            "; ".join(told),
+            "use the config.json that was saved with these weights",
+        )
+
+
+def _tell(kind: str, names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {kind} ({shown}{more})"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file for reading, turning what can go wrong into one error."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size if path.exists() else None
+        state = "no such file" if size is None else f"{size} bytes, {error}"
+        raise CheckpointError(
+            f"a whole safetensors file {path.name}",
+            f"{state} in {path.parent}",
+            "download or save it again",
+        ) from error
+
+
+def _dtype(file: Any, name: str) -> torch.dtype:
+    stored = file.get_slice(name).get_dtype()
+    return _DTYPES.get(stored, torch.float32)
+
+
+def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(
+            f"a weight_map in {index.name}", repr(names), "download or save it again"
+        )
+    shards = sorted(set(map(str, names.values())))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise CheckpointError(
+            f"shards beside {index.name}", repr(outside[0]), "download or save it again"
+        )
+    return tuple(folder / name for name in shards)
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
+    if not unsafe:
+        return CheckpointError(
+            f"{WEIGHTS_NAME} in {folder}",
+            f"{sorted(path.name for path in folder.iterdir())}",
+            "give a folder that model.save_pretrained(folder) or `hf download` wrote",
+        )
+    return CheckpointError(
+        f"{WEIGHTS_NAME} in {folder}",
+        f"{', '.join(unsafe)}, blocked because loading a pickle can run any code; nothing was "
+        "unpickled",
+        "load it where you trust it and write safetensors: model.save_pretrained(folder)",
+    )
+
 
 _FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*.safetensors")
 

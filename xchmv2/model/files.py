@@ -10,8 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xchmv2.defaults import DEMO, DEMO_FOLDER
 from xchmv2.errors import CheckpointError
+
+#: The demonstration model's name, and the folder it lies in.
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+#: The published checkpoint on the Hugging Face hub.
+MODEL = "facebook/dinov3-vitl16-chmv2-dpt-head"
+#: Normalisation of red, green and blue in the range 0 to 1 (arXiv:2603.06382).
+IMAGE_MEAN = (0.420, 0.411, 0.296)
+IMAGE_STD = (0.213, 0.156, 0.143)
+#: Side of the window the network sees [px]: the crop size the published decoder was trained on.
+TILE = 448
+#: Pixels shared by neighbouring tiles.
+OVERLAP = 64
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"

@@ -1,6 +1,6 @@
 """The last stage as one Triton kernel; importing this needs triton.
 
-`xchmv2.model.fused` decides whether it runs, and calls it.
+`xchmv2.model.height` decides whether it runs, and calls it.
 """
 
 from __future__ import annotations

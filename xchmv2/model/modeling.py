@@ -7,23 +7,23 @@ CHMv2, arXiv 2603.06382.
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from xchmv2.defaults import MODEL
 from xchmv2.errors import ConfigError, DeviceError, ImageryError
 from xchmv2.model.backbone import Attention, DINOv3ViTBackbone, Embeddings, LayerScale
-from xchmv2.model.checkpoint import resolve_checkpoint
+from xchmv2.model.checkpoint import load_weights, resolve_checkpoint, save_checkpoint, weights_dtype
 from xchmv2.model.config import CHMv2Config
+from xchmv2.model.files import MODEL
 from xchmv2.model.head import DPTHead
 from xchmv2.model.height import FeaturesToHeight
 from xchmv2.model.loss import chmv2_loss
-from xchmv2.model.output import DepthEstimatorOutput
-from xchmv2.model.weights import load_weights, save_checkpoint, weights_dtype
 
 _DTYPES = {
     "float32": torch.float32,
@@ -321,3 +321,74 @@ def _initialise(module: nn.Module, std: float) -> None:
                 nn.init.constant_(parameter, part.initial)
             elif isinstance(part, _WEIGHTED):
                 nn.init.trunc_normal_(parameter, std=std)
+
+
+@dataclass(eq=False)
+class DepthEstimatorOutput(Mapping[str, Any]):
+    """What the model gives, by attribute, by name or by position among what is not ``None``.
+
+    Attributes
+    ----------
+    loss : Tensor or None
+        Training loss.
+    predicted_depth : Tensor [B, H, W], float32
+        Canopy height [m].
+    hidden_states : tuple of Tensor [B, N, C] or None
+        Embedding and output of every block.
+    attentions : tuple of Tensor [B, heads, N, N] or None
+        Attention weights of every block.
+    """
+
+    loss: Tensor | None = None
+    predicted_depth: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return what is not ``None``, in order."""
+        return tuple(self._present().values())
+
+    def _present(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# What autocast would convert the parameters of, each time: 337 million for the published model.
+_CONVERTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Attention)
+
+
+def convert_weights(model: Model, dtype: torch.dtype) -> Model:
+    """Copy a model, with the weights of its matrix products in another data type.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; it stays as it is.
+    dtype : torch.dtype
+        The arithmetic of the autocast that the copy will run under.
+
+    Returns
+    -------
+    nn.Module
+        For inference. Norms, scales and tokens keep their data type, so that under autocast it
+        gives the same bits as the model itself.
+    """
+    # What is in the memo is not copied: the converted weights are the only new ones.
+    memo: dict[int, object] = {}
+    for part in model.modules():
+        if isinstance(part, _CONVERTED):
+            for parameter in part.parameters(recurse=False):
+                converted = parameter.detach().to(dtype)
+                memo[id(parameter)] = nn.Parameter(converted, requires_grad=False)
+    return copy.deepcopy(model, memo)

@@ -1,17 +1,26 @@
-"""Figures, and how missing data look on them."""
+"""Figures, axes and scale bars, and rasters averaged to what a screen shows."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy.typing as npt
+import xarray as xr
+from odc.geo.xr import xr_coords
+
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster import Grid, find_grid, ground_pixel, has_true_areas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from matplotlib.patches import Patch
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 #: How missing data look: unlike any height.
 MISSING = {"facecolor": "0.85", "edgecolor": "0.5", "hatch": "////"}
@@ -157,3 +166,161 @@ def panels(
     for spare in flat[count:]:
         spare.remove()
     return figure, flat[:count]
+
+
+#: The bar is no longer than this share of the map.
+_SHARE = 0.3
+#: Maps of less height than this share of their width would be hidden by it.
+FLAT = 0.3
+_METRES = {"m", "metre", "meter"}
+
+
+def ground_scale(array: xr.DataArray) -> tuple[float, float] | None:
+    """Return ground metres per unit of the vertical and the horizontal coordinate.
+
+    Parameters
+    ----------
+    array : DataArray
+        With two spatial dims.
+
+    Returns
+    -------
+    (float, float) or None
+        At the array's centre; None where a unit's length is not known.
+    """
+    grid: Grid = find_grid(array)
+    if has_true_areas(array):
+        height, width = ground_pixel(grid)
+        return height / abs(grid.pixel[0]), width / abs(grid.pixel[1])
+    units = [array[dim].attrs.get("units") if dim in array.coords else None for dim in grid.dims]
+    return (1.0, 1.0) if set(units) <= _METRES else None
+
+
+def add_scale_bar(ax: Axes, array: xr.DataArray) -> AnchoredSizeBar | None:
+    """Draw a scale bar in the lower right corner of a map; above it, if it is very flat.
+
+    Parameters
+    ----------
+    ax : Axes
+        With the map.
+    array : DataArray
+        What the map shows; its CRS says how long a metre is.
+
+    Returns
+    -------
+    AnchoredSizeBar or None
+        A round number of metres or kilometres on the ground. None, and nothing is drawn, without
+        a CRS, unless the coordinates say that they are metres.
+    """
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+    scale = ground_scale(array)
+    if scale is None:
+        return None
+    left, right = ax.get_xlim()
+    tall = abs(ax.get_ylim()[1] - ax.get_ylim()[0])
+    flat = tall * scale[0] < abs(right - left) * scale[1] * FLAT
+    above = {"bbox_to_anchor": (1, 1), "bbox_transform": ax.transAxes} if flat else {}
+    length = _round_length(abs(right - left) * scale[1] * _SHARE)
+    name = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    bar = AnchoredSizeBar(
+        ax.transData,
+        length / scale[1],
+        name,
+        "lower right",
+        pad=0.3,
+        borderpad=0.4,
+        sep=3,
+        color="black",
+        size_vertical=min(tall, abs(right - left) * scale[1] / scale[0]) * 0.01,
+        fill_bar=True,
+        label_top=True,
+        **above,
+    )
+    # Black on white, whatever the map and the style of the figure are.
+    bar.patch.set(facecolor="white", edgecolor="none", alpha=0.8)
+    ax.add_artist(bar)
+    return bar
+
+
+def _round_length(most: float) -> float:
+    """Return the greatest 1, 2 or 5 times a power of ten that is not more [m]."""
+    power = 10.0 ** math.floor(math.log10(most))
+    return next(step * power for step in (5.0, 2.0, 1.0) if step * power <= most * (1 + 1e-9))
+
+
+#: No screen shows more along one side; larger arrays are averaged first [px].
+_LONGEST = 1200
+
+
+def validate_plane(array: xr.DataArray) -> tuple[str, str]:
+    """Return the vertical and the horizontal dim of an array that has no others."""
+    dims = find_grid(array).dims
+    further = [str(dim) for dim in array.dims if dim not in dims]
+    if further:
+        raise CHMv2Error(
+            f"one picture, with dims {dims}",
+            f"further dims {further}",
+            f"choose one: array.isel({further[0]}=0)",
+        )
+    return dims
+
+
+def north_up(array: xr.DataArray) -> xr.DataArray:
+    """Turn an array so that north is up and east is right; without coordinates, as it is."""
+    y, x = validate_plane(array)
+    grid = find_grid(array)
+    if grid.crs is not None and not {y, x} <= set(array.coords):
+        # Coordinates that a transform implies: of averaged pixels it would say nothing true.
+        implied = xr_coords(grid.geobox, dims=(y, x))
+        array = array.assign_coords({dim: implied[dim] for dim in (y, x)})
+    turned = {
+        dim: slice(None, None, -1)
+        for dim, step in ((y, -1), (x, 1))
+        if dim in array.coords and step * float(array[dim][-1] - array[dim][0]) < 0
+    }
+    return array.transpose(y, x).isel(turned)
+
+
+def _trimmed(plane: xr.DataArray) -> tuple[xr.DataArray, dict[Hashable, int]]:
+    """Cut a plane to whole multiples of the windows that a screen's pixels average over."""
+    factor = math.ceil(max(plane.shape) / _LONGEST)
+    window = {dim: min(factor, size) for dim, size in plane.sizes.items()}
+    whole = {dim: slice(0, size - size % window[dim]) for dim, size in plane.sizes.items()}
+    return plane.isel(whole), window
+
+
+def coarse(plane: xr.DataArray) -> xr.DataArray:
+    """Average a plane down to what a screen shows, lazily where it is lazy."""
+    trimmed, window = _trimmed(plane)
+    return trimmed.coarsen(window).mean()
+
+
+def draw(ax: Axes, pixels: npt.NDArray[Any], plane: xr.DataArray, **options: Any) -> AxesImage:
+    """Draw the pixels of a plane where it lies, over the hatching of missing data."""
+    y, x = (str(dim) for dim in plane.dims)
+    (top, bottom), (left, right) = _edges(_trimmed(plane)[0])
+    image = ax.imshow(pixels, extent=(left, right, bottom, top), **options)
+    ax.patch.set(**MISSING)
+    ax.set_xlabel(label_of(plane, x))
+    ax.set_ylabel(label_of(plane, y))
+    ax.ticklabel_format(style="plain", useOffset=False)
+    return image
+
+
+def _edges(plane: xr.DataArray) -> list[tuple[float, float]]:
+    """Return the coordinates of the outer edges of the first and the last row, and column."""
+    grid = find_grid(plane)
+    sides = zip(grid.dims, grid.edges, grid.pixel, grid.shape, strict=True)
+    return [
+        (edge, edge + pixel * size)
+        if grid.crs is not None or dim in plane.coords
+        else (-0.5, size - 0.5)  # pixels are counted by their centres
+        for dim, edge, pixel, size in sides
+    ]
+
+
+def label_of(plane: xr.DataArray, dim: str) -> str:
+    """Name an axis, with its unit where that is known."""
+    units = {"metre": "m"}.get(found := str(plane[dim].attrs.get("units", "")), found)
+    return f"{dim} [{units}]" if units else dim

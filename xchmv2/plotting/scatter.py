@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.heights import Raster
 from xchmv2.plotting.canvas import Picture, panels
-from xchmv2.plotting.show import HEIGHT_COLOURS, round_limit
-from xchmv2.validation import scores
-from xchmv2.validation.matching import Matched, match
+from xchmv2.plotting.maps import HEIGHT_COLOURS, round_limit
+from xchmv2.raster import Raster
+from xchmv2.validation import Matched, match, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

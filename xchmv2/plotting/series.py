@@ -13,10 +13,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.heights import Raster, choose_heights
-from xchmv2.imagery import Grid, find_grid
-from xchmv2.nodata import without_nodata
 from xchmv2.plotting.canvas import Picture, panels
+from xchmv2.raster import Grid, Raster, choose_heights, find_grid, without_nodata
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,8 +16,8 @@ from odc.geo.geom import box as box_geometry
 from odc.geo.geom import unary_union
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.imagery import Grid, ground_pixel, resolve_target
-from xchmv2.imagery.resolution import validate_source
+from xchmv2.imagery import resolve_target, validate_source
+from xchmv2.raster import Grid, ground_pixel
 from xchmv2.stac.items import Asset, StacItem
 
 DEGREES = CRS("EPSG:4326")

@@ -21,14 +21,9 @@ from typing import Any
 from zarr.abc.store import Store
 
 from xchmv2.errors import StoreError
-from xchmv2.store.objects import (
-    delete_object,
-    read_object,
-    remove_empty_folders,
-    write_object,
-)
+from xchmv2.store.storage import delete_object, read_object, remove_empty_folders, write_object
 
-KEY = "xchmv2/lock.json"
+LOCK = "xchmv2/lock.json"
 #: How often the owner renews the lock [s].
 _RENEW = 20.0
 #: After how long without renewal a lock on another machine is taken for dead [s].
@@ -104,7 +99,7 @@ class WriterLock:
         if holder is not None and not self._is_mine(holder):
             if _lives(holder):
                 raise _refusal(self._store, holder)
-            write_object(self._store, KEY, self._content())
+            write_object(self._store, LOCK, self._content())
             sure = False
         if not sure:
             time.sleep(_CONFIRM)  # another may be doing the same: the last one to write has it
@@ -118,7 +113,7 @@ class WriterLock:
         with suppress(Exception):
             holder = self._holder()
             if holder is not None and self._is_mine(holder):
-                delete_object(self._store, KEY)
+                delete_object(self._store, LOCK)
                 remove_empty_folders(self._store)
 
     def _renew(self) -> None:
@@ -128,13 +123,13 @@ class WriterLock:
                 self._lost = holder is None or not self._is_mine(holder)
                 if self._lost:
                     return
-                write_object(self._store, KEY, self._content())
+                write_object(self._store, LOCK, self._content())
 
     def _content(self) -> bytes:
         return json.dumps({**self._owner, "renewed": time.time()}).encode()
 
     def _holder(self) -> dict[str, Any] | None:
-        data = read_object(self._store, KEY)
+        data = read_object(self._store, LOCK)
         if data is None:
             return None
         try:
@@ -200,7 +195,7 @@ def _link(path: str) -> str:
 def _create(store: Store, content: bytes) -> bool:
     """Write the lock if there is none; returns whether the store makes sure of that."""
     try:
-        write_object(store, KEY, content, new=True)
+        write_object(store, LOCK, content, new=True)
     except OSError as error:
         raise StoreError(
             f"to write to {store}",
@@ -216,5 +211,5 @@ def _refusal(store: Store, holder: dict[str, Any]) -> StoreError:
         f"to be the only writer of {store}",
         f"that {who} is writing to it",
         "let it finish, or stop it and call again; if it died on another machine, the lock "
-        f"{KEY} is taken over after {_STALE / 60:.0f} minutes",
+        f"{LOCK} is taken over after {_STALE / 60:.0f} minutes",
     )

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 
 from xchmv2.errors import IncompleteStoreWarning, StoreError
-from xchmv2.labels import HEIGHT_NAME
-from xchmv2.store.locations import StoreLike, resolve_store
-from xchmv2.store.manifest import Manifest, open_manifest
+from xchmv2.raster import HEIGHT_NAME
+from xchmv2.store.records import Manifest, open_manifest
+from xchmv2.store.storage import StoreLike, resolve_store
 
 
 def open_zarr(

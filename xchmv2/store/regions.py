@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from xchmv2._dask import blocks_of
 from xchmv2.errors import StoreError
-from xchmv2.store.cube import Cube
-from xchmv2.store.encodings import Encoding
-from xchmv2.store.manifest import Manifest
+from xchmv2.predict import blocks_of
+from xchmv2.store.records import Manifest
+from xchmv2.store.template import Cube, Encoding
 
 #: What ``regions=`` takes: index ranges along some dims, or several of these.
 Region = Mapping[Hashable, slice | int]

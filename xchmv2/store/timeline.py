@@ -14,10 +14,9 @@ import zarr
 from zarr.abc.store import Store
 
 from xchmv2.errors import StoreError
-from xchmv2.store.cube import Cube, date_label
-from xchmv2.store.manifest import GROUP, Manifest
-from xchmv2.store.objects import copy_below, delete_below, move_below
-from xchmv2.store.template import write_coordinates
+from xchmv2.store.records import GROUP, Manifest
+from xchmv2.store.storage import copy_below, delete_below, move_below
+from xchmv2.store.template import Cube, date_label, write_coordinates
 
 _ASIDE = f"{GROUP}/next"
 

@@ -11,25 +11,35 @@ import xarray as xr
 from dask.base import tokenize
 from zarr.abc.store import Store
 
-from xchmv2._dask import delayed_sinks, leaves_process, run_sinks
 from xchmv2.errors import StoreError
-from xchmv2.store.cube import Cube, read_cube
-from xchmv2.store.encodings import EncodingName, resolve_encoding
-from xchmv2.store.identity import fingerprint, imagery_digests
-from xchmv2.store.locations import StoreLike, is_icechunk, resolve_store, validate_reachable
+from xchmv2.predict import Progress, delayed_sinks, leaves_process, run_sinks
 from xchmv2.store.lock import WriterLock
-from xchmv2.store.manifest import (
+from xchmv2.store.records import (
     Manifest,
     begin,
     create_manifest,
+    fingerprint,
+    imagery_digests,
     open_manifest,
     remove_all,
     validate_same,
 )
-from xchmv2.store.objects import remove_partial_files
-from xchmv2.store.progress import Progress
 from xchmv2.store.regions import Regions, WriteBlock, missing_blocks, resolve_regions
-from xchmv2.store.template import data_arrays, write_template
+from xchmv2.store.storage import (
+    StoreLike,
+    is_icechunk,
+    remove_partial_files,
+    resolve_store,
+    validate_reachable,
+)
+from xchmv2.store.template import (
+    Cube,
+    EncodingName,
+    data_arrays,
+    read_cube,
+    resolve_encoding,
+    write_template,
+)
 from xchmv2.store.timeline import add_dates, finish_extension, in_order
 
 #: By label, what a date was made from.

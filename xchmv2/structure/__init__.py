@@ -1,7 +1,6 @@
 """Canopy structure from heights: cover, percentiles, gaps, rumple, volume, forest."""
 
-from xchmv2.structure.forest import forest_mask
-from xchmv2.structure.gaps import gaps
+from xchmv2.structure.forest import forest_mask, gaps
 from xchmv2.structure.statistics import (
     canopy_cover,
     canopy_volume,

@@ -1,19 +1,27 @@
-"""Square cells of ground that statistics are made over, at fixed places from the CRS origin."""
+"""Cells of a raster: their grid, and reduction of the pixels in each over chunks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from odc.geo.xr import xr_coords
 
-from xchmv2.areas import has_true_areas
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import Grid, find_crs_coordinate, find_grid, ground_pixel
+from xchmv2.raster import (
+    Grid,
+    cell_areas,
+    find_crs_coordinate,
+    find_grid,
+    ground_pixel,
+    has_true_areas,
+)
 
 #: The ground scale of a projection counts in steps of this share, so that neighbouring areas of
 #: interest get the same cells; in a UTM zone it is exactly 1.
@@ -208,3 +216,180 @@ def _lay(edge: float, pixel: float, count: int, cell: float) -> CellAxis:
         lowest,
         math.copysign(cell, pixel),
     )
+
+
+Array = npt.NDArray[Any]
+#: From pixels (..., y, x), their areas (y, x), and the bounds of cells along both axes.
+Kernel = Callable[[Array, Array, Array, Array], Array]
+
+
+def mean_of_cells(pixels: Array, area: Array, rows: Array, cols: Array) -> Array:
+    """Average over cells, weighted by area; NaN is left out.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (..., y, x) values.
+    area : ndarray
+        (y, x) areas of pixels.
+    rows, cols : ndarray
+        Bounds of the cells along both axes.
+
+    Returns
+    -------
+    ndarray
+        (..., rows, cols) float64.
+    """
+    weight = np.where(np.isnan(pixels), 0, area)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Array = sum_of_cells(pixels, area, rows, cols) / _add_up(weight, rows, cols)
+    return found
+
+
+def sum_of_cells(pixels: Array, area: Array, rows: Array, cols: Array) -> Array:
+    """Add up value times area over cells; NaN is left out. Shapes as in mean_of_cells."""
+    return _add_up(np.where(np.isnan(pixels), 0, pixels * area), rows, cols)
+
+
+@dataclass(frozen=True)
+class PercentilesOfCells:
+    """Percentiles over cells, linear between values; NaN is left out.
+
+    Parameters
+    ----------
+    q : tuple of float
+        Which [%].
+    """
+
+    q: tuple[float, ...]
+
+    def __call__(self, pixels: Array, area: Array, rows: Array, cols: Array) -> Array:
+        """Return (..., rows, cols, q) percentiles of (..., y, x) pixels."""
+        values = np.sort(_gather(pixels, rows, cols), axis=-1)  # NaN last
+        count = (~np.isnan(values)).sum(axis=-1, keepdims=True)
+        place = np.maximum(count - 1, 0) * (np.asarray(self.q) / 100)
+        below = np.floor(place).astype(np.intp)
+        above = np.minimum(below + 1, np.maximum(count - 1, 0))
+        low, high = (
+            np.take_along_axis(values, at, axis=-1).astype(np.float64) for at in (below, above)
+        )
+        found: Array = low + (high - low) * (place - below)
+        return found
+
+
+def reduce_to_cells(
+    pixels: xr.DataArray,
+    cells: Cells,
+    kernel: Kernel,
+    *,
+    min_valid: float,
+    further: int | None = None,
+    dtype: str = "float32",
+) -> xr.DataArray:
+    """Make one value of the pixels of each cell.
+
+    Parameters
+    ----------
+    pixels : DataArray
+        Two spatial dims and any others; NaN where missing.
+    cells : Cells
+        The cells over it.
+    kernel : callable
+        What to make of them.
+    min_valid : float
+        Share of a cell's pixels that must not be missing; those that the raster does not reach
+        are missing.
+    further : int, optional
+        Size of a last axis that the kernel adds.
+    dtype : str
+        Of the result.
+
+    Returns
+    -------
+    DataArray
+        The same dims, and a last one named "further" if asked for; NaN in cells with too few
+        valid pixels. Lazy if the pixels are; the same for any chunks.
+    """
+    dims = [*(dim for dim in pixels.dims if dim not in cells.grid.dims), *cells.grid.dims]
+    ordered = pixels.transpose(*dims)
+    task = _Task(kernel, cells.y, cells.x, min_valid, dtype)
+    added = [] if further is None else [further]
+    areas = cell_areas(ordered)
+    if ordered.chunks is None:
+        data: Any = task.run(ordered.values, areas.values, *ordered.shape[-2:])
+    else:
+        data = _lazy(task, ordered.data, areas.data, added)
+    dims_out = [*dims, *(["further"] if added else [])]
+    found = xr.DataArray(data, cells.coords(ordered), dims_out, pixels.name)
+    return found.transpose(*pixels.dims, ...)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is done with one block of whole cells."""
+
+    kernel: Kernel
+    y: CellAxis
+    x: CellAxis
+    min_valid: float
+    dtype: str
+
+    def __call__(self, pixels: Array, area: Array, block_info: Any) -> Array:
+        rows, cols = block_info[0]["array-location"][-2:]
+        return self.run(pixels, area, rows, cols)
+
+    def run(self, pixels: Array, area: Array, rows: Any, cols: Any) -> Array:
+        """Reduce the pixels from (start, stop) of both axes, or of 0 to their number."""
+        spans = [(0, span) if np.isscalar(span) else span for span in (rows, cols)]
+        (y, full_y), (x, full_x) = (
+            axis.within(*span) for axis, span in zip((self.y, self.x), spans, strict=True)
+        )
+        there = _add_up((~np.isnan(pixels)).astype(np.float64), y, x)
+        enough = (there > 0) & (there >= self.min_valid * np.outer(full_y, full_x))
+        found = self.kernel(pixels, area, y, x)
+        if found.ndim > enough.ndim:
+            enough = enough[..., None]
+        return np.where(enough, found, np.nan).astype(self.dtype)
+
+
+def _lazy(task: _Task, pixels: da.Array, area: da.Array, added: Sequence[int]) -> da.Array:
+    """Put whole cells into each block, and reduce each by one task."""
+    (rows, tall), (cols, wide) = (
+        task.y.chunked(pixels.chunks[-2]),
+        task.x.chunked(pixels.chunks[-1]),
+    )
+    leading = pixels.chunks[:-2]
+    return da.map_blocks(
+        task,
+        pixels.rechunk((*leading, rows, cols)),
+        area.rechunk((rows, cols)),
+        chunks=(*leading, tall, wide, *((n,) for n in added)),
+        new_axis=pixels.ndim if added else None,
+        dtype=task.dtype,
+        meta=np.empty((0,) * (pixels.ndim + len(added)), task.dtype),
+    )
+
+
+def _add_up(values: Array, rows: Array, cols: Array) -> Array:
+    """Sum over cells: (..., y, x) to (..., rows, cols)."""
+    by_rows = np.add.reduceat(values, rows[:-1], axis=-2, dtype=np.float64)
+    found: Array = np.add.reduceat(by_rows, cols[:-1], axis=-1)
+    return found
+
+
+def _gather(pixels: Array, rows: Array, cols: Array) -> Array:
+    """Line up the pixels of each cell: (..., y, x) to (..., rows, cols, pixels), NaN at the end."""
+    (at_y, no_y), (at_x, no_x) = _places(rows), _places(cols)
+    found = pixels[..., at_y[:, :, None, None], at_x]  # [..., rows, tall, cols, wide]
+    found[..., no_y[:, :, None, None] | no_x] = np.nan
+    found = np.moveaxis(found, -3, -2)  # [..., rows, cols, tall, wide]
+    lined_up: Array = found.reshape(*found.shape[:-2], -1)
+    return lined_up
+
+
+def _places(bounds: Array) -> tuple[Array, Array]:
+    """Return the pixels of each cell along an axis, and which are beyond its end."""
+    sizes = np.diff(bounds)
+    places = bounds[:-1, None] + np.arange(sizes.max())
+    beyond = places >= bounds[1:, None]
+    return np.where(beyond, bounds[:-1, None], places), beyond

@@ -2,7 +2,7 @@
 
 from xchmv2.model.loss import Curriculum, charbonnier, chmv2_loss, patch_gradient, silog
 from xchmv2.training.calibration import Calibration, calibrate
-from xchmv2.training.fine_tune import FineTuned, fine_tune
+from xchmv2.training.tuning import FineTuned, fine_tune
 
 __all__ = [
     "Calibration",

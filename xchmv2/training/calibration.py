@@ -14,7 +14,7 @@ import xarray as xr
 from scipy import optimize
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.imagery import Grid, find_grid
+from xchmv2.raster import Grid, find_grid
 from xchmv2.training.pairs import align_reference
 
 #: Fewest reference heights that a line is fitted to.

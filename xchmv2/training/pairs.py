@@ -1,4 +1,4 @@
-"""Imagery and reference heights on one pixel grid, in memory."""
+"""Pairs of imagery and reference heights on one grid, and the crops drawn from them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import ImageryError
-from xchmv2.imagery import (
-    Grid,
-    Scene,
-    ValidPixels,
-    WindowReader,
-    find_grid,
-    read_scene,
-    resolve_nodata,
-    resolve_target,
-    resolve_value_range,
-)
-from xchmv2.nodata import without_nodata
-from xchmv2.validation.reference import LOWEST, average_onto, validate_heights
+from xchmv2.imagery import Scene, WindowReader, read_scene, resolve_target, resolve_value_range
+from xchmv2.raster import Grid, ValidPixels, find_grid, resolve_nodata, without_nodata
+from xchmv2.validation.matching import LOWEST, average_onto, validate_heights
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,3 +206,243 @@ def _read_bands(scene: Scene) -> npt.NDArray[Any]:
 def _scaled(values: npt.NDArray[Any], ranges: Sequence[tuple[float, float]]) -> npt.NDArray[Any]:
     low, high = (np.array(side, np.float32)[:, None, None] for side in zip(*ranges, strict=True))
     return np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
+
+
+#: Edges of the height classes that crops are drawn from alike [m].
+CLASS_EDGES = (1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 35.0)
+#: Least share of a crop's pixels that must have a reference height.
+_LEAST_COVER = 0.5
+# Candidate crops start at every eighth of a tile.
+_STEPS_PER_TILE = 8
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of one pair.
+
+    Parameters
+    ----------
+    pair : int
+        Index of the pair.
+    top, left : int
+        First row and column [px].
+    """
+
+    pair: int
+    top: int
+    left: int
+
+
+@dataclass(frozen=True, eq=False)
+class CropSampler:
+    """Draws training crops by height class.
+
+    Parameters
+    ----------
+    crops : list of Crop
+        Candidates.
+    weights : numpy.ndarray
+        Probability of each.
+    pairs : sequence of Pair
+        What the crops are cut from.
+    tile : int
+        Side of a crop [px].
+    """
+
+    crops: list[Crop]
+    weights: npt.NDArray[np.float64]
+    pairs: Sequence[Pair]
+    tile: int
+
+    def draw(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+        """Draw crops, turned and mirrored at random.
+
+        Parameters
+        ----------
+        count : int
+            Number of crops.
+        rng : numpy.random.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        image, valid, height : numpy.ndarray
+            (count, 3, tile, tile), (count, tile, tile) and (count, tile, tile) [m].
+        """
+        chosen = rng.choice(len(self.crops), count, p=self.weights)
+        cut = [cut_crop(self.pairs, self.crops[i], self.tile) for i in chosen]
+        turned = []
+        for image, valid, height in cut:
+            turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
+            turned.append([_turned(a, turns, mirror) for a in (image, valid, height)])
+        images, valids, heights = (np.stack(part) for part in zip(*turned, strict=True))
+        return images, valids, heights
+
+
+def cut_crop(
+    pairs: Sequence[Pair], crop: Crop, tile: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """Cut image (3, tile, tile), validity and heights [m] of one crop."""
+    pair = pairs[crop.pair]
+    where = (slice(crop.top, crop.top + tile), slice(crop.left, crop.left + tile))
+    return pair.image[:, *where], pair.valid[where], pair.height[where]
+
+
+def split_crops(
+    pairs: Sequence[Pair], tile: int, validation: float, rng: np.random.Generator
+) -> tuple[CropSampler, list[Crop]]:
+    """Hold out spatial blocks for validation and list the crops that touch none of them.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+        Imagery and heights.
+    tile : int
+        Side of a crop, and of a block that is held out [px].
+    validation : float
+        Share of the blocks with reference heights to hold out, 0 to below 1.
+    rng : numpy.random.Generator
+        Chooses the blocks.
+
+    Returns
+    -------
+    training : CropSampler
+        Crops that overlap no held-out block, not even one of another pair on the same ground (of
+        the same CRS).
+    validation : list of Crop
+        One crop per held-out block; empty if ``validation`` is 0.
+
+    Raises
+    ------
+    ImageryError
+        If fewer than two tiles of training data are left.
+    """
+    blocks = [crop for i in range(len(pairs)) for crop in _blocks(pairs, i, tile)]
+    count = round(validation * len(blocks))
+    if validation > 0 and len(blocks) > 1:
+        count = max(1, count)
+    held_out = [blocks[i] for i in sorted(rng.permutation(len(blocks))[:count])]
+    candidates, classes = [], []
+    for i, pair in enumerate(pairs):
+        blocked = [_seen_from(pair, pairs[crop.pair], crop, tile) for crop in held_out]
+        crops, counts = _candidates(i, pair, tile, [area for area in blocked if area])
+        candidates += crops
+        classes.append(counts)
+    _validate_enough(blocks, count, candidates, tile)
+    return CropSampler(candidates, _by_class(np.concatenate(classes)), pairs, tile), held_out
+
+
+def _validate_enough(blocks: list[Crop], held_out: int, candidates: list[Crop], tile: int) -> None:
+    left = len(blocks) - held_out
+    if left < 2 or len(candidates) < 2:
+        raise ImageryError(
+            f"at least two tiles of {tile} px with reference heights to train on",
+            f"{len(blocks)} in all, {left} after {held_out} were held out for validation",
+            f"half of a tile's pixels must have heights: take a smaller tile, such as "
+            f"tile={max(32, tile // 64 * 32)}, or more reference data",
+        )
+
+
+def _blocks(pairs: Sequence[Pair], index: int, tile: int) -> list[Crop]:
+    """Squares side by side, moved inward at the far edges, that hold enough heights."""
+    rows, cols = pairs[index].height.shape
+    if min(rows, cols) < tile:
+        return []
+    known = _integral(np.isfinite(pairs[index].height))
+    tops, lefts = (
+        [min(i * tile, size - tile) for i in range(max(1, round(size / tile)))]
+        for size in (rows, cols)
+    )
+    return [
+        Crop(index, top, left)
+        for top in tops
+        for left in lefts
+        if _window_sum(known, top, left, tile) >= _LEAST_COVER * tile**2
+    ]
+
+
+def _seen_from(
+    pair: Pair, other: Pair, crop: Crop, tile: int
+) -> tuple[float, float, float, float] | None:
+    """Rows and columns that a block of another pair covers in this one, which may be the same."""
+    spans: list[tuple[float, float]] = [
+        (crop.top, crop.top + tile),
+        (crop.left, crop.left + tile),
+    ]
+    if pair is not other:
+        if pair.grid is None or other.grid is None or pair.grid.crs != other.grid.crs:
+            return None
+        for axis, span in enumerate(spans):
+            ends = [other.grid.edges[axis] + other.grid.pixel[axis] * end for end in span]
+            here = [(end - pair.grid.edges[axis]) / pair.grid.pixel[axis] for end in ends]
+            spans[axis] = (min(here), max(here))
+    return (*spans[0], *spans[1])
+
+
+def _candidates(
+    index: int, pair: Pair, tile: int, blocked: list[tuple[float, float, float, float]]
+) -> tuple[list[Crop], npt.NDArray[np.float64]]:
+    """Crops off the blocked areas, and how many pixels of each height class they hold."""
+    rows, cols = pair.height.shape
+    if min(rows, cols) < tile:
+        return [], np.zeros((0, len(CLASS_EDGES) + 1))
+    step = max(1, tile // _STEPS_PER_TILE)
+    top, left = (
+        grid.ravel()
+        for grid in np.meshgrid(
+            np.arange(0, rows - tile + 1, step), np.arange(0, cols - tile + 1, step), indexing="ij"
+        )
+    )
+    free = np.ones(top.size, bool)
+    for first, last, near, far in blocked:
+        free &= (top + tile <= first) | (top >= last) | (left + tile <= near) | (left >= far)
+    label = np.digitize(pair.height, CLASS_EDGES)  # NaN goes to the last class, masked below
+    known = np.isfinite(pair.height)
+    counts = np.stack(
+        [
+            _window_sum(_integral((label == k) & known), top, left, tile)
+            for k in range(len(CLASS_EDGES) + 1)
+        ],
+        axis=1,
+    )
+    free &= counts.sum(axis=1) >= _LEAST_COVER * tile**2
+    crops = [Crop(index, int(t), int(x)) for t, x in zip(top[free], left[free], strict=True)]
+    return crops, counts[free].astype(np.float64)
+
+
+def _by_class(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Probability of each crop, if a height class is drawn first, then a crop that holds it.
+
+    Classes are drawn with the square root of their share: rare tall trees come up far more often
+    than their area, and do not fill the training either.
+    """
+    totals = counts.sum(axis=0)
+    share = np.sqrt(totals / totals.sum())
+    per_class = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    weights = per_class @ (share / share.sum())
+    return np.asarray(weights / weights.sum())
+
+
+def _integral(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Compute sums over all rectangles from the first corner, with a row and a column of zeros."""
+    return np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+
+
+def _window_sum(
+    integral: npt.NDArray[np.int64],
+    top: int | npt.NDArray[np.intp],
+    left: int | npt.NDArray[np.intp],
+    size: int,
+) -> npt.NDArray[np.int64]:
+    low, right = top + size, left + size
+    total: npt.NDArray[np.int64] = (
+        integral[low, right] - integral[top, right] - integral[low, left] + integral[top, left]
+    )
+    return total
+
+
+def _turned(array: npt.NDArray[np.generic], turns: int, mirror: bool) -> npt.NDArray[np.generic]:
+    turned = np.rot90(array, turns, axes=(-2, -1))
+    return np.ascontiguousarray(turned[..., ::-1] if mirror else turned)

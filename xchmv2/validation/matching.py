@@ -1,20 +1,30 @@
-"""Heights and their reference, brought together."""
+"""How reference heights meet a height map: rasters, footprints and plots."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
+import dask
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
+from odc.geo import CRS
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import wrap_xr, xr_reproject
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.heights import Raster, choose_heights
-from xchmv2.imagery import Grid, find_grid
-from xchmv2.nodata import without_nodata
-from xchmv2.validation.footprints import under_footprints
-from xchmv2.validation.reference import clean_heights, crop, on_grid, overlap_window
+from xchmv2.raster import (
+    Grid,
+    Raster,
+    choose_heights,
+    find_grid,
+    ground_pixel,
+    has_true_areas,
+    without_nodata,
+)
 
 #: Radius of a GEDI footprint [m], and the percentile that is compared with its RH98.
 RADIUS = 12.0
@@ -143,3 +153,356 @@ def _extent(known: npt.NDArray[np.bool_]) -> slice:
     """Return the span from the first to the last that is known."""
     places = np.flatnonzero(known)
     return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
+
+
+Floats = npt.NDArray[np.float64]
+
+#: Heights that a canopy can have [m]; noise of lidar around the ground is taken for 0.
+LOWEST, HIGHEST = 0.0, 120.0
+_GROUND_NOISE = 0.5
+#: Pixels are of the same size if they agree to this share.
+_TOLERANCE = 0.01
+#: Where neither has a CRS, coordinates are taken as they are: between two grids of one CRS nothing
+#: is transformed, whichever it is.
+_PLANE = CRS("EPSG:3857")
+
+
+def clean_heights(reference: xr.DataArray) -> xr.DataArray:
+    """Turn the reference's nodata into NaN, lazily where it is lazy.
+
+    Parameters
+    ----------
+    reference : DataArray
+        (y, x) heights [m], with a nodata value in its metadata or none.
+
+    Returns
+    -------
+    DataArray
+        float32 with dims in order.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are further dims.
+    """
+    flat = reference.squeeze(drop=True)
+    grid = find_grid(flat if flat.ndim == 2 else reference)
+    # Of one row or column, that dim is to stay.
+    single = [dim for dim in reference.dims if dim not in grid.dims and reference.sizes[dim] == 1]
+    flat = reference.squeeze(single, drop=True)
+    if set(flat.dims) - set(grid.dims):
+        raise CHMv2Error(
+            "reference heights of one date, dims y and x",
+            f"sizes {dict(reference.sizes)}",
+            "choose one layer: reference.isel(band=0)",
+        )
+    found = without_nodata(flat).transpose(*grid.dims).astype(np.float32)
+    return found.where(np.isfinite(found))
+
+
+def validate_heights(values: npt.NDArray[np.floating]) -> None:
+    """Refuse heights that no canopy has.
+
+    Parameters
+    ----------
+    values : ndarray
+        Heights [m], NaN where there is none.
+
+    Raises
+    ------
+    CHMv2Error
+        If some lie outside 0 to 120 m.
+    """
+    wrong = (values < LOWEST - _GROUND_NOISE) | (values > HIGHEST)
+    if wrong.any():
+        raise CHMv2Error(
+            f"reference heights of {LOWEST:g} to {HIGHEST:g} m",
+            f"{int(wrong.sum())} outside, from {np.nanmin(values):g} to {np.nanmax(values):g}",
+            "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
+            "reference * 0.3048",
+        )
+
+
+def overlap_window(grid: Grid, reference: xr.DataArray) -> tuple[slice, slice]:
+    """Find the pixels of a grid that a reference reaches into.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the heights.
+    reference : DataArray
+        (y, x), in any CRS.
+
+    Returns
+    -------
+    rows, cols : slice
+        Empty where the two share no ground.
+
+    Raises
+    ------
+    CHMv2Error
+        If only one of them has a CRS.
+    """
+    there = find_grid(reference)
+    if (grid.crs is None) != (there.crs is None):
+        lacking = "heights" if grid.crs is None else "reference"
+        raise CHMv2Error(
+            "a CRS on heights and reference, or on neither",
+            f"none on the {lacking}",
+            "write it: array.rio.write_crs('EPSG:...')",
+        )
+    return _spans(_placed(grid), _placed(there))
+
+
+def _placed(grid: Grid) -> Grid:
+    return replace(grid, crs=_PLANE) if grid.crs is None else grid
+
+
+def _spans(grid: Grid, other: Grid, margin: int = 2) -> tuple[slice, slice]:
+    """Return rows and columns of a grid that another one, in any CRS, reaches into."""
+    box = other.geobox.footprint(grid.crs, npoints=20).boundingbox
+    spans = []
+    for axis, ends in enumerate(((box.bottom, box.top), (box.left, box.right))):
+        pixels = sorted((end - grid.edges[axis]) / grid.pixel[axis] for end in ends)
+        first = min(grid.shape[axis], max(0, math.floor(pixels[0]) - margin))
+        last = min(grid.shape[axis], max(first, math.ceil(pixels[1]) + margin))
+        spans.append(slice(first, last))
+    return spans[0], spans[1]
+
+
+def crop(grid: Grid, rows: slice, cols: slice) -> Grid:
+    """Return the grid of some rows and columns of a grid."""
+    starts = rows.start, cols.start
+    edges = [e + p * n for e, p, n in zip(grid.edges, grid.pixel, starts, strict=True)]
+    shape = rows.stop - rows.start, cols.stop - cols.start
+    return replace(grid, shape=shape, edges=(edges[0], edges[1]))
+
+
+def on_grid(reference: xr.DataArray, grid: Grid) -> Floats:
+    """Average a reference over the pixels of the heights.
+
+    Parameters
+    ----------
+    reference : DataArray
+        (y, x) heights [m], NaN where there is none; what lies under the grid is computed.
+    grid : Grid
+        Of the heights.
+
+    Returns
+    -------
+    ndarray of float64, shape (H, W)
+        [m]; NaN where less than half a pixel is known. A reference that is coarser than the
+        heights is interpolated between its pixels instead: there is nothing to average.
+
+    Raises
+    ------
+    CHMv2Error
+        If heights lie outside 0 to 120 m.
+    """
+    there, grid = _placed(find_grid(reference)), _placed(grid)
+    spans = _spans(there, grid)
+    part = reference.isel(dict(zip(there.dims, spans, strict=True))).values
+    if not part.size:
+        return np.full(grid.shape, np.nan)
+    return average_onto(_checked(part), crop(there, *spans).geobox, grid.geobox)
+
+
+def _checked(values: npt.NDArray[np.floating]) -> Floats:
+    validate_heights(values)
+    return np.clip(values.astype(np.float64), LOWEST, None)
+
+
+def average_onto(heights: Floats, source: GeoBox, target: GeoBox) -> Floats:
+    """Bring heights onto other pixels: averaged by area, or interpolated where they are coarser.
+
+    Parameters
+    ----------
+    heights : ndarray of float64, shape (h, w)
+        [m]; NaN where there is none.
+    source, target : GeoBox
+        Their pixels, and the pixels wanted; in any CRS.
+
+    Returns
+    -------
+    ndarray of float64, shape (H, W)
+        [m]; NaN where less than half of what is averaged is known.
+    """
+    there = source.to_crs(target.crs)  # pixels of two CRSs may be of two units
+    finer = abs(there.resolution.x) <= abs(target.resolution.x) * (1 + _TOLERANCE)
+    plane = wrap_xr(heights, source, nodata=np.nan)
+    how = "average" if finer else "bilinear"
+    placed = xr_reproject(plane, target, resampling=how, dst_nodata=np.nan).values
+    if not finer:
+        return np.asarray(placed, np.float64)
+    # Of a pixel of which a corner is known, the average is that corner's.
+    known = wrap_xr(np.isfinite(heights).astype(np.float64), source)
+    share = xr_reproject(known, target, resampling="average", dst_nodata=np.nan).values
+    return np.where(share >= 0.5 - 1e-6, placed, np.nan)
+
+
+#: Columns that reference heights of points may have, in order of preference.
+COLUMNS = ("height", "rh98", "rh_98", "RH98", "canopy_height")
+#: Footprints of which less is known have no height: what is missing may be what is tall.
+_LEAST_KNOWN = 0.9
+#: Footprints that are computed together.
+_BATCH = 2000
+
+
+def under_footprints(
+    height: xr.DataArray,
+    grid: Grid,
+    points: Any,
+    column: str | None,
+    radius: float,
+    percentile: float,
+) -> tuple[Floats, Floats]:
+    """Take a percentile of the heights in each footprint.
+
+    Parameters
+    ----------
+    height : DataArray
+        (y, x) heights [m].
+    grid : Grid
+        Its pixels.
+    points : GeoDataFrame or DataFrame
+        With points, or with columns x and y in the CRS of the heights.
+    column : str or None
+        Column of reference heights [m].
+    radius : float
+        Of a footprint [m on the ground]; overridden by a column ``radius``.
+    percentile : float
+        Between 0 and 100.
+
+    Returns
+    -------
+    found, reference : ndarray of float64, shape (N,)
+        [m]; NaN for footprints of which less than nine tenths are known.
+
+    Raises
+    ------
+    CHMv2Error
+        If points, heights or radius cannot be.
+    """
+    x, y = _places(points, grid)
+    reference = _heights(points, column)
+    radii = _radii(points, radius)
+    if not 0 <= percentile <= 100:
+        raise CHMv2Error(
+            "a percentile from 0 to 100", f"{percentile}", "give GEDI's: percentile=98"
+        )
+    rows, cols = (y - grid.edges[0]) / grid.pixel[0], (x - grid.edges[1]) / grid.pixel[1]
+    near = (rows > 0) & (rows < grid.shape[0]) & (cols > 0) & (cols < grid.shape[1])
+    near &= np.isfinite(reference)
+    found = np.full(len(reference), np.nan)
+    sides = _pixel_sides(height, grid)
+    # Neighbours together: each batch then touches few chunks.
+    order = np.lexsort((cols, np.floor(rows / 512)))
+    order = order[near[order]]
+    for start in range(0, len(order), _BATCH):
+        batch = order[start : start + _BATCH]
+        found[batch] = _batch(
+            height, grid, rows[batch], cols[batch], radii[batch], sides, percentile
+        )
+    return found, reference
+
+
+def _pixel_sides(height: xr.DataArray, grid: Grid) -> tuple[float, float]:
+    if has_true_areas(height):
+        return ground_pixel(grid)
+    return abs(grid.pixel[0]), abs(grid.pixel[1])
+
+
+def _batch(
+    height: xr.DataArray,
+    grid: Grid,
+    rows: Floats,
+    cols: Floats,
+    radii: Floats,
+    sides: tuple[float, float],
+    percentile: float,
+) -> Floats:
+    """Read the pixels whose centres lie in footprints, and take the percentile of each."""
+    reach = [math.ceil(float(radii.max()) / side) + 1 for side in sides]
+    down, along = (a.ravel() for a in np.mgrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1])
+    # [points, pixels around them]
+    row, col = (
+        np.floor(centre).astype(int)[:, None] + step
+        for centre, step in ((rows, down), (cols, along))
+    )
+    distance = np.hypot(
+        (row + 0.5 - rows[:, None]) * sides[0], (col + 0.5 - cols[:, None]) * sides[1]
+    )
+    # A footprint smaller than a pixel is that pixel.
+    inside = (distance <= radii[:, None]) | ((down == 0) & (along == 0))
+    there = (row >= 0) & (row < grid.shape[0]) & (col >= 0) & (col < grid.shape[1])
+    used = inside & there
+    index = np.where(used, row, 0)[used], np.where(used, col, 0)[used]
+    where = {dim: xr.DataArray(i, dims="pixel") for dim, i in zip(grid.dims, index, strict=True)}
+    values = np.full(used.shape, np.nan)
+    (values[used],) = dask.compute(height.isel(where).data)
+    known = np.isfinite(values)
+    enough = known.sum(axis=1) >= _LEAST_KNOWN * inside.sum(axis=1)
+    found = np.full(len(rows), np.nan)
+    if enough.any():
+        found[enough] = np.nanpercentile(values[enough], percentile, axis=1)
+    return found
+
+
+def _places(points: Any, grid: Grid) -> tuple[Floats, Floats]:
+    """Return x and y of points in the CRS of the heights."""
+    if isinstance(points, pd.DataFrame) and hasattr(points, "geometry"):
+        return _geometry_places(points, grid)
+    if isinstance(points, pd.DataFrame) and {"x", "y"} <= set(points.columns):
+        return points["x"].to_numpy(np.float64), points["y"].to_numpy(np.float64)
+    found = list(points.columns) if isinstance(points, pd.DataFrame) else type(points).__name__
+    raise CHMv2Error(
+        "a reference as a DataArray, or points as a GeoDataFrame or a DataFrame with x, y and "
+        "height",
+        f"{found}",
+        "make points: geopandas.GeoDataFrame(table, geometry=geopandas.points_from_xy(lon, lat), "
+        "crs=4326)",
+    )
+
+
+def _geometry_places(points: Any, grid: Grid) -> tuple[Floats, Floats]:
+    series = points.geometry
+    kinds = sorted(set(series.geom_type.dropna()) - {"Point"})
+    if kinds:
+        raise CHMv2Error("points", f"{', '.join(kinds)}", "take their centres: points.centroid")
+    if series.crs is not None:
+        if grid.crs is None:
+            raise CHMv2Error(
+                "a CRS on the heights, to bring points of another CRS to it",
+                f"none, with points in {series.crs.name}",
+                "write it: height.rio.write_crs('EPSG:...')",
+            )
+        series = series.to_crs(grid.crs.proj)
+    return series.x.to_numpy(np.float64), series.y.to_numpy(np.float64)
+
+
+def _heights(points: pd.DataFrame, column: str | None) -> Floats:
+    names = [name for name in COLUMNS if name in points.columns] if column is None else [column]
+    if not names or names[0] not in points.columns:
+        raise CHMv2Error(
+            f"a column of reference heights, such as {', '.join(COLUMNS[:2])}"
+            if column is None
+            else f"a column {column!r}",
+            f"columns {[str(name) for name in points.columns]}",
+            "name it: column='rh98'",
+        )
+    heights = points[names[0]].to_numpy(np.float64, na_value=np.nan)
+    heights = np.where(np.isfinite(heights), heights, np.nan)
+    validate_heights(heights)
+    return np.clip(heights, 0, None)
+
+
+def _radii(points: pd.DataFrame, radius: float) -> Floats:
+    given = points["radius"] if "radius" in points.columns else radius
+    radii = np.broadcast_to(np.asarray(given, np.float64), (len(points),))
+    if len(radii) and not (np.isfinite(radii).all() and radii.min() > 0):
+        raise CHMv2Error(
+            "footprints with a radius above 0 m",
+            f"{radii.min():g}",
+            "give GEDI's: radius=12",
+        )
+    return radii

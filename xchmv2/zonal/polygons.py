@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import Grid
+from xchmv2.raster import Grid
 
 #: Sides of polygons of another CRS are straight there: they are bent at points so far apart, which
 #: leaves them less than a tenth of a metre off [degrees, m].

@@ -1,32 +1,36 @@
-"""Statistics of a raster under polygons."""
+"""zonal(): statistics of heights and changes under polygons."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from scipy.stats import norm
 
-from xchmv2.areas import cell_areas
 from xchmv2.errors import CHMv2Error
-from xchmv2.imagery import find_grid
-from xchmv2.zonal.correlation import estimate_length, spread_windows
-from xchmv2.zonal.graph import cut_layer, lazy_sums
-from xchmv2.zonal.labelling import label_zones
-from xchmv2.zonal.pieces import Group, cut_pieces
+from xchmv2.raster import cell_areas, find_grid, has_true_areas, is_crs_variable, without_nodata
 from xchmv2.zonal.polygons import Polygons, read_polygons, require_zonal
-from xchmv2.zonal.quantity import Quantity, read_quantity
-from xchmv2.zonal.statistics import (
+from xchmv2.zonal.zone_statistics import (
     CHANGE_STATS,
     WITH_ERROR,
+    Group,
+    Rules,
+    cut_layer,
+    cut_pieces,
+    estimate_length,
     finish,
+    label,
+    lazy_sums,
     percentile_of,
     resolve_stats,
+    spread_windows,
+    sum_group,
 )
-from xchmv2.zonal.sums import Rules, sum_group
 
 
 def zonal(
@@ -244,3 +248,260 @@ def _validate_layer(name: str, layer: xr.DataArray, values: xr.DataArray) -> Non
             f"{dict(layer.sizes)}, or other coordinates",
             f"bring it there: {name}.interp_like(values)",
         )
+
+
+def label_zones(
+    found: Any,
+    length: Any,
+    names: Sequence[str],
+    values: xr.DataArray,
+    polygons: Polygons,
+) -> xr.Dataset:
+    """Name dims, coordinates and units.
+
+    Parameters
+    ----------
+    found : array, shape (names, dates, polygons)
+        Statistics.
+    length : float, 0-d array or None
+        Correlation length behind the standard errors.
+    names : sequence of str
+        Of the statistics.
+    values : DataArray
+        What they are of, spatial dims last.
+    polygons : Polygons
+        What they are under.
+
+    Returns
+    -------
+    Dataset
+        With an xvec index of the polygons.
+    """
+    import xvec  # noqa: F401  (registers .xvec)
+
+    further = values.dims[:-2]
+    sizes = [values.sizes[dim] for dim in further]
+    of = "change" if values.name == "height_change" else str(values.attrs.get("long_name", "value"))
+    units, square = str(values.attrs.get("units", "m")), _square(values)
+    variables = {
+        name: ((*further, "geometry"), layer.reshape(*sizes, -1), label(name, of, units, square))
+        for name, layer in zip(names, found, strict=True)
+    }
+    coords = {"geometry": polygons.given, **_kept(values), **_names(polygons, names, values)}
+    result = xr.Dataset(variables, coords)
+    if length is not None:
+        attrs = {"long_name": "radius of the disc that counts as one independent error"}
+        if square:
+            attrs["units"] = "m"
+        result["correlation_length"] = ((), length, attrs)
+    for variable in result.data_vars.values():
+        variable.encoding = {"_FillValue": np.nan}
+    labelled: xr.Dataset = result.xvec.set_geom_indexes("geometry", crs=polygons.crs)
+    return labelled
+
+
+def _square(values: xr.DataArray) -> str | None:
+    """Return the unit of areas, known with a CRS or where the coordinates are said to be metres."""
+    if has_true_areas(values):
+        return "m2"
+    units = {values[dim].attrs.get("units") for dim in values.dims[-2:] if dim in values.coords}
+    return "m2" if units and units <= {"m", "metre", "meter"} else None
+
+
+def _kept(values: xr.DataArray) -> dict[Any, xr.DataArray]:
+    """Return the coordinates that are not of the pixels, such as time."""
+    plane = set(values.dims[-2:])
+    return {
+        name: coord.drop_vars([other for other in coord.coords if other != name])
+        for name, coord in values.coords.items()
+        if not set(coord.dims) & plane and not is_crs_variable(coord) and name != "spatial_ref"
+    }
+
+
+def _names(
+    polygons: Polygons, taken: Sequence[str], values: xr.DataArray
+) -> dict[str, tuple[str, Any]]:
+    """Return what names the polygons, under names that nothing else has."""
+    used = {
+        *taken,
+        "geometry",
+        "correlation_length",
+        *map(str, values.coords),
+        *map(str, values.dims),
+    }
+    return {
+        f"polygon_{name}" if name in used else name: ("geometry", column)
+        for name, column in polygons.labels.items()
+    }
+
+
+def to_table(zones: xr.Dataset) -> Any:
+    """Turn statistics of polygons into a GeoDataFrame, to map, join or save.
+
+    Parameters
+    ----------
+    zones : Dataset
+        From :func:`xchmv2.zonal.zonal`; computed if it is lazy.
+
+    Returns
+    -------
+    GeoDataFrame
+        One row for each polygon, and date where there are several; in the polygons' CRS. Column
+        names are those of the Dataset's variables and coordinates.
+    """
+    require_zonal()
+    import geopandas
+
+    crs = zones.xindexes["geometry"].crs  # type: ignore[attr-defined]
+    further = [dim for dim in zones.dims if dim != "geometry"]
+    shapes = zones["geometry"].values
+    # Polygons by number: two equal ones stay two.
+    flat = zones.drop_vars("geometry").reset_coords()
+    frame = flat.to_dataframe(dim_order=[*further, "geometry"]).reset_index()
+    frame["geometry"] = shapes[frame["geometry"]]
+    first = [*further, *(str(name) for name in zones.coords if zones[name].dims == ("geometry",))]
+    first = [str(name) for name in first if name != "geometry" and name in frame]
+    rest = [name for name in frame if name not in first and name != "geometry"]
+    return geopandas.GeoDataFrame(frame[[*first, *rest, "geometry"]], crs=crs)
+
+
+#: Change from which on a pixel is lost or gained, where no significance is known [m].
+THRESHOLD = 5.0
+CHANGE_NAME = "height_change"
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """Values, and what is known of them.
+
+    Parameters
+    ----------
+    values : DataArray
+        Heights or changes [m].
+    change : bool
+        Whether they are changes.
+    threshold : float or None
+        Change from which on a pixel is lost or gained; None: the layer ``changed`` tells.
+    layers : dict of str to DataArray or float
+        ``sigma``: standard deviation of the error [m]; ``changed`` and ``least``: significant
+        pixels and their level of detection [m].
+    length : float or None
+        Correlation length that came with the values [m].
+    """
+
+    values: xr.DataArray
+    change: bool
+    threshold: float | None = None
+    layers: dict[str, Any] = field(default_factory=dict)
+    length: float | None = None
+
+
+def read_quantity(
+    values: xr.DataArray | xr.Dataset,
+    threshold: float | None,
+    sigma: float | xr.DataArray | None,
+) -> Quantity:
+    """Tell heights from changes and find what comes with them.
+
+    Parameters
+    ----------
+    values : DataArray or Dataset
+        Heights; a change named ``height_change``; or a Dataset from ``difference``.
+    threshold : float, optional
+        Change that counts [m].
+    sigma : float or DataArray, optional
+        Standard deviation of the error of a value [m].
+
+    Returns
+    -------
+    Quantity
+        Lazy where the values are.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are neither heights nor changes, or a threshold or sigma that cannot be.
+    """
+    _validate(threshold, sigma)
+    if isinstance(values, xr.Dataset):
+        if CHANGE_NAME not in values:
+            return Quantity(_only_height(values), False, layers=_given(sigma))
+        return _read_change(values, threshold, sigma)
+    if not isinstance(values, xr.DataArray):
+        raise CHMv2Error(
+            "heights or changes as a DataArray or a Dataset",
+            type(values).__name__,
+            "open them: xchmv2.open_zarr(...)",
+        )
+    change = values.name == CHANGE_NAME
+    values = without_nodata(values)
+    if threshold is not None and not change:
+        raise CHMv2Error(
+            "a change, where there is a threshold of loss and gain",
+            f"an array named {values.name!r}",
+            f"if it is a change, say so: change.rename({CHANGE_NAME!r})",
+        )
+    limit = (THRESHOLD if threshold is None else float(threshold)) if change else None
+    return Quantity(values, change, limit, _given(sigma))
+
+
+def _validate(threshold: float | None, sigma: float | xr.DataArray | None) -> None:
+    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
+        raise CHMv2Error(
+            "a threshold above 0 m, the size of a change that counts",
+            f"{threshold}",
+            "give loss and gain one positive number: threshold=5.0",
+        )
+    if sigma is None or (isinstance(sigma, xr.DataArray) and sigma.chunks is not None):
+        return
+    least = float(sigma.min()) if isinstance(sigma, xr.DataArray) else float(sigma)
+    missing = isinstance(sigma, xr.DataArray) and np.isnan(least)
+    if not (missing or (np.isfinite(least) and least >= 0)):
+        raise CHMv2Error(
+            "sigma, a standard deviation of 0 m or more",
+            f"{least}",
+            "give the error of one pixel: sigma=4.0",
+        )
+
+
+def _given(sigma: float | xr.DataArray | None) -> dict[str, Any]:
+    return {} if sigma is None else {"sigma": sigma}
+
+
+def _only_height(dataset: xr.Dataset) -> xr.DataArray:
+    if "canopy_height" in dataset:
+        return without_nodata(dataset["canopy_height"])
+    raise CHMv2Error(
+        f"a Dataset with {CHANGE_NAME} or canopy_height",
+        f"{[str(name) for name in dataset.data_vars]}",
+        "choose the variable: dataset['...']",
+    )
+
+
+def _read_change(
+    dataset: xr.Dataset, threshold: float | None, sigma: float | xr.DataArray | None
+) -> Quantity:
+    change = dataset[CHANGE_NAME]
+    layers = _given(sigma)
+    if sigma is None and "level_of_detection" in dataset:
+        confidence = _find_attr(dataset, "confidence")
+        if confidence is not None:
+            quantile = float(norm.ppf(0.5 + float(confidence) / 2))
+            layers["sigma"] = dataset["level_of_detection"] / quantile
+    length = _find_attr(dataset, "correlation_length")
+    length = None if length is None or not np.isfinite(float(length)) else float(length)
+    if threshold is None and {"significant", "level_of_detection"} <= set(dataset.data_vars):
+        layers["changed"] = dataset["significant"].fillna(0).astype(bool)
+        layers["least"] = dataset["level_of_detection"]
+        return Quantity(change, True, None, layers, length)
+    return Quantity(change, True, float(threshold or THRESHOLD), layers, length)
+
+
+def _find_attr(dataset: xr.Dataset, name: str) -> Any:
+    """Find a number in the attributes of the level of detection, the change or the Dataset."""
+    holders = [dataset.get("level_of_detection"), dataset[CHANGE_NAME], dataset]
+    for holder in holders:
+        found = None if holder is None else holder.attrs.get(name)
+        if isinstance(found, int | float | np.number):
+            return found
+    return None

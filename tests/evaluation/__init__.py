@@ -1,0 +1,1 @@
+"""Scores against known truth, and the training of the demonstration model."""

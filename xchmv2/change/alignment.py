@@ -1,0 +1,391 @@
+"""align(): dates brought into register by shifts measured against one of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xchmv2.change.dates import ComparisonWarning, find_dates, list_dates, select_date
+from xchmv2.change.registration import Shift, Windows, estimate_shift
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import (
+    HEIGHT_NAME,
+    Raster,
+    has_true_areas,
+    on_same_grid,
+    pixel_size,
+    read_heights,
+    read_numbers,
+    spatial_dims,
+)
+
+#: Largest shift looked for by default [px]: the published geolocation error is 14 px on average.
+MAX_SHIFT = 24.0
+_WINDOW = 128
+_MOST_WINDOWS = 36
+
+
+def align(
+    height: Raster,
+    to: Any = None,
+    *,
+    max_shift: float = MAX_SHIFT,
+    window: int = _WINDOW,
+    windows: int = _MOST_WINDOWS,
+    apply: bool = True,
+) -> xr.DataArray | xr.Dataset:
+    """Bring dates into register, to a fraction of a pixel.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        (time, y, x) heights, or any other raster such as one band of imagery, in any order of
+        dims; integers become float32. Of a Dataset all variables are moved, by the shift of
+        ``canopy_height``, or of the mean of all where it has none, as with bands of imagery. One
+        date without a dim needs `to`.
+    to : label or DataArray, optional
+        What to bring them into register with: one of the dates, the first by default, or a
+        raster (y, x) on the same grid.
+    max_shift : float, default 24
+        Largest shift looked for along either axis [px].
+    window : int, default 128
+        Side of the windows that are compared [px].
+    windows : int, default 36
+        How many windows, about, spread evenly over the scene.
+    apply : bool, default True
+        Whether to move the dates, or only to tell how far they lie apart.
+
+    Returns
+    -------
+    DataArray or Dataset
+        The dates in register, interpolated bilinearly, on the grid they were on, with what was
+        taken out in coordinates ``removed_shift_y`` and ``removed_shift_x`` [px]. What comes from
+        beyond the edge is NaN. dask-backed if the input is.
+
+        With ``apply=False`` a Dataset along time of ``shift_y`` and ``shift_x`` [px], the
+        displacement of a date down the rows and along the columns against the reference: what is
+        at (r, c) there is at (r + shift_y, c + shift_x) here; ``distance_y`` and ``distance_x``,
+        the same on the ground [m]; ``spread`` [px] between windows, ``agreement``, the share of
+        windows that found this shift to 1 px, and ``windows``, how many could be compared.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are no dates or no such date, if grids differ, or the reference holds no data.
+
+    Warns
+    -----
+    ComparisonWarning
+        If no quarter of the windows of a date agree, or none can be compared. That date stays
+        where it is; its shift is NaN.
+
+    Notes
+    -----
+    Phase correlation [1]_ of the magnitude of the gradient in each window, twice: in place, and
+    again at the whole-pixel shift found first. The shift is the median of the largest set of
+    windows that agree to 1 px, so windows over clearings or cloud do not matter as long as others
+    outnumber them. One shift is found per date: it corrects location, not distortion.
+
+    Only the windows are read, at once: on a height that is still to be predicted that costs the
+    tiles under them, so write it to a store first. The moving itself is lazy.
+
+    Interpolation smooths what is moved by a fraction of a pixel, and not the reference.
+
+    References
+    ----------
+    .. [1] Guizar-Sicairos et al. 2008, Optics Letters 33, 156, as in scikit-image.
+    """
+    _validate(max_shift, window, windows)
+    array = _guide(height)
+    reference, dim = find_reference(array, to)
+    shifts = _estimate(array, reference, dim, max_shift, window, windows)
+    _warn_unknown(array, dim, shifts)
+    if not apply:
+        return _report(array, dim, shifts)
+    if isinstance(height, xr.Dataset):
+        return _move_all(height, array, dim, shifts)
+    return _move(array, dim, shifts)
+
+
+def _guide(height: Raster) -> xr.DataArray:
+    """Return the raster that tells the shift: the heights, or the mean of all bands."""
+    if isinstance(height, xr.Dataset) and HEIGHT_NAME not in height and len(height) > 1:
+        bands = [read_numbers(band) for band in height.data_vars.values()]
+        if all(set(band.dims) == set(bands[0].dims) for band in bands):
+            grey: xr.DataArray = sum(bands[1:], bands[0]) / len(bands)
+            return grey.transpose(*bands[0].dims)
+    return read_heights(height)
+
+
+def _validate(max_shift: float, window: int, windows: int) -> None:
+    if not (np.isfinite(max_shift) and max_shift > 0):
+        raise CHMv2Error("a max_shift above 0 px", f"{max_shift}", "pass max_shift=24")
+    if window < 16:
+        raise CHMv2Error("windows of at least 16 px", f"{window}", "pass window=128")
+    if windows < 1:
+        raise CHMv2Error("at least one window", f"{windows}", "pass windows=36")
+
+
+def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | None]:
+    """Return the raster that dates are compared with, and the dim they lie along.
+
+    Parameters
+    ----------
+    array : DataArray
+        Heights of one date or several.
+    to : label, DataArray or None
+        One of the dates, the first for None, or another raster on the same grid.
+
+    Returns
+    -------
+    reference : DataArray
+        (y, x), on the coordinates of `array`.
+    dim : str or None
+        None if `array` is one date without a dim.
+    """
+    dims = spatial_dims(array)
+    alone = set(array.dims) == set(dims)
+    if alone and not isinstance(to, xr.DataArray):
+        raise CHMv2Error(
+            "dates to compare, or a raster to compare one date with",
+            f"dims {array.dims} and to={to!r}",
+            "pass to=other_height",
+        )
+    dim = None if alone else find_dates(array, dated=False)
+    if isinstance(to, xr.DataArray):
+        other = read_heights(to)
+        if set(other.dims) != set(dims):
+            raise CHMv2Error(
+                f"a raster of dims {dims} as to=",
+                f"dims {other.dims}",
+                "choose one of its dates: to=other.sel(time='2019-07-01')",
+            )
+        return on_same_grid(other, array).transpose(*dims), dim
+    chosen = array.isel({dim: 0}) if to is None else read_heights(select_date(array, to))
+    return chosen.transpose(*dims), dim
+
+
+def _planes(array: xr.DataArray, dim: str | None) -> list[xr.DataArray]:
+    """Return the dates, each (y, x)."""
+    dims = spatial_dims(array)
+    if dim is None:
+        return [array.transpose(*dims)]
+    return [array.isel({dim: k}).transpose(*dims) for k in range(array.sizes[dim])]
+
+
+def _estimate(
+    array: xr.DataArray,
+    reference: xr.DataArray,
+    dim: str | None,
+    max_shift: float,
+    window: int,
+    windows: int,
+) -> list[Shift]:
+    """Read the windows of all dates at once and compare them with those of the reference."""
+    shape = (reference.shape[0], reference.shape[1])
+    margin = int(np.ceil(max_shift)) + 1
+    spread = Windows.spread_over(shape, window, windows, margin)
+    planes = [reference, *_planes(array, dim)]
+    cut = dask.compute(*(spread.cut(plane.data) for plane in planes))
+    still, *dates = (spread.padded(patches, shape) for patches in cut)
+    if not any(np.isfinite(patch).any() for patch in still):
+        raise CHMv2Error(
+            "a reference with heights in it",
+            "NaN in all windows looked at",
+            "choose another date: align(height, to='...')",
+        )
+    return [estimate_shift(still, moving, spread, max_shift) for moving in dates]
+
+
+def _warn_unknown(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> None:
+    unknown = [k for k, shift in enumerate(shifts) if not shift.known]
+    if not unknown:
+        return
+    named = "the raster" if dim is None else list_dates(array.isel({dim: unknown}), dim)
+    warnings.warn(
+        f"no shift that enough windows agree on: {named}; left where it is",
+        ComparisonWarning,
+        stacklevel=3,
+    )
+
+
+def _report(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.Dataset:
+    """Return the shifts as a Dataset along time."""
+    pixel = pixel_size(array)
+    units = {"units": "m"} if has_true_areas(array) else {}
+    dy, dx = (np.array([getattr(s, name) for s in shifts]) for name in ("dy", "dx"))
+    columns: dict[str, tuple[Any, str, dict[str, str]]] = {
+        "shift_y": (dy, "displacement down the rows", {"units": "px"}),
+        "shift_x": (dx, "displacement along the columns", {"units": "px"}),
+        "distance_y": (dy * pixel[0], "displacement down the rows, on the ground", units),
+        "distance_x": (dx * pixel[1], "displacement along the columns, on the ground", units),
+        "spread": (np.array([s.spread for s in shifts]), "NMAD between windows", {"units": "px"}),
+        "agreement": (
+            np.array([s.agreement for s in shifts]),
+            "share of windows in agreement",
+            {"units": "1"},
+        ),
+        "windows": (np.array([s.windows for s in shifts]), "windows compared", {"units": "1"}),
+    }
+    coords = {} if dim is None or dim not in array.coords else {dim: array[dim].variable}
+    variables = {
+        name: (
+            (() if dim is None else (dim,)),
+            values[0] if dim is None else values,
+            {"long_name": words, **extra},
+        )
+        for name, (values, words, extra) in columns.items()
+    }
+    return xr.Dataset(variables, coords)
+
+
+def _move_all(
+    dataset: xr.Dataset, guide: xr.DataArray, dim: str | None, shifts: list[Shift]
+) -> xr.Dataset:
+    """Move all variables of a Dataset that have the dims of the heights."""
+    dims = set(guide.dims)
+    # Of imagery no band alone tells what is missing: crowns saturate single bands.
+    read = read_heights if HEIGHT_NAME in dataset else read_numbers
+    moved = {
+        name: _move(read(variable), dim, shifts)
+        for name, variable in dataset.data_vars.items()
+        if set(variable.dims) == dims and variable.dtype.kind in "fiu"
+    }
+    left = [
+        str(name)
+        for name, variable in dataset.data_vars.items()
+        if name not in moved and set(variable.dims) & set(spatial_dims(guide))
+    ]
+    if left:
+        raise CHMv2Error(
+            f"numbers of dims {tuple(guide.dims)} in all variables",
+            f"{left} that cannot be moved",
+            f"drop them first: dataset.drop_vars({left})",
+        )
+    return dataset.assign(moved)
+
+
+def _move(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.DataArray:
+    """Move each date back by its shift."""
+    planes = _planes(array, dim)
+    moved = [
+        shift_plane(plane.data, shift.dy, shift.dx) if shift.known else plane.data
+        for plane, shift in zip(planes, shifts, strict=True)
+    ]
+    taken = {
+        f"removed_shift_{axis}": np.array([getattr(s, name) for s in shifts])
+        for axis, name in (("y", "dy"), ("x", "dx"))
+    }
+    words = {"long_name": "displacement that was taken out", "units": "px"}
+    dims = spatial_dims(array)
+    if dim is None:
+        coords = {name: ((), values[0], words) for name, values in taken.items()}
+        return (
+            array.transpose(*dims).copy(data=moved[0]).transpose(*array.dims).assign_coords(coords)
+        )
+    stack = da.stack if any(isinstance(plane, da.Array) for plane in moved) else np.stack
+    along = {name: (dim, values, words) for name, values in taken.items()}
+    whole = array.transpose(dim, *dims).copy(data=stack(moved))
+    return whole.transpose(*array.dims).assign_coords(along)
+
+
+# Shifts are rounded to this before they are applied: more says nothing, and 0 stays 0 [px].
+_STEP = 1e-3
+# An interpolated pixel is valid if at least this share of what it is made of is.
+_LEAST_VALID = 0.5
+
+
+def shift_plane(plane: Any, dy: float, dx: float) -> Any:
+    """Take the value of each pixel from (row + dy, column + dx), interpolated bilinearly.
+
+    Parameters
+    ----------
+    plane : ndarray or dask array of float, shape (H, W)
+        NaN is missing.
+    dy, dx : float
+        Where to take values from [px].
+
+    Returns
+    -------
+    ndarray or dask array
+        Of the same shape, dtype and chunks. Missing pixels take no part in their neighbours: a
+        pixel is the weighted mean of the valid ones among the four it lies between, and missing
+        if these weigh less than half. So is what comes from beyond the edge.
+    """
+    rows, cols = (round(v / _STEP) * _STEP for v in (dy, dx))
+    if rows == 0 and cols == 0:
+        return plane
+    if not isinstance(plane, da.Array):
+        return _shift(plane, rows, cols)
+    return _shift_lazily(plane, rows, cols)
+
+
+def _shift_lazily(plane: da.Array, dy: float, dx: float) -> da.Array:
+    """Shift chunk by chunk, each with as much around it as it needs."""
+    depth = {axis: math.ceil(abs(v)) + 1 for axis, v in enumerate((dy, dx))}
+    roomy = plane.rechunk(
+        {axis: _at_least(plane.chunks[axis], margin) for axis, margin in depth.items()}
+    )
+    # An axis of one chunk needs no neighbours, and may be narrower than the shift.
+    depth = {axis: m if roomy.numblocks[axis] > 1 else 0 for axis, m in depth.items()}
+    moved = roomy.map_overlap(
+        _shift,
+        dy=dy,
+        dx=dx,
+        depth=depth,
+        boundary=np.nan,
+        allow_rechunk=False,
+        dtype=plane.dtype,
+        meta=np.empty((0, 0), plane.dtype),
+    )
+    return moved.rechunk(plane.chunks)
+
+
+def _at_least(chunks: tuple[int, ...], margin: int) -> tuple[int, ...]:
+    """Join chunks that are narrower than a margin with their neighbours."""
+    joined: list[int] = []
+    for size in chunks:
+        if joined and (joined[-1] < margin or size < margin):
+            joined[-1] += size
+        else:
+            joined.append(size)
+    return tuple(joined)
+
+
+def _shift(plane: npt.NDArray[Any], dy: float, dx: float) -> npt.NDArray[Any]:
+    total = np.zeros(plane.shape, np.float64)
+    weight = np.zeros(plane.shape, np.float64)
+    valid = ~np.isnan(plane)
+    filled = np.where(valid, plane, 0)
+    row, col = math.floor(dy), math.floor(dx)
+    for step_y, share_y in ((0, 1 - (dy - row)), (1, dy - row)):
+        for step_x, share_x in ((0, 1 - (dx - col)), (1, dx - col)):
+            share = round(share_y, 6) * round(share_x, 6)
+            if share > 0:
+                to, start = _slices(plane.shape, row + step_y, col + step_x)
+                total[to] += share * filled[start]
+                weight[to] += share * valid[start]
+    enough = weight > _LEAST_VALID - 1e-9
+    moved = np.full(plane.shape, np.nan, plane.dtype)
+    np.divide(total, weight, out=moved, where=enough, casting="same_kind")
+    return moved
+
+
+def _slices(
+    shape: tuple[int, ...], dy: int, dx: int
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return where pixels go, and where from, for a step of whole pixels."""
+    to, start = [], []
+    for size, step in zip(shape, (dy, dx), strict=True):
+        low, high = max(0, -step), min(size, size - step)
+        high = max(low, high)
+        to.append(slice(low, high))
+        start.append(slice(low + step, max(low, high) + step))
+    return tuple(to), tuple(start)

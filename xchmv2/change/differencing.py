@@ -1,0 +1,356 @@
+"""difference(): change between two dates, with the error of each pixel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from scipy.special import erfc, ndtri
+
+from xchmv2.change.dates import ComparisonWarning, date_of, doubts, find_dates, select_date
+from xchmv2.change.stable_ground import (
+    CANOPY,
+    StableGround,
+    measure_spread,
+    nothing_stable,
+    read_mask,
+)
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import (
+    Raster,
+    label_quantity,
+    name_contents,
+    on_same_grid,
+    read_heights,
+    require_heights,
+    require_plane,
+)
+
+
+def difference(
+    before: Raster,
+    after: Raster,
+    *,
+    sigma: Sigma = None,
+    confidence: float = 0.95,
+    correlation_length: float | None = None,
+    error_correlation: float = 0.0,
+    stable: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """Subtract two dates and tell what is more than error.
+
+    Parameters
+    ----------
+    before, after : DataArray or Dataset
+        (y, x) heights [m] on the same grid, or Datasets with ``canopy_height``.
+    sigma : None, float, DataArray, "bin_spread" or a pair
+        Standard error of the height of one pixel on one date [m]: a number or (y, x), for both
+        dates or as a pair, one for each. "bin_spread" takes the variable of that name, which the
+        model gives with ``layers=("height", "bin_spread")``. Where a raster of it is missing, or
+        dask-backed and not above 0, nothing is significant. None measures the error of the
+        difference itself, as its NMAD on stable ground, in canopy and on open ground.
+    confidence : float, default 0.95
+        Two-sided confidence of the level of detection.
+    correlation_length : float, optional
+        Distance over which errors of neighbouring pixels are alike [m], see
+        :func:`~xchmv2.change.correlation_length`. It changes nothing per pixel; it is kept in
+        the attributes for sums and means over areas, where n pixels do not make n independent
+        errors.
+    error_correlation : float, default 0
+        Correlation of the errors of the two dates at a pixel, -1 to 1. What both dates share, such
+        as a tree that the model always takes for too low, cancels in the difference.
+    stable : DataArray of bool, optional
+        (y, x) True where nothing changed, for ``sigma=None``; found as in
+        :func:`~xchmv2.change.stable_bias` by default.
+
+    Returns
+    -------
+    Dataset
+        ``height_change`` [m], after minus before; ``level_of_detection`` [m], the least change
+        that is significant; ``z_score`` and two-sided ``p_value``; ``significant`` (bool), False
+        where there is no change to tell. dask-backed if the heights are: nothing is computed.
+        With ``sigma=None`` the scalar coordinate ``stable_offset`` is the median change on stable
+        ground [m]: it is *not* taken out, :func:`~xchmv2.change.stable_bias` does that.
+
+    Raises
+    ------
+    CHMv2Error
+        If there is more than one date in either, the grids differ, `after` is not later, `sigma`
+        is not positive or not there, a number is out of range, or there is no pixel with both
+        heights.
+
+    Warns
+    -----
+    ComparisonWarning
+        If the dates are of different season (more than 45 days of the year apart), the sun stood
+        more than 15 degrees higher on one, or a date has quality flags: low sun, far off nadir,
+        upsampled, partly unreadable. The text is in the attribute ``comparison_warnings`` too.
+
+    Notes
+    -----
+    With errors s1 and s2 of the dates and their correlation r, the error of the difference is
+    sqrt(s1^2 + s2^2 - 2 r s1 s2): in quadrature for r = 0. With ``sigma=None`` it is the NMAD
+    itself, which holds everything that makes stable pixels differ, of both dates, correlated or
+    not: no factor of sqrt(2), and no `error_correlation`. Open ground (2 m and less) scatters less
+    than canopy, so both are measured: where canopy became ground, or ground canopy, the error is
+    sqrt((c^2 + g^2) / 2), c being the NMAD of canopy and g that of ground, since each date has half
+    of the variance. Elsewhere it is c: what differs on ground alone is no change of canopy, however
+    little it scatters. With `stable`, or with less than 2 % of the pixels in either, one NMAD
+    serves all. An offset that all pixels of a date share is in none of these; take it out first.
+
+    z is the change over its error, p = erfc(abs(z) / sqrt(2)), and the level of detection the
+    normal quantile of the confidence times the error. Each pixel is tested by itself: of a
+    million pixels that did not change, 50,000 are significant at 0.95. Patches of some size are
+    another matter, see :func:`~xchmv2.change.loss`.
+    """
+    first, second = _pair(before, after)
+    _validate(confidence, correlation_length, error_correlation)
+    said = doubts(first, second)
+    if said:
+        warnings.warn("; ".join(said), ComparisonWarning, stacklevel=2)
+    change = second - first
+    require_heights(change)
+    coords = {}
+    if sigma is None:
+        error, offset = _measured(first, second, stable, error_correlation)
+        coords["stable_offset"] = offset
+    else:
+        _refuse_stable(stable)
+        sigmas = read_sigmas(sigma, before, after, first)
+        error = combine(sigmas, error_correlation)
+    attrs = _attrs(first, second, said, confidence, correlation_length)
+    return _derive(change, error, confidence).assign_coords(coords).assign_attrs(attrs)
+
+
+def difference_between(height: Raster, first: Any, second: Any, **options: Any) -> xr.Dataset:
+    """Subtract two dates of a cube: :func:`difference` of two labels.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        (time, y, x) heights [m], or a Dataset with ``canopy_height``.
+    first, second : str or datetime64
+        Labels that mean one date each, such as "2019" where there is one date in 2019.
+    **options
+        As for :func:`difference`. `sigma` may have a time dim: each date takes its own.
+
+    Returns
+    -------
+    Dataset
+        As from :func:`difference`.
+
+    Raises
+    ------
+    CHMv2Error
+        If a label means no date or several; the message says which there are.
+    """
+    array = read_heights(height)
+    dim = find_dates(array)
+    pair = [select_date(height, label) for label in (first, second)]
+    sigma = options.get("sigma")
+    if isinstance(sigma, xr.DataArray) and dim in sigma.dims:
+        options["sigma"] = tuple(select_date(sigma, label) for label in (first, second))
+    return difference(*pair, **options)
+
+
+def _pair(before: Raster, after: Raster) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return both heights (y, x) on the same coordinates, the earlier first."""
+    first = require_plane(read_heights(before), "before")
+    second = require_plane(read_heights(after), "after")
+    second = on_same_grid(second, first).transpose(*first.dims)
+    dates = date_of(first), date_of(second)
+    if dates[0] is not None and dates[1] is not None and not dates[0] < dates[1]:
+        fix = "choose two" if dates[0] == dates[1] else "swap the two"
+        raise CHMv2Error("before to be earlier than after", f"{dates[0]} and {dates[1]}", fix)
+    return first, second
+
+
+def _validate(confidence: float, length: float | None, correlation: float) -> None:
+    if not 0 < confidence < 1:
+        raise CHMv2Error("a confidence between 0 and 1", f"{confidence}", "pass confidence=0.95")
+    if length is not None and not (np.isfinite(length) and length >= 0):
+        raise CHMv2Error(
+            "a correlation_length of at least 0 m", f"{length}", "pass correlation_length=20"
+        )
+    if not -1 <= correlation < 1:
+        raise CHMv2Error(
+            "an error_correlation from -1 to below 1", f"{correlation}", "pass error_correlation=0"
+        )
+
+
+def _measured(
+    first: xr.DataArray, second: xr.DataArray, stable: xr.DataArray | None, correlation: float
+) -> tuple[Any, xr.DataArray]:
+    """Return error, by pixel or for all, and offset of the difference on stable ground."""
+    if correlation:
+        raise CHMv2Error(
+            "no error_correlation with sigma=None, whose measure holds it already",
+            f"{correlation}",
+            "leave it out, or pass the sigma of one date",
+        )
+    mask = None if stable is None else read_mask(stable, first)
+    found = StableGround(*measure_spread(first, second, mask))
+    if not isinstance(found.nmad, da.Array):
+        _require_scatter(found)
+    words = {"long_name": "median change on stable ground", "units": "m"}
+    canopy, ground = (xr.DataArray(nmad) for nmad in (found.nmad, found.ground_nmad))
+    # Where one date shows ground; two NaN are alike, and come out as no change anyway.
+    mixed = (first > CANOPY) != (second > CANOPY)
+    error = canopy.where(~mixed, ((canopy**2 + ground**2) / 2) ** 0.5)
+    return error.where(error > 0), xr.DataArray(found.offset, attrs=words)
+
+
+def _require_scatter(found: StableGround) -> None:
+    """Check that stable ground in memory tells an error."""
+    if not found.pixels:
+        raise nothing_stable()
+    if not found.nmad > 0:
+        raise CHMv2Error(
+            "heights that scatter on stable ground", "none that do", "pass sigma=... [m]"
+        )
+
+
+def _refuse_stable(stable: xr.DataArray | None) -> None:
+    if stable is not None:
+        raise CHMv2Error(
+            "no stable= with a sigma that is given", "both", "leave out one of the two"
+        )
+
+
+def _derive(change: xr.DataArray, error: Any, confidence: float) -> xr.Dataset:
+    """Return change, level of detection, score, probability and significance."""
+    dtype, known = change.dtype, change.notnull()
+    error = (xr.ones_like(change) * error).where(known).astype(dtype)
+    detection = error * dtype.type(ndtri(0.5 + confidence / 2))
+    score = change / error
+    chance = xr.apply_ufunc(
+        _two_sided, score, dask="parallelized", keep_attrs=True, output_dtypes=[dtype]
+    )
+    words = "change of canopy height"
+    layers: dict[str, tuple[xr.DataArray, dict[str, Any]]] = {
+        "height_change": (change, {"long_name": words, "units": "m"}),
+        "level_of_detection": (
+            detection,
+            {
+                "long_name": f"least {words} that is significant",
+                "units": "m",
+                "confidence": confidence,
+            },
+        ),
+        "z_score": (score, {"long_name": f"{words} over its standard error", "units": "1"}),
+        "p_value": (
+            chance,
+            {"long_name": "probability of such a change by error alone", "units": "1"},
+        ),
+        "significant": (
+            abs(change) > detection,
+            {"long_name": f"{words} beyond the level of detection", "confidence": confidence},
+        ),
+    }
+    return xr.Dataset(
+        {name: label_quantity(layer, name, attrs) for name, (layer, attrs) in layers.items()}
+    )
+
+
+def _two_sided(score: Any) -> Any:
+    return erfc(np.abs(score) / np.sqrt(score.dtype.type(2))).astype(score.dtype)
+
+
+def _attrs(
+    first: xr.DataArray,
+    second: xr.DataArray,
+    said: list[str],
+    confidence: float,
+    length: float | None,
+) -> dict[str, Any]:
+    """Return what is to be known about a comparison."""
+    dates = {"before": date_of(first), "after": date_of(second)}
+    attrs: dict[str, Any] = {
+        name: str(np.datetime_as_string(date, "s"))
+        for name, date in dates.items()
+        if date is not None
+    }
+    attrs["confidence"] = confidence
+    if length is not None:
+        attrs["correlation_length"] = float(length)
+    attrs["comparison_warnings"] = "; ".join(said)
+    return attrs
+
+
+#: Layer of :func:`xchmv2.predict.predict` that tells the error of each pixel.
+BIN_SPREAD = "bin_spread"
+
+Sigma = float | xr.DataArray | str | Sequence[float | xr.DataArray] | None
+
+
+def read_sigmas(
+    sigma: Any, before: Raster, after: Raster, like: xr.DataArray
+) -> tuple[xr.DataArray | float, xr.DataArray | float]:
+    """Return the errors of the two dates."""
+    if isinstance(sigma, str):
+        if sigma != BIN_SPREAD:
+            raise CHMv2Error(
+                f"sigma as a number, a DataArray or {BIN_SPREAD!r}", repr(sigma), "pass sigma=4.0"
+            )
+        return _one_sigma(_spread_of(before), like), _one_sigma(_spread_of(after), like)
+    if isinstance(sigma, Sequence):
+        if len(sigma) != 2:
+            raise CHMv2Error(
+                "one sigma, or one for each date", f"{len(sigma)}", "pass sigma=(4.0, 5.0)"
+            )
+        return _one_sigma(sigma[0], like), _one_sigma(sigma[1], like)
+    both = _one_sigma(sigma, like)
+    return both, both
+
+
+def _spread_of(height: Raster) -> xr.DataArray:
+    if isinstance(height, xr.Dataset) and BIN_SPREAD in height.data_vars:
+        return height[BIN_SPREAD]
+    raise CHMv2Error(
+        f"a Dataset with {BIN_SPREAD!r}",
+        name_contents(height),
+        f"predict it: .chmv2.predict(layers=('height', {BIN_SPREAD!r}))",
+    )
+
+
+def _one_sigma(sigma: Any, like: xr.DataArray) -> xr.DataArray | float:
+    """Check the error of one date."""
+    if not isinstance(sigma, xr.DataArray):
+        try:
+            value = float(sigma)
+        except (TypeError, ValueError):
+            raise CHMv2Error(
+                "sigma as a number or a DataArray", type(sigma).__name__, "pass sigma=4.0"
+            ) from None
+        if not (np.isfinite(value) and value > 0):
+            raise _not_positive(f"{value:g}")
+        return value
+    if sigma.ndim == 0:
+        return _one_sigma(float(sigma), like)
+    plane = require_plane(read_heights(sigma), "sigma")
+    plane = on_same_grid(plane, like).transpose(*like.dims)
+    if plane.chunks is None and bool((plane <= 0).any()):
+        raise _not_positive(f"a least value of {float(plane.min()):g}")
+    if plane.chunks is None and not bool((plane > 0).any()):
+        raise _not_positive("NaN everywhere")
+    return plane.where(plane > 0).drop_vars(_foreign(plane, like))
+
+
+def _foreign(array: xr.DataArray, like: xr.DataArray) -> list[Any]:
+    """Name the coordinates that an array has besides its grid."""
+    return [name for name in array.coords if name not in like.dims]
+
+
+def _not_positive(found: str) -> CHMv2Error:
+    return CHMv2Error("a sigma above 0 m", found, "pass sigma=4.0")
+
+
+def combine(sigmas: tuple[Any, Any], correlation: float) -> Any:
+    """Return the error of the difference of two dates."""
+    first, second = sigmas
+    variance = first**2 + second**2 - 2 * correlation * first * second
+    return np.sqrt(variance)

@@ -1,0 +1,185 @@
+"""When each pixel lost its canopy, and whether it came back: :func:`events`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xchmv2.change.dates import find_dates
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, spatial_dims
+
+Floats = npt.NDArray[np.float64]
+
+#: Smallest drop that counts [m].
+THRESHOLD = 5.0
+_CONFIRM, _LEVEL = 2, 3
+# Numbers in memory at once, per array.
+_SLAB = 4_000_000
+
+
+def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
+    """Find the largest loss of each pixel in three dates or more, and its recovery.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        (time, y, x) heights [m] on at least three dates, NaN where missing, or a Dataset with
+        ``canopy_height``. The dates may lie at any distance.
+    threshold : float, default 5
+        Smallest drop that counts [m]; choose it above the level of detection of two dates.
+
+    Returns
+    -------
+    Dataset
+        (y, x) ``loss_date``, the first date on which the canopy is gone, NaT where nothing was
+        lost; ``last_seen``, the valid date before it: the loss happened in between; ``magnitude``
+        [m], height before less height after, positive; ``height_before`` and ``height_after``
+        [m]; ``recovery`` [1], the share of the magnitude that has grown back on the last date,
+        NaN if that is the loss date; ``confirmed`` (bool): two valid dates or more on either side.
+        dask-backed if the heights are, with all dates in one chunk.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are fewer than three dates, the dates are not in strictly increasing order, the
+        threshold is not positive, or heights in memory are NaN everywhere.
+
+    Notes
+    -----
+    Of each pixel only the valid dates count. For each of them but the first:
+
+    1. *before* is the median of the last three heights before it, of two the lower; *after* is
+       the median of the first three from it on, of two the higher. At either end of the series
+       there may be one only.
+    2. The drop is *before* less *after*. It counts if it is above the threshold, the height on
+       the date itself is below *before*, and that on the valid date before it above *after*, both
+       by more than the threshold. So one date that reads too high or too low makes no loss and
+       hides none, and a drop that is back on the next date is none. Only on the first and on the
+       last date a bad reading cannot be told from a loss: then ``confirmed`` is False.
+    3. The loss is at the largest drop that counts; of equal ones at the earliest.
+    4. ``height_before`` and ``height_after`` are *before* and *after* there.
+    5. ``recovery`` is (last - height_after) / magnitude, *last* being the lower of the last two
+       heights from the loss on.
+
+    A pixel has one loss; smaller ones before or after it are not told.
+    """
+    array = read_heights(height)
+    if not (np.isfinite(threshold) and threshold > 0):
+        raise CHMv2Error("a threshold above 0 m", f"{threshold}", "pass threshold=5")
+    dim = find_dates(array, least=3)
+    require_heights(array)
+    array = array.transpose(dim, *spatial_dims(array))
+    if array.chunks is not None:
+        array = array.chunk({dim: -1})
+    layers = xr.apply_ufunc(
+        _find,
+        array,
+        kwargs={"times": array[dim].values.astype("datetime64[ns]"), "threshold": threshold},
+        input_core_dims=[[dim]],
+        output_core_dims=[[]] * len(_LAYERS),
+        dask="parallelized",
+        keep_attrs=True,  # those of coordinates: without them the CRS is lost
+        output_dtypes=[np.dtype("datetime64[ns]")] * 2 + [array.dtype] * 4 + [np.dtype(bool)],
+    )
+    mapping = label_quantity(array, "any", {}).attrs
+    return xr.Dataset(
+        {
+            name: label_quantity(layer, name, {**attrs, **mapping})
+            for (name, attrs), layer in zip(_LAYERS.items(), layers, strict=True)
+        },
+        attrs={"threshold": float(threshold)},
+    )
+
+
+_LAYERS: dict[str, dict[str, str]] = {
+    "loss_date": {"long_name": "first date without the canopy that was lost"},
+    "last_seen": {"long_name": "last date with the canopy that was lost"},
+    "magnitude": {"long_name": "canopy height lost", "units": "m"},
+    "height_before": {"long_name": "canopy height before the loss", "units": "m"},
+    "height_after": {"long_name": "canopy height after the loss", "units": "m"},
+    "recovery": {"long_name": "share of the lost height that has grown back", "units": "1"},
+    "confirmed": {"long_name": "two dates or more on either side of the loss"},
+}
+
+
+def _find(
+    heights: npt.NDArray[Any], times: npt.NDArray[np.datetime64], threshold: float
+) -> tuple[npt.NDArray[Any], ...]:
+    """Find the losses of a block (..., time), as many pixels at once as memory allows."""
+    pixels = heights.reshape(-1, heights.shape[-1])
+    slab = max(1, _SLAB // len(times))
+    parts = [
+        _find_pixels(pixels[start : start + slab].T.astype(np.float64), times, threshold)
+        for start in range(0, len(pixels), slab)
+    ] or [_find_pixels(np.empty((len(times), 0)), times, threshold)]
+    shape, dtype = heights.shape[:-1], heights.dtype
+    joined = [np.concatenate(layer).reshape(shape) for layer in zip(*parts, strict=True)]
+    return tuple(layer.astype(dtype) if layer.dtype.kind == "f" else layer for layer in joined)
+
+
+def _find_pixels(
+    heights: Floats, times: npt.NDArray[np.datetime64], threshold: float
+) -> tuple[npt.NDArray[Any], ...]:
+    """Find the losses of columns of heights (time, n)."""
+    packed, when, n = _pack(heights)
+    index, before, after = _largest_drop(packed, n, threshold)
+    magnitude = before - after
+    found = magnitude > threshold
+    last = np.minimum(_at(packed, n - 1), _at(packed, np.maximum(n - 2, index)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recovery = np.where(index < n - 1, (last - after) / magnitude, np.nan)
+    confirmed = found & (index >= _CONFIRM) & (index <= n - _CONFIRM)
+    dates = [_dates(times, _at(when, at), found) for at in (index, index - 1)]
+    levels = [np.where(found, v, np.nan) for v in (magnitude, before, after, recovery)]
+    return (*dates, *levels, confirmed)
+
+
+def _pack(heights: Floats) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Move the valid heights of each column to its top, in order; and say which dates they are."""
+    missing = ~np.isfinite(heights)
+    when = np.argsort(missing, axis=0, kind="stable")
+    packed = np.take_along_axis(np.where(missing, np.nan, heights), when, axis=0)
+    return packed, when, (~missing).sum(axis=0)
+
+
+def _largest_drop(
+    packed: Floats, n: npt.NDArray[np.intp], threshold: float
+) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
+    """Return where the largest drop of each column is, and the levels around it; NaN for none."""
+    index = np.ones(packed.shape[1], np.intp)
+    above, below = (np.full(packed.shape[1], np.nan) for _ in range(2))
+    for k in range(1, len(packed)):
+        before = _middle(packed[max(0, k - _LEVEL) : k], lower=True)
+        after = _middle(packed[k : k + _LEVEL], lower=False)
+        drops = (before - after, before - packed[k], packed[k - 1] - after)
+        counts = (k < n) & np.all([drop > threshold for drop in drops], axis=0)
+        better = counts & ~(before - after <= above - below)  # NaN compares as False
+        index = np.where(better, k, index)
+        above, below = np.where(better, before, above), np.where(better, after, below)
+    return index, above, below
+
+
+def _middle(rows: Floats, *, lower: bool) -> Floats:
+    """Return the median of the valid ones of up to three rows; of two the lower or the higher."""
+    count = np.isfinite(rows).sum(axis=0)
+    middle: Floats = _at(np.sort(rows, axis=0), (count - 1 if lower else count) // 2)  # NaN last
+    return middle
+
+
+def _at(rows: npt.NDArray[Any], index: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    """Return one number of each column, the nearest there is."""
+    inside = np.clip(index, 0, len(rows) - 1)
+    picked: npt.NDArray[Any] = np.take_along_axis(rows, inside[None], axis=0)[0]
+    return picked
+
+
+def _dates(
+    times: npt.NDArray[np.datetime64],
+    index: npt.NDArray[np.intp],
+    found: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.datetime64]:
+    return np.where(found, times[index], np.datetime64("NaT", "ns"))

@@ -1,0 +1,190 @@
+"""Patches of change as events: a number and a row of a table each, and a polygon on request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import dask
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xchmv2.change.masks import Change, read_magnitude
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import Connectivity, find_grid, label_patches, label_quantity, on_same_grid
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+    import pandas as pd
+
+
+@overload
+def label_events(
+    mask: xr.DataArray,
+    change: Change,
+    *,
+    polygons: Literal[False] = False,
+    connectivity: Connectivity = 8,
+) -> tuple[xr.DataArray, pd.DataFrame]: ...
+
+
+@overload
+def label_events(
+    mask: xr.DataArray,
+    change: Change,
+    *,
+    polygons: Literal[True],
+    connectivity: Connectivity = 8,
+) -> tuple[xr.DataArray, gpd.GeoDataFrame]: ...
+
+
+@overload
+def label_events(
+    mask: xr.DataArray,
+    change: Change,
+    *,
+    polygons: bool,
+    connectivity: Connectivity = 8,
+) -> tuple[xr.DataArray, pd.DataFrame | gpd.GeoDataFrame]: ...
+
+
+def label_events(
+    mask: xr.DataArray,
+    change: Change,
+    *,
+    polygons: bool = False,
+    connectivity: Connectivity = 8,
+) -> tuple[xr.DataArray, Any]:
+    """Measure each patch of a mask of loss or gain.
+
+    Parameters
+    ----------
+    mask : DataArray
+        Boolean, from :func:`loss` or :func:`gain`.
+    change : Dataset or DataArray
+        What the mask was made from: the Dataset of :func:`difference` or :func:`events`, or
+        height change [m].
+    polygons : bool, default False
+        Whether to add the outline of each event; needs geopandas.
+    connectivity : {8, 4}
+        Whether pixels that touch at corners only belong together.
+
+    Returns
+    -------
+    labels : DataArray
+        ``event``, int32, 0 outside events; numbered from 1 in the order of first pixels, row by
+        row. Lazy if the mask is; the same for any chunks.
+    table : DataFrame or GeoDataFrame
+        One row per event: ``event``, ``area`` [m2, true on the ground; without a CRS in the
+        coordinates' own units], ``mean_magnitude`` and ``max_magnitude`` [m, absolute],
+        ``volume`` [m3, magnitude times area]. Then the dates: ``before`` and ``after`` where the
+        change has them in its attributes; ``first_date`` and ``last_date``, the earliest and the
+        latest loss in it, where the change has ``loss_date``. Further dims come first. With
+        ``polygons`` a column ``geometry`` in the CRS of the mask.
+
+    Raises
+    ------
+    CHMv2Error
+        If the mask is not boolean, the change lies on another grid or holds none, or geopandas is
+        needed and not installed.
+
+    Notes
+    -----
+    The table is computed here, in one pass over the chunks; polygons take a second one. Lazy
+    labels are computed once more.
+    """
+    if polygons:
+        _require_geopandas()
+    values = {"magnitude": on_same_grid(read_magnitude(change), mask)}
+    if isinstance(change, xr.Dataset) and "loss_date" in change:
+        values["date"] = on_same_grid(_seconds(change["loss_date"]), mask)
+    values = {name: value.reset_coords(drop=True) for name, value in values.items()}
+    labels, found = label_patches(mask, values, connectivity=connectivity)
+    attrs = {"long_name": "number of the event, 0 outside events", "units": "1"}
+    labels = label_quantity(labels, "event", attrs)
+    table = _table(labels, found, change)
+    return labels, _with_outlines(labels, table) if polygons else table
+
+
+def _table(labels: xr.DataArray, found: pd.DataFrame, change: Change) -> pd.DataFrame:
+    import pandas as pd
+
+    others = [str(dim) for dim in labels.dims if dim not in find_grid(labels).dims]
+    table = found[[*others, "patch", "area"]].rename(columns={"patch": "event"})
+    table["mean_magnitude"] = found["magnitude_mean"]
+    table["max_magnitude"] = found["magnitude_max"]
+    table["volume"] = found["magnitude_volume"]
+    for name in ("before", "after"):
+        if name in change.attrs:
+            table[name] = pd.Timestamp(change.attrs[name])
+    if "date_min" in found:
+        for name, which in (("first_date", "date_min"), ("last_date", "date_max")):
+            table[name] = pd.to_datetime(found[which], unit="s")
+    return table
+
+
+def _seconds(dates: xr.DataArray) -> xr.DataArray:
+    """Count seconds since 1970, which a float64 holds exactly; NaN for no date."""
+    seconds = dates.astype("datetime64[s]")
+    return seconds.astype("int64").astype("float64").where(seconds.notnull())
+
+
+def _require_geopandas() -> None:
+    try:
+        import geopandas  # noqa: F401
+    except ImportError:
+        raise CHMv2Error(
+            "geopandas, to make polygons", "that it is not installed", 'pip install "xchmv2[zonal]"'
+        ) from None
+
+
+def _with_outlines(labels: xr.DataArray, table: pd.DataFrame) -> gpd.GeoDataFrame:
+    """Add the outline of each event; its parts in different chunks are joined."""
+    import geopandas as gpd
+    from shapely import union_all
+
+    grid = find_grid(labels)
+    dims = [*(dim for dim in labels.dims if dim not in grid.dims), *grid.dims]
+    ordered = labels.transpose(*dims)
+    parts: dict[tuple[int, ...], list[Any]] = {}
+    for (*place, event), outline in _all_outlines(ordered, grid.geobox.affine):
+        parts.setdefault((*place, event), []).append(outline)
+    # In the order of the table: planes, and events in each. A straight side that was cut at the
+    # border of a chunk keeps a vertex there, unless it is taken out.
+    outlines = [union_all(parts[key]).simplify(0) for key in sorted(parts)]
+    crs = None if grid.crs is None else grid.crs.proj
+    return gpd.GeoDataFrame(table, geometry=gpd.GeoSeries(outlines, crs=crs), crs=crs)
+
+
+def _all_outlines(labels: xr.DataArray, affine: Any) -> list[tuple[tuple[int, ...], Any]]:
+    """Outline the labels of each chunk: ((plane, event), polygon)."""
+    if labels.chunks is None:
+        return _outlines(labels.values, (0,) * labels.ndim, affine)
+    starts = [np.cumsum([0, *sizes[:-1]]) for sizes in labels.chunks]
+    blocks = labels.data.to_delayed()
+    tasks = [
+        dask.delayed(_outlines)(
+            block, tuple(int(s[i]) for s, i in zip(starts, index, strict=True)), affine
+        )
+        for index, block in np.ndenumerate(blocks)
+    ]
+    return [found for part in dask.compute(*tasks) for found in part]
+
+
+def _outlines(
+    labels: npt.NDArray[Any], start: tuple[int, ...], affine: Any
+) -> list[tuple[tuple[int, ...], Any]]:
+    """Outline the labels of one chunk, whose first pixel is at ``start`` of the raster."""
+    from affine import Affine
+    from rasterio.features import shapes
+    from shapely.geometry import shape
+
+    left, top = affine.c + start[-1] * affine.a, affine.f + start[-2] * affine.e
+    here = Affine(affine.a, 0.0, left, 0.0, affine.e, top)
+    found = []
+    for index in np.ndindex(labels.shape[:-2]):
+        plane = tuple(first + i for first, i in zip(start, index, strict=False))
+        values = np.ascontiguousarray(labels[index], dtype=np.int32)
+        for outline, event in shapes(values, mask=values > 0, connectivity=4, transform=here):
+            found.append(((*plane, int(event)), shape(outline)))
+    return found

@@ -1,0 +1,158 @@
+"""How large the area of a loss is, and between which bounds: :func:`loss_area`."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from scipy.special import ndtr, ndtri
+
+from xchmv2.change.correlation import effective_cells
+from xchmv2.change.masks import MIN_AREA, OPENING, Change, gain, grow, loss, read_left_out
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import cell_areas, has_true_areas, name_contents, pixel_size
+
+#: Smallest change that counts [m].
+THRESHOLD = 5.0
+#: Errors hide losses so near to those that are found [m]: about a crown's radius.
+RIM = 3.0
+
+
+def loss_area(
+    change: Change,
+    *,
+    threshold: float = THRESHOLD,
+    opening: int | None = OPENING,
+    min_area: float | None = MIN_AREA,
+    mask: xr.DataArray | None = None,
+    correlation_length: float | None = None,
+    confidence: float = 0.95,
+) -> xr.Dataset:
+    """Estimate the area that lost more than some height, with its interval.
+
+    Parameters
+    ----------
+    change : Dataset
+        From :func:`~xchmv2.change.difference`.
+    threshold : float, default 5
+        Loss that counts [m].
+    opening, min_area, mask
+        As for :func:`~xchmv2.change.loss`.
+    correlation_length : float, optional
+        Distance over which errors are alike [m]; by default that in the attributes of `change`.
+    confidence : float, default 0.95
+        Of the interval.
+
+    Returns
+    -------
+    Dataset
+        Scalars ``area``, ``lower``, ``upper`` and ``standard_error`` [m2; without a CRS in the
+        coordinates' own units]. Lazy if the change is.
+
+    Raises
+    ------
+    CHMv2Error
+        If it is not the Dataset of ``difference``, there is no correlation length, or a number
+        is out of range.
+
+    Notes
+    -----
+    Three masks are made, all opened and sieved alike: the *sure* loss, beyond both `threshold`
+    and the level of detection; the *likely* loss, beyond `threshold` alone; and the likely *gain*,
+    beyond the same height upwards. ``area`` is that of the sure loss.
+
+    Its standard error counts the pixels that another, equally good pair of images would have put
+    on the other side of the limit: each pixel of sure or likely loss is over it with p = Phi((d -
+    limit) / s), d being its loss and s its error. Var = sum of a A p (1 - p), where a is the area
+    of the cell and A = pi r^2 that of the disc within which errors are alike.
+
+    Losses between `threshold` and the level of detection are missed by the sure loss. Errors are
+    taken to be as often positive as negative, so likely loss less likely gain estimates the area
+    of both together. Errors also break a loss into pieces, of which opening and sieving take the
+    small ones, and no gain tells how many: of the pixels within 3 m (a crown's radius) of the
+    likely loss each may have been lost too, with p = Phi((d - threshold) / s), and the upper bound
+    counts them by p. The interval runs from z standard errors below ``area`` to as many above the
+    larger of the two estimates and that rim, and not below 0. It is wide where the level of
+    detection is far above `threshold`: the data do not say more. True gains make its upper bound
+    too low by as much as they cover; an offset between the dates must have been taken out before.
+    What it does not hold: errors that both dates share, and whether a drop of canopy is a loss.
+    """
+    change = _require_difference(change)
+    length = _resolve_length(change, correlation_length)
+    _validate(confidence, threshold)
+    cleaning = {"opening": opening, "min_area": min_area, "mask": mask}
+    sure = loss(change, threshold=threshold, **cleaning)  # type: ignore[arg-type]
+    drop = change["height_change"]
+    likely = loss(drop, threshold=threshold, **cleaning)  # type: ignore[arg-type]
+    risen = gain(drop, threshold=threshold, **cleaning)  # type: ignore[arg-type]
+    cells = cell_areas(drop)
+    error = change["level_of_detection"] / ndtri(0.5 + change.attrs["confidence"] / 2)
+    limit = np.maximum(change["level_of_detection"], threshold)
+    over = _chance((-drop - limit) / error)
+    undecided = (over * (1 - over)).where(sure | likely, 0.0)
+    sd = np.sqrt((undecided * cells * effective_cells(cells, length)).sum())
+    area, both = (cells * sure).sum(), (cells * likely).sum() - (cells * risen).sum()
+    rim = _rim(likely, mask)
+    missed = (cells * _chance((-drop - threshold) / error).where(rim, 0.0)).sum()
+    z = float(ndtri(0.5 + confidence / 2))
+    found = {
+        "area": (area, "area of loss"),
+        "lower": (np.maximum(area - z * sd, 0.0), "lower bound of the area of loss"),
+        "upper": (np.maximum(area, both) + missed + z * sd, "upper bound of the area of loss"),
+        "standard_error": (sd, "standard error of the area of loss"),
+    }
+    units = {"units": "m2"} if has_true_areas(drop) else {}
+    labelled = {
+        name: xr.DataArray(value.data, name=name, attrs={"long_name": words, **units})
+        for name, (value, words) in found.items()
+    }
+    attrs = {"threshold": float(threshold), "confidence": confidence}
+    return xr.Dataset(labelled, attrs={**attrs, "correlation_length": length})
+
+
+def _chance(score: xr.DataArray) -> xr.DataArray:
+    """Return how likely each pixel is over a limit; 0 where nothing is known."""
+    found: xr.DataArray = xr.apply_ufunc(
+        ndtr, score, dask="parallelized", output_dtypes=[score.dtype]
+    )
+    return found.fillna(0.0)
+
+
+def _rim(likely: xr.DataArray, left_out: xr.DataArray | None) -> xr.DataArray:
+    """Tell the pixels near a likely loss that are none."""
+    reach = max(1, round(RIM / min(pixel_size(likely))))
+    rim = grow(likely, reach) & ~likely
+    return rim if left_out is None else rim & ~read_left_out(left_out, likely)
+
+
+def _require_difference(change: Change) -> xr.Dataset:
+    """Check that a change comes with its error, which the interval is made of."""
+    needed = {"height_change", "level_of_detection"}
+    if isinstance(change, xr.Dataset) and needed <= set(change.data_vars):
+        return change
+    raise CHMv2Error(
+        "a change with its level_of_detection",
+        name_contents(change),
+        "pass what difference() returns",
+    )
+
+
+def _resolve_length(change: xr.Dataset, length: float | None) -> float:
+    found = change.attrs.get("correlation_length") if length is None else length
+    if found is None:
+        raise CHMv2Error(
+            "a correlation_length [m], without which an area has no honest interval",
+            "none",
+            "measure it: correlation_length=xchmv2.change.correlation_length(change)",
+        )
+    if not (np.isfinite(found) and found >= 0):
+        raise CHMv2Error(
+            "a correlation_length of at least 0 m", f"{found}", "pass correlation_length=20"
+        )
+    return float(found)
+
+
+def _validate(confidence: float, threshold: float) -> None:
+    if not 0 < confidence < 1:
+        raise CHMv2Error("a confidence between 0 and 1", f"{confidence}", "pass confidence=0.95")
+    if not (np.isfinite(threshold) and threshold > 0):
+        raise CHMv2Error("a threshold above 0 m", f"{threshold}", "pass threshold=5")

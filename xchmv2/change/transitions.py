@@ -1,0 +1,163 @@
+"""How much ground went from which class of height to which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from xchmv2.change.dates import select_date
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import (
+    Raster,
+    cell_areas,
+    label_quantity,
+    on_same_grid,
+    read_heights,
+    require_plane,
+)
+
+Array = npt.NDArray[Any]
+
+_HECTARE = 10_000.0
+#: Where there is no height.
+MISSING = "missing"
+
+
+def transition(
+    before: Raster, after: Raster, classes: Sequence[float], *, labels: Sequence[str] | None = None
+) -> xr.DataArray:
+    """Cross-tabulate two dates by class of height, in hectares.
+
+    Parameters
+    ----------
+    before, after : DataArray or Dataset
+        (y, x) heights [m] on the same grid, NaN where missing, or Datasets with
+        ``canopy_height``.
+    classes : sequence of float
+        Ascending heights [m] that divide the classes, such as (2, 5, 20): a height on a boundary
+        belongs to the class above it. n boundaries make n + 1 classes.
+    labels : sequence of str, optional
+        Names of the classes, one more than boundaries; by default such as "2 to 5 m".
+
+    Returns
+    -------
+    DataArray
+        ``transition``, float64 of dims (before, after): hectares, true on the ground; without a
+        CRS the coordinates' own units squared over 10,000. The last class of either is
+        "missing", so that all adds up to the raster. Lazy if heights are. ``.to_pandas()`` makes
+        a table.
+
+    Raises
+    ------
+    CHMv2Error
+        If the boundaries do not ascend, labels do not fit, there is more than one date in either,
+        or the grids differ.
+    """
+    bounds = _validate_classes(classes)
+    names = [*_names(bounds, labels), MISSING]
+    first = require_plane(read_heights(before), "before")
+    second = require_plane(read_heights(after), "after")
+    second = on_same_grid(second, first).transpose(*first.dims)
+    areas = cell_areas(first)
+    table = _tabulate(first, second, areas, bounds) / _HECTARE
+    found = xr.DataArray(table, {"before": names, "after": names}, ("before", "after"))
+    attrs = {"long_name": "area by class of canopy height before and after"}
+    attrs |= {"units": "ha"} if areas.attrs.get("units") == "m2" else {}
+    return label_quantity(found, "transition", attrs)
+
+
+def transition_between(
+    height: Raster,
+    first: Any,
+    second: Any,
+    classes: Sequence[float],
+    *,
+    labels: Sequence[str] | None = None,
+) -> xr.DataArray:
+    """Cross-tabulate two dates of a cube: :func:`transition` of two labels.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        (time, y, x) heights [m], or a Dataset with ``canopy_height``.
+    first, second : str or datetime64
+        Labels that mean one date each, such as "2019" where there is one date in 2019.
+    classes, labels
+        As for :func:`transition`.
+
+    Returns
+    -------
+    DataArray
+        As from :func:`transition`.
+
+    Raises
+    ------
+    CHMv2Error
+        If a label means no date or several; the message says which there are.
+    """
+    before, after = (select_date(height, label) for label in (first, second))
+    return transition(before, after, classes, labels=labels)
+
+
+def _validate_classes(classes: Sequence[float]) -> tuple[float, ...]:
+    bounds = tuple(float(bound) for bound in classes)
+    ascending = all(low < high for low, high in pairwise(bounds))
+    if not bounds or not all(map(math.isfinite, bounds)) or not ascending:
+        raise CHMv2Error(
+            "ascending heights that divide classes [m]", f"{classes}", "pass such as (2, 5, 20)"
+        )
+    return bounds
+
+
+def _names(bounds: tuple[float, ...], labels: Sequence[str] | None) -> list[str]:
+    if labels is None:
+        between = [f"{low:g} to {high:g} m" for low, high in pairwise(bounds)]
+        return [f"under {bounds[0]:g} m", *between, f"{bounds[-1]:g} m or more"]
+    names = [str(label) for label in labels]
+    if len(names) != len(bounds) + 1 or len({*names, MISSING}) != len(names) + 1:
+        raise CHMv2Error(
+            f"{len(bounds) + 1} different labels, none of them {MISSING!r}",
+            f"{names}",
+            "name each class, the lowest and the highest included",
+        )
+    return names
+
+
+def _tabulate(
+    first: xr.DataArray, second: xr.DataArray, areas: xr.DataArray, bounds: tuple[float, ...]
+) -> Any:
+    if first.chunks is None and second.chunks is None:
+        return _count(first.values, second.values, areas.values, bounds)[0, 0]
+    lazy = first if first.chunks is not None else second
+    planes = [da.asarray(array.data).rechunk(lazy.chunks) for array in (first, second, areas)]
+    size = len(bounds) + 2
+    parts = da.blockwise(
+        _count,
+        "yxba",
+        *(part for plane in planes for part in (plane, "yx")),
+        bounds=bounds,
+        new_axes={"b": size, "a": size},
+        adjust_chunks={"y": 1, "x": 1},
+        dtype=np.float64,
+        meta=np.empty((0, 0, 0, 0)),
+    )
+    return parts.sum(axis=(0, 1))
+
+
+def _count(first: Array, second: Array, areas: Array, bounds: tuple[float, ...]) -> Array:
+    """Task: the areas of one block by class before and after, (1, 1, before, after)."""
+    size = len(bounds) + 2
+    before, after = (
+        np.where(np.isnan(height), size - 1, np.searchsorted(bounds, height, side="right"))
+        for height in (first, second)
+    )
+    pairs = (before * size + after).ravel()
+    found = np.bincount(pairs, areas.ravel(), minlength=size * size).astype(np.float64)
+    return found.reshape(1, 1, size, size)

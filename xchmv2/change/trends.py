@@ -1,0 +1,185 @@
+"""How heights change with time: :func:`trend`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy.special import erfc, ndtri
+
+from xchmv2.change.dates import find_dates
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, spatial_dims
+
+Floats = npt.NDArray[np.float64]
+
+_YEAR = np.timedelta64(31_557_600, "s")  # 365.25 days
+_VARIABLES = ("slope", "slope_low", "slope_high", "intercept", "tau", "p_value", "n_obs")
+# Numbers in memory at once, per array, of all pairs of dates of a slab of pixels.
+_SLAB = 2_000_000
+
+
+def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.Dataset:
+    """Fit the trend of each pixel, robustly, on irregular dates.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        (time, y, x) heights [m] on two dates or more, NaN where missing, or a Dataset with
+        ``canopy_height``.
+    min_obs : int, default 3
+        Least valid dates of a pixel, at least 2; with fewer all is NaN but ``n_obs``.
+    confidence : float, default 0.95
+        Of the interval of the slope.
+
+    Returns
+    -------
+    Dataset
+        (y, x) ``slope`` [m per year], the Theil-Sen median of the slopes between all pairs of
+        dates; ``slope_low`` and ``slope_high``, its confidence interval; ``intercept`` [m], the
+        height of the fit on the first date of the cube (its attribute ``time``): the median height
+        less slope times the median time; ``tau``, Kendall's S / (n (n - 1) / 2), and the two-sided
+        ``p_value`` of the Mann-Kendall test for a monotonic trend; ``n_obs``, valid dates. A year
+        is 365.25 days. dask-backed if the heights are, with all dates in one chunk.
+
+    Raises
+    ------
+    CHMv2Error
+        If there is one date only, fewer dates than `min_obs`, dates that are not in strictly
+        increasing order, or heights in memory that are NaN everywhere.
+
+    Notes
+    -----
+    Slope, interval and intercept are those of ``scipy.stats.theilslopes``, with Sen's interval
+    and its correction for ties [1]_; the test is the original Mann-Kendall test with correction
+    for ties and continuity. On three dates no p-value can be below 0.29, on four below 0.089; on
+    five dates a monotonic series has 0.027. Pixels are tested one by one: neighbours are not
+    independent, and one in twenty is below 0.05 by chance.
+
+    References
+    ----------
+    .. [1] Sen 1968, J. Am. Stat. Assoc. 63, 1379.
+    """
+    array = read_heights(height)
+    if min_obs < 2:
+        raise CHMv2Error("a min_obs of at least 2", f"{min_obs}", "pass min_obs=3")
+    if not 0 < confidence < 1:
+        raise CHMv2Error("a confidence between 0 and 1", f"{confidence}", "pass confidence=0.95")
+    dim = find_dates(array, least=max(2, min_obs))
+    require_heights(array)
+    array = array.transpose(dim, *spatial_dims(array))
+    times = array[dim].values
+    if array.chunks is not None:
+        array = array.chunk({dim: -1})
+    layers = xr.apply_ufunc(
+        _fit,
+        array,
+        kwargs={
+            "years": (times - times[0]) / _YEAR,
+            "min_obs": min_obs,
+            "confidence": confidence,
+        },
+        input_core_dims=[[dim]],
+        output_core_dims=[[]] * len(_VARIABLES),
+        dask="parallelized",
+        keep_attrs=True,  # those of coordinates: without them the CRS is lost
+        output_dtypes=[*[array.dtype] * 6, np.int32],
+    )
+    mapping = label_quantity(array, "any", {}).attrs
+    attrs = _attrs(confidence, str(np.datetime_as_string(times[0], "s")))
+    return xr.Dataset(
+        {
+            name: label_quantity(layer, name, {**attrs[name], **mapping})
+            for name, layer in zip(_VARIABLES, layers, strict=True)
+        }
+    )
+
+
+def _attrs(confidence: float, start: str) -> dict[str, dict[str, Any]]:
+    slope = "trend of canopy height"
+    return {
+        "slope": {"long_name": slope, "units": "m year-1"},
+        "slope_low": _bound(f"lower bound of the {slope}", confidence),
+        "slope_high": _bound(f"upper bound of the {slope}", confidence),
+        "intercept": {"long_name": f"fitted height on {start}", "units": "m", "time": start},
+        "tau": {"long_name": "Kendall's tau of height and time", "units": "1"},
+        "p_value": {"long_name": "probability of such a tau without a trend", "units": "1"},
+        "n_obs": {"long_name": "valid dates", "units": "1"},
+    }
+
+
+def _bound(words: str, confidence: float) -> dict[str, Any]:
+    return {"long_name": words, "units": "m year-1", "confidence": confidence}
+
+
+def _fit(
+    heights: npt.NDArray[Any], years: Floats, min_obs: int, confidence: float
+) -> tuple[npt.NDArray[Any], ...]:
+    """Fit the pixels of a block (..., time), as many at once as memory allows."""
+    pixels = heights.reshape(-1, heights.shape[-1])
+    out = np.empty((len(_VARIABLES), len(pixels)), np.float64)
+    pairs = len(years) * len(years)  # the comparison for ties is of all with all
+    slab = max(1, _SLAB // pairs)
+    for start in range(0, len(pixels), slab):
+        chosen = slice(start, start + slab)
+        part = np.where(np.isfinite(pixels[chosen]), pixels[chosen], np.nan).T.astype(np.float64)
+        out[:, chosen] = _fit_pixels(part, years, min_obs, confidence)
+    shape = heights.shape[:-1]
+    floats = tuple(layer.astype(heights.dtype).reshape(shape) for layer in out[:-1])
+    return (*floats, out[-1].astype(np.int32).reshape(shape))
+
+
+def _fit_pixels(heights: Floats, years: Floats, min_obs: int, confidence: float) -> Floats:
+    """Fit columns of heights (time, n): the variables (7, n)."""
+    valid = np.isfinite(heights)
+    n = valid.sum(axis=0)
+    early, late = np.triu_indices(len(years), 1)
+    rises = heights[late] - heights[early]  # [pairs, n]
+    slopes = np.sort(rises / (years[late] - years[early])[:, None], axis=0)  # NaN last
+    pairs = n * (n - 1) // 2
+    ties = _ties(heights, valid)
+    full = n * (n - 1.0) * (2 * n + 5)
+    slope = _middle(slopes, pairs)
+    low, high = _interval(slopes, pairs, np.sqrt((full - ties) / 18), confidence)
+    times = np.sort(np.where(valid, years[:, None], np.nan), axis=0)
+    intercept = _middle(np.sort(heights, axis=0), n) - slope * _middle(times, n)
+    s = np.nansum(np.sign(rises), axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tau = s / pairs
+        score = (s - np.sign(s)) / np.sqrt((full - ties) / 18)
+    chance = np.where(s == 0, 1.0, erfc(np.abs(score) / np.sqrt(2)))
+    fitted = np.stack([slope, low, high, intercept, tau, chance])
+    return np.concatenate([np.where(n >= min_obs, fitted, np.nan), n[None]])
+
+
+def _ties(heights: Floats, valid: npt.NDArray[np.bool_]) -> Floats:
+    """Return the sum of k (k - 1) (2 k + 5) over the groups of k equal heights."""
+    alike = (heights[:, None] == heights[None]).sum(axis=1)  # [time, n]; NaN equals nothing
+    found: Floats = np.where(valid, (alike - 1.0) * (2 * alike + 5), 0.0).sum(axis=0)
+    return found
+
+
+def _middle(ascending: Floats, count: npt.NDArray[Any]) -> Floats:
+    """Return the median of the first `count` of each column; NaN for none."""
+    low, high = np.maximum(count - 1, 0) // 2, count // 2
+    found = (_pick(ascending, low) + _pick(ascending, high)) / 2
+    return np.where(count > 0, found, np.nan)
+
+
+def _pick(rows: Floats, index: npt.NDArray[Any]) -> Floats:
+    """Return one number of each column, the nearest there is."""
+    inside = np.clip(index, 0, len(rows) - 1)
+    picked: Floats = np.take_along_axis(rows, inside[None].astype(np.intp), axis=0)[0]
+    return picked
+
+
+def _interval(
+    slopes: Floats, pairs: npt.NDArray[Any], sd: Floats, confidence: float
+) -> tuple[Floats, Floats]:
+    """Return the slopes whose ranks bound the median (Sen 1968, equation 2.6)."""
+    reach = float(ndtri(0.5 + confidence / 2)) * sd
+    high = np.minimum(np.round((pairs + reach) / 2), pairs - 1)
+    low = np.maximum(np.round((pairs - reach) / 2) - 1, 0)
+    return _pick(slopes, low), _pick(slopes, high)

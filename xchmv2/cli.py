@@ -1,0 +1,433 @@
+"""How commands end: exit code 0, 1 and one line where the input is at fault, 2 for wrong usage."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from xchmv2._version import __version__
+from xchmv2.errors import CHMv2Error
+from xchmv2.model import MODEL, OVERLAP, TILE
+
+if TYPE_CHECKING:
+    from xchmv2.store import Written
+    from xchmv2.training import FineTuned
+
+
+class Commands(click.Group):
+    """A group of commands whose errors are for people."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List commands in the order they were added."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; turn an error of the input into one line and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except (CHMv2Error, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of a pipe went away: click ends quietly
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LAYERS = ("height", "bin_spread", "overlap_disagreement")
+_ENCODINGS = ("float32", "rounded", "int16_cm", "uint8_half_m")
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers between commas, such as ``1,2,3``.
+
+    Parameters
+    ----------
+    kind : type
+        int or float.
+    count : int
+        How many there must be.
+    """
+
+    name = "numbers"
+
+    def __init__(self, kind: type, count: int) -> None:
+        self._kind = kind
+        self._count = count
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """Split and check; click calls it with the default too."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(self._kind(part) for part in str(value).split(","))
+        except ValueError:
+            found = ()
+        if len(found) != self._count:
+            what = "whole numbers" if self._kind is int else "numbers"
+            self.fail(f"{value!r} is not {self._count} {what} between commas", param, ctx)
+        return found
+
+
+class Choices(click.ParamType):  # type: ignore[type-arg]
+    """Names out of some, between commas.
+
+    Parameters
+    ----------
+    known : sequence of str
+        The names there are.
+    """
+
+    name = "names"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split and check; click calls it with the default too."""
+        if isinstance(value, tuple):
+            return value
+        found = tuple(str(value).split(","))
+        unknown = [name for name in found if name not in self._known]
+        if unknown:
+            self.fail(f"{unknown[0]!r} is none of {', '.join(self._known)}", param, ctx)
+        return found
+
+
+_PREDICTION = (
+    click.option("--model", default=MODEL, help="Hub id, folder or demo."),
+    click.option("--value-range", type=Numbers(float, 2), metavar="LOW,HIGH",
+                 help="Values of black and white; needed for all but 8-bit imagery."),
+    click.option("--erode", type=click.IntRange(min=0), default=0,
+                 help="Pixels around nodata that count as nodata."),
+    click.option("--tile", type=click.IntRange(min=1), default=TILE,
+                 help="Side of a tile [px]."),
+    click.option("--overlap", type=click.IntRange(min=0), default=OVERLAP,
+                 help="Pixels that tiles share."),
+    click.option("--block", type=click.IntRange(min=1),
+                 help="Side of a block that is written at once [px]."),
+    click.option("--layers", type=Choices(_LAYERS), default="height", metavar="NAMES",
+                 help=f"Out of {', '.join(_LAYERS)}, between commas."),
+    click.option("--device", default="auto", help="cpu, cuda, cuda:1, ..."),
+    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+                 help="Arithmetic of the network."),
+)  # fmt: skip
+_WRITING = (
+    click.option("--encoding", type=click.Choice(_ENCODINGS), show_default="float32",
+                 help="How a Zarr store keeps heights."),
+    click.option("--resume", is_flag=True, help="Go on with a Zarr store that is there."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)  # fmt: skip
+
+#: Names of the options that go to ``predict`` as they are.
+PREDICTION = (
+    "model", "value_range", "erode", "tile", "overlap", "block", "layers", "device", "dtype",
+)  # fmt: skip
+
+
+def prediction_options(command: F) -> F:
+    """Add the options of a prediction to a command."""
+    return _add(command, _PREDICTION)
+
+
+def writing_options(command: F) -> F:
+    """Add the options of a Zarr store to a command."""
+    return _add(command, _WRITING)
+
+
+def _add(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_raster(path: str, chunks: dict[str, int] | None = None) -> Any:
+    """Open a raster lazily, or refuse a file that holds several."""
+    import rioxarray
+    import xarray as xr
+
+    raster = rioxarray.open_rasterio(path, chunks=chunks or {})
+    if not isinstance(raster, xr.DataArray):
+        raise CHMv2Error(
+            f"one raster in {path!r}", "several", "name one, as gdalinfo lists its subdatasets"
+        )
+    return raster
+
+
+@click.command()
+@click.argument("image")
+@click.argument("out", type=click.Path())
+@click.option("--bands", type=Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
+@click.option("--nodata", type=float, help="Nodata value of IMAGE, instead of its own.")
+@click.option("--resolution", type=float, help="Ground resolution to resample to [m], best 0.6.")
+@prediction_options
+@writing_options
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+def predict(image: str, out: str, *, resume: bool, overwrite: bool, **options: Any) -> None:
+    """Predict canopy height from a raster of colours.
+
+    IMAGE is a GeoTIFF, COG or whatever else GDAL reads. OUT ends in .tif, for a cloud-optimised
+    GeoTIFF with a band per layer, or in .zarr, for a store that goes on after a kill with --resume.
+    """
+    kind = _validate_names(out, resume, overwrite, options["encoding"])
+    from xchmv2.raster import BLOCK
+
+    side = options["block"] or BLOCK
+    imagery = open_raster(image, {"x": side, "y": side})
+    named = {name: options[name] for name in (*PREDICTION, "bands", "nodata", "resolution")}
+    height = imagery.chmv2.predict(**named)
+    quiet = options["quiet"]
+    if kind == ".tif":
+        from xchmv2.store.geotiff import write_cog
+
+        done = write_cog(height, out, progress=not quiet, overwrite=overwrite)
+    else:
+        from xchmv2.store import remove_store
+
+        if overwrite and os.path.lexists(out):
+            remove_store(out)
+        encoding = options["encoding"] or "float32"
+        done = height.chmv2.to_zarr(out, encoding=encoding, resume=resume, progress=not quiet)
+    if not quiet:
+        click.echo(describe(done, out))
+
+
+def describe(done: Written, out: str) -> str:
+    """Say what was written, and how fast."""
+    speed = done.pixels / 1e6 / max(done.seconds, 1e-9)
+    return (
+        f"Wrote {done.regions} regions, {done.pixels / 1e6:.2f} megapixels, at {speed:.2f} "
+        f"megapixels per second"
+        + (f"; {done.present} were there already" if done.present else "")
+        + f": {out}"
+    )
+
+
+def _validate_names(out: str, resume: bool, overwrite: bool, encoding: str | None) -> str:
+    """Check OUT before anything is read; returns how it ends."""
+    kind = Path(out).suffix.lower().replace(".tiff", ".tif")
+    if kind not in (".tif", ".zarr"):
+        raise CHMv2Error("OUT that ends in .tif or .zarr", repr(out), "name it so")
+    if encoding and kind == ".tif":
+        raise CHMv2Error(
+            "--encoding with a .zarr", f"--encoding with {out}", "a GeoTIFF keeps float32"
+        )
+    if resume and (overwrite or kind == ".tif"):
+        raise CHMv2Error(
+            "--resume with a .zarr, without --overwrite",
+            f"--resume with {'--overwrite' if overwrite else out}",
+            "a GeoTIFF is written whole or not at all",
+        )
+    if os.path.lexists(out) and not (resume or overwrite):
+        raise CHMv2Error(
+            f"no {out} yet",
+            "that it exists",
+            "replace it by --overwrite"
+            + (", or go on with it by --resume" if kind == ".zarr" else ""),
+        )
+    return kind
+
+
+@click.command()
+@click.argument("items")
+@click.argument("out")
+@click.option("--bbox", type=Numbers(float, 4), metavar="W,S,E,N", help="Area [degrees].")
+@click.option("--resolution", type=float, default=0.6, help="Ground resolution [m].")
+@click.option("--crs", help="CRS of the result, such as EPSG:32633; else that of the items.")
+@click.option("--bands", metavar="R,G,B", help="Names of red, green and blue in the catalogue.")
+@click.option("--cloud-mask", help="Asset or band that tells clouds.")
+@click.option(
+    "--sign", metavar="MODULE:NAME", help="What signs addresses: planetary_computer:sign."
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "nodata"]),
+    default="raise",
+    help="What becomes of assets that cannot be read.",
+)
+@prediction_options
+@writing_options
+@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to compute on.")
+def run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None:
+    """Go all the way from a STAC catalogue to a Zarr store of canopy heights.
+
+    ITEMS is a file or address of a STAC catalogue, collection, item or item collection; OUT the
+    store, a path or a URL such as s3://bucket/canopy.zarr. With --resume the same command goes on
+    after a kill, and adds new dates.
+    """
+    from xchmv2.predict import warmup
+    from xchmv2.stac import load
+
+    if out.lower().endswith((".tif", ".tiff")):
+        raise CHMv2Error(
+            "OUT as a Zarr store",
+            repr(out),
+            "name it .zarr; one date at a time goes into a GeoTIFF",
+        )
+    bands = options["bands"].split(",") if options["bands"] else None
+    with _client(scheduler) as client:
+        if client is not None:
+            options["model"] = warmup(client, options["model"])
+        cube = load(
+            items,
+            bbox=options["bbox"],
+            crs=options["crs"],
+            resolution=options["resolution"],
+            bands=bands,
+            cloud_mask=options["cloud_mask"],
+            sign=_find(options["sign"]),
+            on_error=options["on_error"],
+        )
+        clear = cube["valid"] if options["cloud_mask"] else None
+        height = cube.chmv2.predict(valid=clear, **{name: options[name] for name in PREDICTION})
+        done = height.chmv2.to_zarr(
+            out,
+            encoding=options["encoding"] or "float32",
+            resume=options["resume"],
+            progress=not options["quiet"],
+        )
+    if not options["quiet"]:
+        click.echo(describe(done, out))
+
+
+def _client(scheduler: str | None) -> Any:
+    if scheduler is None:
+        return nullcontext()
+    try:
+        from distributed import Client
+    except ImportError:
+        raise CHMv2Error(
+            "dask.distributed, since --scheduler is given",
+            "that it is not installed",
+            'install it: pip install "xchmv2[cluster]"',
+        ) from None
+    try:
+        return Client(scheduler)
+    except ValueError as error:
+        raise CHMv2Error(
+            "--scheduler as an address such as tcp://host:8786",
+            f"{scheduler!r} ({error})",
+            "give the address that `dask scheduler` printed",
+        ) from None
+
+
+def _find(name: str | None) -> Any:
+    """Import what ``module:name`` means."""
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CHMv2Error(
+            "--sign as module:name of something that is installed",
+            f"{name!r} ({error})",
+            "for example --sign planetary_computer:sign, after pip install planetary-computer",
+        ) from None
+
+
+@click.command()
+@click.argument("output_dir", default=".", type=click.Path(file_okay=False))
+@click.option("--seed", type=click.IntRange(min=0), show_default="10", help="Seed of the forest.")
+@click.option(
+    "--size",
+    type=click.IntRange(min=64),
+    show_default="640",
+    help="Side of the scene [px of 0.6 m].",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a demo.zarr and a demo.png.")
+@click.option("--model", default="demo", hidden=True)
+def demo(output_dir: str, seed: int | None, size: int | None, overwrite: bool, model: str) -> None:
+    """Do the whole job on a synthetic forest.
+
+    Needs no network and a minute or two. Writes demo.zarr (imagery, truth and prediction) and
+    demo.png (look at it) into OUTPUT_DIR, by default the current folder, and prints how near the
+    prediction comes to the truth.
+    """
+    from xchmv2.demo.run import SEED, SIZE, run_demonstration
+
+    found = run_demonstration(
+        output_dir,
+        seed=SEED if seed is None else seed,
+        size=SIZE if size is None else size,
+        overwrite=overwrite,
+        model=model,
+        report=lambda line: click.echo(f"{line} ..."),
+    )
+    click.echo(f"\n{found.tables}\n\nLook at {found.picture}. Then try:\n\n{found.next_steps}")
+
+
+@click.command("fine-tune")
+@click.argument("image")
+@click.argument("lidar")
+@click.argument("out", type=click.Path())
+@click.option("--model", default=MODEL, help="Where to start: hub id, folder or demo.")
+@click.option("--train", type=click.Choice(["head", "all"]), default="head", help="What to train.")
+@click.option("--epochs", type=int, default=20, help="Most epochs.")
+@click.option("--batch-size", type=int, default=8, help="Crops per step.")
+@click.option("--lr", type=float, default=1e-4, help="Highest learning rate.")
+@click.option("--tile", type=int, default=TILE, help="Side of a crop [px], n times 32.")
+@click.option("--validation", type=float, default=0.2, help="Share of the area held out.")
+@click.option("--resolution", type=float, help="Ground resolution to resample to [m].")
+@click.option("--bands", type=Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
+@click.option("--value-range", type=Numbers(float, 2), metavar="LOW,HIGH", help="Black and white.")
+@click.option("--nodata", type=float, help="Nodata value of IMAGE, instead of its own.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of crops and blocks.")
+@click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+def fine_tune(image: str, lidar: str, out: str, **options: Any) -> None:
+    """Train a model further on lidar heights of your own forest.
+
+    IMAGE and LIDAR are rasters, of colours and of canopy heights in metres; they need not share
+    a grid. OUT is the checkpoint folder to write. The same command goes on after a kill.
+    """
+    from xchmv2.training import fine_tune
+
+    found = fine_tune(open_raster(image), open_raster(lidar), output=out, **options)
+    click.echo(_describe(found))
+
+
+def _describe(found: FineTuned) -> str:
+    """Say what fine-tuning gained, and how to use it."""
+    mae = found.history.set_index("epoch")["validation_mae"]
+    before, after = mae.loc[0], mae.loc[found.best_epoch]
+    if math.isnan(before):
+        gained = f"Nothing was held out: no telling how good epoch {found.best_epoch} is."
+    elif found.best_epoch == 0:
+        gained = (
+            f"Validation MAE: {before:.2f} m before, and no epoch did better: the model is as it "
+            "came.\nMore reference heights, or another --lr, may help."
+        )
+    else:
+        gained = f"Validation MAE: {before:.2f} m before, {after:.2f} m after epoch "
+        gained += f"{found.best_epoch}."
+    folder = str(found.folder)
+    return (
+        f"{gained}\nWrote {shlex.quote(folder)}. Use it in Python:\n\n"
+        f"     imagery.chmv2.predict(model={folder!r})"
+    )
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(__version__, prog_name="xchmv2")
+def main() -> None:
+    """Canopy height in metres from high-resolution RGB imagery."""
+
+
+for command in (predict, run, demo, fine_tune):
+    main.add_command(command)

@@ -1,0 +1,295 @@
+"""Stands of a synthetic forest, and the species in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xchmv2.demo.noise import Floats, draw, noise_at, noise_grid, place_hash, stream
+
+CELL = 125.0  # spacing of the stands' centres [m]
+BASE_YEAR = 2020.0  # the year in which a stand has its stated age
+_WARP = 9.0  # how far borders wander [m, one standard deviation]
+_WARP_LENGTH = 55.0
+_ID_STRIDE = 2**24
+_MAX_AGE = 150.0
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StandTraits:
+    """Properties of stands, one entry each.
+
+    Parameters
+    ----------
+    y, x : ndarray of float64
+        Centre [m].
+    meadow : ndarray of bool
+        Open land with single trees.
+    age : ndarray of float64
+        Years in 2020.
+    species, second : ndarray of int
+        Main and admixed species.
+    admixture : ndarray of float64
+        Share of the admixed species.
+    planted : ndarray of bool
+        In rows, rather than scattered.
+    spacing : ndarray of float64
+        Distance between stems [m].
+    angle : ndarray of float64
+        Direction of rows [radian].
+    stocking : ndarray of float64
+        Share of places that hold a tree.
+    site : ndarray of float64
+        Height relative to an average site.
+    hue : ndarray of float64, shape (n, 2)
+        Brightness and yellowness of the stand's foliage, about 0.
+    """
+
+    y: Floats
+    x: Floats
+    meadow: npt.NDArray[np.bool_]
+    age: Floats
+    species: npt.NDArray[np.intp]
+    second: npt.NDArray[np.intp]
+    admixture: Floats
+    planted: npt.NDArray[np.bool_]
+    spacing: Floats
+    angle: Floats
+    stocking: Floats
+    site: Floats
+    hue: Floats
+
+
+def stand_id(i: Ints, j: Ints) -> Ints:
+    """Return one integer for the stand of cell (i, j)."""
+    return np.asarray(i * _ID_STRIDE + j + _ID_STRIDE // 2)
+
+
+def cell_of(ids: Ints) -> tuple[Ints, Ints]:
+    """Return the cell (i, j) of each stand."""
+    i = ids // _ID_STRIDE
+    return i, ids - i * _ID_STRIDE - _ID_STRIDE // 2
+
+
+def _centres(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats]:
+    """Return the centres [m] of the stands of cells."""
+    h = place_hash(stream(seed, "stand centre"), i, j)
+    return (i + 0.08 + 0.84 * draw(h, 0)) * CELL, (j + 0.08 + 0.84 * draw(h, 1)) * CELL
+
+
+def _species_of(h: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return main and admixed species: half of all stands are led by conifers."""
+    n_broad = len(SPECIES) - N_CONIFERS
+    conifer = draw(h, 0) < 0.5
+    kind = draw(h, 1)
+    main = np.where(conifer, kind * N_CONIFERS, N_CONIFERS + kind * n_broad).astype(np.intp)
+    return main, (draw(h, 2) * len(SPECIES)).astype(np.intp)
+
+
+def stand_traits(seed: int, ids: Ints) -> StandTraits:
+    """Return the properties of stands.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the world.
+    ids : ndarray of int64, shape (n,)
+        From :func:`stand_id`.
+
+    Returns
+    -------
+    StandTraits
+        One entry per stand.
+    """
+    i, j = cell_of(ids)
+    y, x = _centres(seed, i, j)
+    h = place_hash(stream(seed, "stand traits"), i, j)
+    species, second = _species_of(h)
+    # One in six stands is a thicket; the rest are anything from pole wood to old growth.
+    young = draw(h, 3) < 0.17
+    age = np.where(young, 4.0 + 16.0 * draw(h, 4), 18.0 + (_MAX_AGE - 18.0) * draw(h, 4) ** 1.5)
+    planted = (draw(h, 5) < 0.6) & (species < N_CONIFERS) & (age < 75.0)
+    site = 1.0 + 0.09 * noise_at(stream(seed, "site"), y, x, 400.0)
+    typical = np.clip(growth_height(species, age) * site, 2.0, None)
+    meadow = draw(h, 6) < 0.08
+    spacing = np.maximum(1.7, (1.25 + 0.30 * draw(h, 7)) * crown_radius(species, typical))
+    return StandTraits(
+        y=y,
+        x=x,
+        meadow=meadow,
+        age=age,
+        species=species,
+        second=second,
+        admixture=np.where(planted, 0.05, 0.5) * draw(h, 8),
+        planted=planted,
+        spacing=np.where(meadow, 13.0, spacing),
+        angle=np.pi * draw(h, 9),
+        stocking=np.where(meadow, 0.03 + 0.2 * draw(h, 10) ** 3, 0.97 - 0.35 * draw(h, 10) ** 2),
+        site=site,
+        hue=np.stack([draw_hue(h, 11), draw_hue(h, 12)], axis=-1),
+    )
+
+
+def draw_hue(h: npt.NDArray[np.uint64], index: int) -> Floats:
+    """Return a number between -1 and 1, most often near 0."""
+    return np.asarray(draw(h, 2 * index + 40) + draw(h, 2 * index + 41) - 1.0)
+
+
+def _nearest(
+    seed: int, y: Floats, x: Floats, i: Ints, j: Ints
+) -> tuple[Ints, Ints, Floats, Floats]:
+    """Return the two nearest stands of points in cells (i, j), and the squared distances."""
+    first, second = np.full(y.shape, np.inf), np.full(y.shape, np.inf)
+    ids, others = np.zeros(y.shape, np.int64), np.zeros(y.shape, np.int64)
+    for di in (-1, 0, 1):
+        for dj in (-1, 0, 1):
+            cy, cx = _centres(seed, i + di, j + dj)
+            candidate = stand_id(i + di, j + dj)
+            d = (y - cy) ** 2 + (x - cx) ** 2
+            closer, closer2 = d < first, d < second
+            others = np.where(closer, ids, np.where(closer2, candidate, others))
+            second = np.where(closer, first, np.where(closer2, d, second))
+            ids = np.where(closer, candidate, ids)
+            first = np.where(closer, d, first)
+    return ids, others, first, second
+
+
+def stands_at(seed: int, y: Floats, x: Floats) -> Ints:
+    """Return the stand that points [m] lie in.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the world.
+    y, x : ndarray of float64, shape (n,)
+        World coordinates [m].
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Stand ids.
+    """
+    wy = y + _WARP * noise_at(stream(seed, "warp y"), y, x, _WARP_LENGTH)
+    wx = x + _WARP * noise_at(stream(seed, "warp x"), y, x, _WARP_LENGTH)
+    cells = np.floor(wy / CELL).astype(np.int64), np.floor(wx / CELL).astype(np.int64)
+    return _nearest(seed, wy, wx, *cells)[0]
+
+
+def stand_grid(seed: int, y: Floats, x: Floats) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
+    """Return the stand map of a grid.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the world.
+    y, x : ndarray of float64, shapes (height,) and (width,)
+        Increasing world coordinates [m].
+
+    Returns
+    -------
+    ids, others : ndarray of int64, shape (height, width)
+        The stand of each point, and the stand on the other side of the nearest border.
+    border : ndarray of float32, shape (height, width)
+        Distance to that border [m].
+    """
+    wy = y[:, None] + _WARP * noise_grid(stream(seed, "warp y"), y, x, _WARP_LENGTH)
+    wx = x + _WARP * noise_grid(stream(seed, "warp x"), y, x, _WARP_LENGTH)
+    i, j = np.floor(wy / CELL).astype(np.int64), np.floor(wx / CELL).astype(np.int64)
+    ids, others = np.zeros(i.shape, np.int64), np.zeros(i.shape, np.int64)
+    border = np.zeros(i.shape, np.float32)
+    # Cell by cell, so that the centres are single numbers and the arrays stay in the cache.
+    cells = stand_id(i, j)
+    order = np.argsort(cells, axis=None, kind="stable")
+    found, starts = np.unique(cells.ravel()[order], return_index=True)
+    for cell, part in zip(found, np.split(order, starts[1:]), strict=True):
+        at = cell_of(np.array([cell]))
+        a, b, near, far = _nearest(seed, wy.ravel()[part], wx.ravel()[part], *at)
+        (ay, bx), (oy, ox) = _centres(seed, *cell_of(a)), _centres(seed, *cell_of(b))
+        ids.ravel()[part], others.ravel()[part] = a, b
+        border.ravel()[part] = 0.5 * (far - near) / np.hypot(ay - oy, bx - ox)
+    return ids, others, border
+
+
+@dataclass(frozen=True)
+class Species:
+    """One species, or a group that looks alike from above.
+
+    Parameters
+    ----------
+    name : str
+        Common name.
+    conifer : bool
+        Evergreen, pointed and even, rather than deciduous, domed and lumpy.
+    tallest, rate, shape : float
+        Chapman-Richards growth: height = tallest * (1 - exp(-rate * age)) ** shape [m, 1/year].
+    radius, slenderness : float
+        Crown radius = radius + slenderness * height [m].
+    depth : float
+        How far the crown surface falls from top to rim, as a share of the height.
+    profile : float
+        Exponent of that fall over the distance from the stem: 1 a cone, 2 and more a dome.
+    colour, autumn : tuple of float
+        Red, green and blue of sunlit foliage in summer and in autumn (8-bit values).
+    """
+
+    name: str
+    conifer: bool
+    tallest: float
+    rate: float
+    shape: float
+    radius: float
+    slenderness: float
+    depth: float
+    profile: float
+    colour: tuple[float, float, float]
+    autumn: tuple[float, float, float]
+
+
+SPECIES = (
+    Species("spruce", True, 38, 0.026, 1.6, 0.60, 0.068, 0.58, 1.0, (101, 113, 75), (101, 112, 75)),
+    Species("fir", True, 41, 0.023, 1.7, 0.65, 0.074, 0.52, 1.1, (94, 110, 85), (94, 109, 85)),
+    Species("pine", True, 30, 0.034, 1.3, 0.75, 0.092, 0.36, 1.5, (112, 124, 90), (114, 122, 90)),
+    Species("beech", False, 36, 0.023, 1.4, 0.80, 0.148, 0.40, 2.3, (120, 148, 82), (176, 134, 84)),
+    Species("oak", False, 30, 0.022, 1.2, 0.90, 0.172, 0.42, 2.6, (130, 146, 88), (162, 128, 82)),
+    Species(
+        "birch", False, 25, 0.045, 1.2, 0.60, 0.118, 0.46, 1.9, (142, 162, 102), (206, 180, 88)
+    ),
+)
+N_CONIFERS = sum(s.conifer for s in SPECIES)  # conifers come first
+
+
+def parameters(name: str) -> npt.NDArray[np.float64]:
+    """Return one parameter of every species, in the order of `SPECIES`."""
+    return np.array([getattr(s, name) for s in SPECIES], np.float64)
+
+
+def growth_height(species: npt.NDArray[np.intp], age: Floats) -> Floats:
+    """Return the height of a dominant tree.
+
+    Parameters
+    ----------
+    species : ndarray of int, shape (n,)
+        Index into `SPECIES`.
+    age : ndarray of float64, shape (n,)
+        Years; not yet born below 0.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Height [m].
+
+    References
+    ----------
+    Chapman-Richards: Richards (1959), J. Exp. Bot. 10, 290-300.
+    """
+    grown = 1.0 - np.exp(-parameters("rate")[species] * np.maximum(age, 0.0))
+    return np.asarray(parameters("tallest")[species] * grown ** parameters("shape")[species])
+
+
+def crown_radius(species: npt.NDArray[np.intp], height: Floats) -> Floats:
+    """Return the crown radius [m] of trees of a height [m]: the allometry of each species."""
+    return np.asarray(parameters("radius")[species] + parameters("slenderness")[species] * height)

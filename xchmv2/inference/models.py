@@ -1,0 +1,538 @@
+"""Models by name: what a task is told of a model, and the models that a process holds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import os
+import threading
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from xchmv2.errors import CheckpointError, DemoModelWarning
+from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
+from xchmv2.inference.predictor import Predictor
+from xchmv2.inference.workers import active_client, workers_dtype
+from xchmv2.model import (
+    CONFIG_NAME,
+    DEMO,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    INDEX_NAME,
+    MODEL,
+    PREPROCESSOR_NAME,
+    WEIGHTS_NAME,
+    Checkpoint,
+    CHMv2Config,
+    CHMv2ForDepthEstimation,
+    find_folder,
+    json_sha256,
+    read_json,
+    resolve_checkpoint,
+    state_dict_sha256,
+    validate_spread,
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model, an arithmetic and a device, by name and content; small and hashable.
+
+    Parameters
+    ----------
+    model : str
+        Hub id, absolute folder, or ``live:`` and the content hash of a model in this process.
+    revision : str or None
+        Revision of a hub id.
+    weights_sha256, config_sha256 : str
+        Content of the weights and of the configuration files.
+    device : str
+        Torch device, or "auto" for what the worker has.
+    dtype : {"float32", "bfloat16"}
+        Arithmetic of the network.
+    compile : bool
+        Whether the network is compiled.
+    """
+
+    model: str
+    revision: str | None
+    weights_sha256: str
+    config_sha256: str
+    device: str
+    dtype: str
+    compile: bool = field(default=False, kw_only=True)
+
+    @property
+    def plain(self) -> ModelSpec:
+        """The spec alone, without what a cluster told: it is this that goes into graphs."""
+        return ModelSpec(
+            self.model,
+            self.revision,
+            self.weights_sha256,
+            self.config_sha256,
+            self.device,
+            self.dtype,
+            compile=self.compile,
+        )
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What one dask worker said when it was warmed up.
+
+    Parameters
+    ----------
+    name, host, address : str
+        The worker, as its scheduler names it.
+    device : str
+        Torch device that it forwards on, such as "cpu" or "cuda:0".
+    card : str or None
+        Identity of its GPU, the same for all processes that use it; None on a processor.
+    hardware : str
+        The GPU's product name, or "processor".
+    dask_threads, torch_threads : int
+        Tasks that it runs at once, and threads of one forward on the processor.
+    seconds : float
+        Time that loading the model took [s]; near 0 where it was loaded before.
+    """
+
+    name: str
+    host: str
+    address: str
+    device: str
+    card: str | None
+    hardware: str
+    dask_threads: int
+    torch_threads: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} on {self.host}: {self.device} ({self.hardware}), "
+            f"{self.dask_threads} dask threads, {self.torch_threads} torch threads, "
+            f"loaded in {self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class WarmModel(ModelSpec):
+    """A model that every forwarding worker of a cluster holds; pass it to ``predict``.
+
+    Parameters
+    ----------
+    config : CHMv2Config
+        The model's configuration, as the workers read it.
+    workers : tuple of WorkerReport
+        The workers that forward tiles.
+    """
+
+    config: CHMv2Config = field(compare=False)
+    workers: tuple[WorkerReport, ...] = field(compare=False)
+
+    def __repr__(self) -> str:
+        head = f"<{self.model}, weights {self.weights_sha256[:12]}, {self.dtype}>"
+        return "\n  ".join([head, *map(str, self.workers)])
+
+
+#: A hub id, a checkpoint folder, or a live model.
+ModelSource = str | os.PathLike[str] | CHMv2ForDepthEstimation
+#: What ``model=`` takes: one of those, or what ``warmup`` returned.
+ModelLike = ModelSource | ModelSpec
+
+
+def resolve_model(
+    model: ModelLike = MODEL,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    spread: bool = False,
+    in_process: bool = False,
+    weights: bool = True,
+) -> ModelSpec:
+    """Find a model's files and describe it, without loading it.
+
+    Parameters
+    ----------
+    model : str, path, CHMv2ForDepthEstimation or ModelSpec
+        Hub id, checkpoint folder, "demo", live model, or what ``xchmv2.warmup`` returned.
+    device : str, default "auto"
+        Torch device; "auto" is CUDA where the computing process has it, else the processor.
+    dtype : {"auto", "float32", "bfloat16"}
+        "auto" is bfloat16 where this process, or under a distributed client every worker that
+        will forward tiles, has a CUDA card that supports it, else float32.
+    compile : bool, default False
+        Whether the network is compiled before it is used.
+    spread : bool, default False
+        Whether the spread of the height bins will be asked for.
+    in_process : bool, default False
+        Whether the work is sure to be done in this process, even under a distributed client.
+    weights : bool, default True
+        Whether weights that are on the hub are to be fetched, where this process may need them.
+
+    Returns
+    -------
+    ModelSpec
+        The description that goes into graphs.
+
+    Raises
+    ------
+    CheckpointError
+        If the files are missing or damaged, the model does not take three bands, or a live model
+        meets a distributed client.
+    ConfigError
+        If the spread is wanted of a model without bins.
+    DeviceError
+        If the device or dtype is unknown, or no such device is here.
+    """
+    client = None if in_process else active_client()
+    found = _resolve(model, str(device), dtype, client, spread=spread, weights=weights)
+    return dataclasses.replace(found, compile=compile or found.compile)
+
+
+def _resolve(
+    model: ModelLike,
+    device: str,
+    dtype: str,
+    client: Any | None,
+    *,
+    spread: bool,
+    weights: bool,
+) -> ModelSpec:
+    remote = client is not None
+    if isinstance(model, ModelSpec):
+        return _resolve_spec(model, device, dtype, spread=spread, remote=remote)
+    validate_device(device, remote=remote)
+    if isinstance(model, CHMv2ForDepthEstimation):
+        return _resolve_live(model, device, dtype, spread=spread, remote=remote)
+    if model == DEMO:
+        warn_of_demo()
+    # A client only plans: it needs to know the weights, not to have them.
+    found = resolve_checkpoint(model) if weights and client is None else find_unloaded(model)
+    validate_config(found.config, spread=spread)
+    return ModelSpec(
+        model=found.model_id,
+        revision=found.revision,
+        weights_sha256=found.weights_sha256,
+        config_sha256=found.config_sha256,
+        device=device,
+        dtype=resolve_dtype(dtype, device)
+        if client is None
+        else workers_dtype(client, device, dtype),
+    )
+
+
+def refuse_live(model: object) -> None:
+    """Refuse a model that lives in one process alone.
+
+    Raises
+    ------
+    CheckpointError
+        If it is one.
+    """
+    name = model.model if isinstance(model, ModelSpec) else ""
+    if isinstance(model, CHMv2ForDepthEstimation) or name.startswith(LIVE):
+        raise CheckpointError(
+            "a model that every worker can load by name",
+            "a live model while a distributed client is active",
+            SAVE_IT,
+        )
+
+
+def validate_config(config: CHMv2Config, *, spread: bool = False) -> None:
+    """Check that a model takes three bands and can give what is asked for.
+
+    Parameters
+    ----------
+    config : CHMv2Config
+        The model's configuration.
+    spread : bool, default False
+        Whether the spread of the height bins will be asked for.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        If it does not.
+    """
+    channels = config.backbone.num_channels
+    if channels != 3:
+        raise CheckpointError(
+            "a model that takes three bands",
+            f"num_channels={channels} in its config",
+            "use a CHMv2 checkpoint for red, green and blue",
+        )
+    if spread:
+        validate_spread(config)
+
+
+@functools.cache
+def warn_of_demo() -> None:
+    """Warn once in a process that the demonstration model is in use."""
+    warnings.warn(
+        "the demonstration model was trained on synthetic forest alone: its heights mean nothing "
+        f"anywhere else; for real imagery use the published weights, model={MODEL!r}",
+        DemoModelWarning,
+        stacklevel=6,
+    )
+
+
+def _resolve_spec(
+    spec: ModelSpec, device: str, dtype: str, *, spread: bool, remote: bool
+) -> ModelSpec:
+    """Take a model as it was described before; "auto" leaves device and dtype as they are."""
+    if remote:
+        refuse_live(spec)
+    if isinstance(spec, WarmModel):
+        validate_config(spec.config, spread=spread)
+    chosen = spec.device if device == "auto" else device
+    validate_device(chosen, remote=remote)
+    arithmetic = spec.dtype if dtype == "auto" else resolve_dtype(dtype, chosen)
+    return dataclasses.replace(spec.plain, device=chosen, dtype=arithmetic)
+
+
+def _resolve_live(
+    model: CHMv2ForDepthEstimation, device: str, dtype: str, *, spread: bool, remote: bool
+) -> ModelSpec:
+    resolved = resolve_dtype(dtype, device)
+    validate_config(model.config, spread=spread)
+    if remote:
+        refuse_live(model)
+    name, sha = hold_live(model)
+    return ModelSpec(name, None, sha, sha, device, resolved)
+
+
+#: How names of live models begin.
+LIVE = "live:"
+#: What cures a live model where it cannot be used.
+SAVE_IT = (
+    "save it where all workers can read it: model.save_pretrained(folder), then "
+    ".predict(model=folder)"
+)
+
+# How many models of each kind a process holds; the one unused for longest goes first.
+_MOST_MODELS = 4
+
+_load_lock = threading.Lock()
+_predictors: dict[tuple[str | bool, ...], Predictor] = {}
+_live_models: dict[str, CHMv2ForDepthEstimation] = {}
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+def get_predictor(spec: ModelSpec) -> Predictor:
+    """Return this process's predictor for a spec, loading its model on the first call.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        From :func:`resolve_model`, maybe in another process.
+
+    Returns
+    -------
+    Predictor
+        Shared by all threads.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights found here are not those of the spec.
+    """
+    device = resolve_device(spec.device)
+    key = _key(spec, device)
+    with _load_lock:
+        found = _predictors.pop(key, None) or _load(spec, device)
+        _keep(_predictors, key, found)
+        return found
+
+
+def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
+    """Tell what tiles of a size took in this process so far, without loading anything.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model, in its arithmetic on its device.
+    window : tuple of int
+        Height and width of a tile [px].
+
+    Returns
+    -------
+    float or None
+        Time a tile [s], batching and blending included, reading and writing not; None where this
+        process has forwarded none such, or holds the model no more.
+    """
+    with _load_lock:
+        found = _predictors.get(_key(spec, resolve_device(spec.device)))
+    return None if found is None else found.seconds_per_tile(window)
+
+
+def _key(spec: ModelSpec, device: str) -> tuple[Any, ...]:
+    """Return what tells one predictor of a process from another."""
+    return (spec.weights_sha256, spec.config_sha256, device, spec.dtype, spec.compile)
+
+
+def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
+    """Give this process the predictor to use for a spec, in place of loading one.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        What graphs name it by.
+    predictor : Predictor
+        What :func:`get_predictor` will return; let go of as loaded ones are.
+    """
+    key = _key(spec, resolve_device(spec.device))
+    with _load_lock:
+        _predictors.pop(key, None)
+        _keep(_predictors, key, predictor)
+
+
+def clear_models() -> None:
+    """Forget all models this process holds, live ones too, and free their memory.
+
+    Notes
+    -----
+    Lazy results of live models cannot be computed afterwards; others load their files again.
+    """
+    with _load_lock:
+        _predictors.clear()
+        _live_models.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def hold_live(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
+    """Keep a copy of a live model under its content hash, so that training on cannot change it."""
+    sha = state_dict_sha256(model)
+    with _load_lock:
+        kept = _live_models.pop(sha, None) or copy.deepcopy(model).eval()
+        _keep(_live_models, sha, kept)
+    return f"{LIVE}{sha}", sha
+
+
+def _keep(held: dict[K, T], key: K, value: T) -> None:
+    """Hold a value as the newest, and let go of the oldest beyond the limit."""
+    held[key] = value
+    while len(held) > _MOST_MODELS:
+        del held[next(iter(held))]
+
+
+def _load(spec: ModelSpec, device: str) -> Predictor:
+    """Make a predictor; the process's one copy of the model in float32 serves all others too."""
+    exact = (spec.weights_sha256, spec.config_sha256, device, "float32")
+    held = next((p.model for key, p in _predictors.items() if key[:4] == exact), None)
+    if spec.model.startswith(LIVE):
+        model, mean, std = held or _find_live(spec), IMAGE_MEAN, IMAGE_STD
+        if str(model.device) != device:
+            model = copy.deepcopy(model)  # another predictor may hold it where it is
+    else:
+        files = _checked(spec)
+        mean, std = files.mean_std()
+        model = held or CHMv2ForDepthEstimation.from_pretrained(files.folder, device_map=device)
+    return Predictor(
+        model, device=device, dtype=spec.dtype, mean=mean, std=std, compile=spec.compile
+    )
+
+
+def _checked(spec: ModelSpec) -> Checkpoint:
+    """Find the files of a spec, and make sure that they are the ones it was made for."""
+    found = resolve_checkpoint(spec.model, revision=spec.revision)
+    if (found.weights_sha256, found.config_sha256) != (spec.weights_sha256, spec.config_sha256):
+        raise CheckpointError(
+            f"the weights the prediction was planned with, sha256 {spec.weights_sha256[:12]}",
+            f"sha256 {found.weights_sha256[:12]} in {found.folder}, or another config",
+            "give all workers the same files, or call predict() again",
+        )
+    return found
+
+
+def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:
+    try:
+        return _live_models[spec.weights_sha256]
+    except KeyError:
+        raise CheckpointError(
+            "the live model of this prediction in the computing process",
+            f"a process that does not hold it, or not any more (it holds {_MOST_MODELS})",
+            SAVE_IT,
+        ) from None
+
+
+_ASK_WORKERS = (
+    "where only the workers have the files, let them say what they are: "
+    "spec = xchmv2.warmup(client, model), then .predict(model=spec)"
+)
+
+
+def find_unloaded(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+    """Describe a checkpoint, fetching its configuration alone where it is on the hub.
+
+    Parameters
+    ----------
+    model : str or path
+        Folder, id on the Hugging Face hub, or "demo".
+    revision : str, optional
+        Branch, tag or commit on the hub.
+
+    Returns
+    -------
+    Checkpoint
+        Equal to that of ``resolve_checkpoint``; its folder may lack the weights.
+
+    Raises
+    ------
+    CheckpointError
+        If files are missing here, or the hub cannot be reached or refuses.
+    """
+    small = (CONFIG_NAME, PREPROCESSOR_NAME, INDEX_NAME)
+    try:
+        folder, is_local = find_folder(model, revision, small)
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.expected, error.found, f"{_ASK_WORKERS}; else {error.fix}"
+        ) from error
+    if is_local or (folder / WEIGHTS_NAME).exists():
+        return resolve_checkpoint(model, revision)
+    commit = folder.name if folder.parent.name == "snapshots" else revision
+    # None for files that the hub does not keep apart from the repository: then fetch them.
+    weights = _published_sha256(str(model), commit, folder)
+    if weights is None:
+        return resolve_checkpoint(model, revision)
+    return _describe(str(model), commit, folder, weights)
+
+
+def _published_sha256(model: str, commit: str | None, folder: Path) -> str | None:
+    """Ask the hub for the hash of a checkpoint's weights; None where it does not tell."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(model, revision=commit, files_metadata=True)
+    except Exception as error:  # the client's errors have no base class but this
+        raise CheckpointError(
+            f"the hash of the weights of {model!r} from the Hugging Face hub",
+            f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}",
+            _ASK_WORKERS,
+        ) from error
+    hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}
+    if WEIGHTS_NAME in hashes:
+        return hashes[WEIGHTS_NAME]
+    if not (folder / INDEX_NAME).exists():
+        return None
+    shards = set(read_json(folder / INDEX_NAME).get("weight_map", {}).values())
+    if not shards or not shards <= set(hashes):
+        return None
+    return json_sha256({name: hashes[name] for name in shards})
+
+
+def _describe(model_id: str, revision: str | None, folder: Path, weights: str) -> Checkpoint:
+    config = read_json(folder / CONFIG_NAME)
+    CHMv2Config.from_dict(config)
+    preprocessor = folder / PREPROCESSOR_NAME
+    settings = read_json(preprocessor) if preprocessor.exists() else None
+    sha = json_sha256({"config": config, "preprocessor": settings})
+    return Checkpoint(model_id, revision, folder, weights, sha)

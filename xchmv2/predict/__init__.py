@@ -1,0 +1,27 @@
+"""Imagery in, canopy height out, over any chunks and on any scheduler."""
+
+from xchmv2.predict.graph import Prediction, find_prediction
+from xchmv2.predict.planning import PredictionPlan, plan
+from xchmv2.predict.prediction import predict
+from xchmv2.predict.progress import Progress, tqdm
+from xchmv2.predict.sinks import blocks_of, compute_keys, delayed_sinks, leaves_process, run_sinks
+from xchmv2.predict.task_memory import TaskMemory
+from xchmv2.predict.warming import ForwardsOnGPUs, warmup
+
+__all__ = [
+    "ForwardsOnGPUs",
+    "Prediction",
+    "PredictionPlan",
+    "Progress",
+    "TaskMemory",
+    "blocks_of",
+    "compute_keys",
+    "delayed_sinks",
+    "find_prediction",
+    "leaves_process",
+    "plan",
+    "predict",
+    "run_sinks",
+    "tqdm",
+    "warmup",
+]

@@ -1,0 +1,59 @@
+"""Progress bars: widgets in a notebook that has ipywidgets, text anywhere else."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from types import TracebackType
+
+
+class Progress:
+    """A bar, in a terminal or a notebook; silent if told so.
+
+    Parameters
+    ----------
+    total : int
+        Regions of the store.
+    done : int
+        Those that were down before.
+    show : bool
+        Whether to draw.
+    """
+
+    def __init__(self, total: int, done: int, *, show: bool) -> None:
+        self.pixels = 0
+        self.regions = 0
+        self._begun = time.perf_counter()
+        self._bar = tqdm(
+            total=total, initial=done, disable=not show, unit="region", desc="to_zarr", smoothing=0
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start [s]."""
+        return time.perf_counter() - self._begun
+
+    def add(self, pixels: int, regions: int = 1) -> None:
+        """Count regions of so many pixels."""
+        self.pixels += pixels
+        self.regions += regions
+        speed = self.pixels / 1e6 / max(self.seconds, 1e-9)
+        self._bar.set_postfix_str(f"{speed:.2f} Mpx/s", refresh=False)
+        self._bar.update(regions)
+
+
+with warnings.catch_warnings():
+    # Text will do; a warning at the first bar would not tell anyone more.
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from tqdm.auto import tqdm as tqdm  # to be imported from here

@@ -1,0 +1,240 @@
+"""Graphs whose ends write: one per date, or per band of rows where that is too large.
+
+Each end takes one block of every layer and writes it. Tile groups that reach into several blocks
+run once and wait in memory until the last of these is written; from one band of rows to the next
+they are handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.base import get_scheduler
+from dask.callbacks import Callback
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+from xchmv2.errors import CHMv2Error
+from xchmv2.predict.graph import GROUPS
+
+#: Place of a block: indices of its chunks along all dims.
+Index = tuple[int, ...]
+#: Writes one block of each array and returns how many pixels that were.
+Sink = Callable[[Sequence[npt.NDArray[Any]]], int]
+
+#: Blocks of one graph at most on a cluster: about five tasks each, beside those that read.
+_MOST_BLOCKS = 2048
+#: Here, a graph is one row of blocks, however long: what waits in memory is then one row of border
+#: groups. A date in one graph took three times the memory, and more with every row.
+_MOST_BLOCKS_HERE = 1
+
+
+def run_sinks(
+    arrays: Sequence[da.Array],
+    sinks: Mapping[Index, Sink],
+    *,
+    name: str,
+    done: Callable[[Index, int], None],
+) -> None:
+    """Compute blocks and write them, on the scheduler that dask is set to.
+
+    Parameters
+    ----------
+    arrays : sequence of dask.array.Array
+        Arrays of equal chunks.
+    sinks : mapping
+        What writes the blocks at each place; other places are not computed.
+    name : str
+        Begins the keys of the writing tasks; no two runs at a time may share it.
+    done : callable
+        Told of each block that is down, its place and pixels, in this process.
+
+    Raises
+    ------
+    Exception
+        The first error of a task; the other tasks are given up.
+    """
+    graph = _sink_graph(arrays, sinks, name)
+    client = distributed_client()
+    most = _MOST_BLOCKS_HERE if client is None else _MOST_BLOCKS
+    for batches in _batches(sinks, most):
+        keys: list[list[Hashable]] = [[(name, *index) for index in batch] for batch in batches]
+        held: dict[Hashable, Any] = {}
+        for wanted, carried in zip(keys, _carried(graph, keys), strict=True):
+            if client is None:
+                held = _run_here(graph, wanted, carried, held, done)
+            else:
+                held = _run_on_cluster(client, graph, wanted, carried, done)
+
+
+def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[Index, Sink], name: str) -> Any:
+    """Return a Delayed that writes all blocks and gives the pixels written when computed.
+
+    Parameters
+    ----------
+    arrays, sinks, name
+        As for :func:`run_sinks`.
+    """
+    from dask.delayed import Delayed
+
+    graph = _sink_graph(arrays, sinks, name)
+    total = f"{name}-pixels"
+    last = {total: (sum, [(name, *index) for index in sinks])}
+    return Delayed(total, HighLevelGraph.from_collections(total, last, [_Ends(graph, name)]))
+
+
+def distributed_client() -> Any:
+    """Return the distributed client that computes now; None where the work is done here."""
+    owner = getattr(get_scheduler(cls=da.Array), "__self__", None)
+    return owner if type(owner).__module__.startswith("distributed") else None
+
+
+def leaves_process() -> bool:
+    """Whether computing now is done by other processes."""
+    module = getattr(get_scheduler(cls=da.Array), "__module__", "")
+    return distributed_client() is not None or module == "dask.multiprocessing"
+
+
+def compute_keys(graph: HighLevelGraph, keys: Sequence[Hashable]) -> list[Any]:
+    """Compute some keys of a graph on the scheduler that dask is set to."""
+    return list(get_scheduler(cls=da.Array)(graph.cull(set(keys)), list(keys)))
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """A graph as a dask collection, for others to depend on."""
+
+    graph: HighLevelGraph
+    name: str
+
+    def __dask_graph__(self) -> HighLevelGraph:
+        return self.graph
+
+    def __dask_layers__(self) -> tuple[str]:
+        return (self.name,)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Task: a value that is already here."""
+
+    value: Any
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+def _sink_graph(
+    arrays: Sequence[da.Array], sinks: Mapping[Index, Sink], name: str
+) -> HighLevelGraph:
+    tasks = {
+        (name, *index): (sink, [(array.name, *index) for array in arrays])
+        for index, sink in sinks.items()
+    }
+    return HighLevelGraph.from_collections(name, tasks, dependencies=list(arrays))
+
+
+def _batches(sinks: Mapping[Index, Sink], most: int) -> Iterator[list[list[Index]]]:
+    """Places of each date, in bands of whole rows that one graph can take."""
+    for _, date in groupby(sorted(sinks), key=lambda index: index[:-2]):
+        bands: list[list[Index]] = [[]]
+        for _, row in groupby(date, key=lambda index: index[-2]):
+            blocks = list(row)
+            if bands[-1] and len(bands[-1]) + len(blocks) > most:
+                bands.append([])
+            bands[-1] += blocks
+        yield bands
+
+
+def _carried(
+    graph: HighLevelGraph, bands: Sequence[Sequence[Hashable]]
+) -> Iterator[list[Hashable]]:
+    """Tile groups of each band that later bands of the same date need too."""
+    if len(bands) == 1:
+        yield []
+        return
+    needed = [_groups(graph.cull(set(keys))) for keys in bands]
+    for place, own in enumerate(needed):
+        yield list(own & set().union(*needed[place + 1 :]))
+
+
+def _groups(graph: HighLevelGraph) -> set[Hashable]:
+    return {key for name, layer in graph.layers.items() if name.startswith(GROUPS) for key in layer}
+
+
+def _run_here(
+    graph: HighLevelGraph,
+    keys: list[Hashable],
+    carried: list[Hashable],
+    held: Mapping[Hashable, Any],
+    done: Callable[[Index, int], None],
+) -> dict[Hashable, Any]:
+    """Compute a batch in this process; returns the groups to hand over."""
+    ends = set(keys)
+
+    def tell(key: Any, value: Any, *_: object) -> None:
+        if key in ends:
+            done(key[1:], value)
+
+    wanted = keys + carried
+    ready = da.optimization.optimize(_with_held(graph, held), wanted)  # culls it too
+    with Callback(posttask=tell):
+        found = get_scheduler(cls=da.Array)(ready, wanted)
+    return dict(zip(carried, found[len(keys) :], strict=True))
+
+
+def _with_held(graph: HighLevelGraph, held: Mapping[Hashable, Any]) -> HighLevelGraph:
+    """Put values that were computed before in the place of their tasks."""
+    if not held:
+        return graph
+    layers = dict(graph.layers)
+    for name, layer in graph.layers.items():
+        if name.startswith(GROUPS):
+            tasks = {key: (_Held(held[key]),) if key in held else layer[key] for key in layer}
+            layers[name] = MaterializedLayer(tasks)
+    return HighLevelGraph(layers, graph.dependencies)
+
+
+def _run_on_cluster(
+    client: Any,
+    graph: HighLevelGraph,
+    keys: list[Hashable],
+    carried: list[Hashable],
+    done: Callable[[Index, int], None],
+) -> dict[Hashable, Any]:
+    """Compute a batch on a cluster; returns the groups to hand over, which stay there.
+
+    The graph is culled and no more: fusing its tasks would lose which workers they may run on.
+    """
+    from distributed import as_completed
+
+    wanted = keys + carried
+    futures = client.get(graph.cull(set(wanted)), wanted, sync=False)
+    ends, shared = futures[: len(keys)], futures[len(keys) :]
+    try:
+        for future in as_completed(ends):
+            if future.status not in ("finished", "error"):
+                raise CHMv2Error(
+                    "the cluster to finish its work",
+                    f"that a task was {future.status}",
+                    "call again: what is written stays",
+                )
+            done(future.key[1:], future.result())
+            future.release()  # else the block would be written again if its worker died
+    except BaseException:
+        client.cancel(futures)
+        raise
+    return dict(zip(carried, shared, strict=True))
+
+
+def blocks_of(array: da.Array) -> Iterator[tuple[Index, tuple[slice, ...]]]:
+    """Yield the place of each block of an array and its pixels."""
+    bounds = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks]
+    for index in np.ndindex(*array.numblocks):
+        pairs = zip(bounds, index, strict=True)
+        yield index, tuple(slice(int(b[i]), int(b[i + 1])) for b, i in pairs)

@@ -1,0 +1,204 @@
+"""What the tasks of a prediction do, and the job they share.
+
+A group task turns source chunks into the weighted sums of its tiles; a block task adds up the
+groups that reach into it. Both are small objects, so that a graph of many thousands stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from xchmv2.inference import (
+    BlockPart,
+    Layer,
+    ModelSpec,
+    Scaling,
+    Sums,
+    blend,
+    get_predictor,
+    stack_dates,
+)
+from xchmv2.raster import Chunks, FloatArray, TileAxis, TileRun, assemble, runs_by_block, tile_runs
+
+
+class Reader(Protocol):
+    """Turns source pixels into a window of the grid that is predicted on."""
+
+    def source_span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
+        """Source pixels that ``[start, stop)`` depends on along y (0) or x (1)."""
+
+    def __call__(
+        self,
+        bands: npt.NDArray[Any],
+        mask: npt.NDArray[np.bool_] | None,
+        target: tuple[tuple[int, int], tuple[int, int]],
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Return the window's (3, h, w) values and (h, w) validity."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that determines a prediction beside its pixels; small, hashable, in every task.
+
+    Parameters
+    ----------
+    model : ModelSpec
+        Which model, where, in which arithmetic.
+    reader : Reader
+        From source pixels to windows.
+    rows, cols : TileAxis
+        The tile grid.
+    block : int
+        Side of an output chunk [px].
+    scaling : Scaling
+        Value range of the source.
+    layers : tuple of str
+        Layers to derive.
+    batch_size : int or "auto"
+        Tiles per forward.
+    bands : tuple of str
+        What red, green and blue are called in the source.
+    masked : bool
+        Whether a mask of valid pixels was given.
+    """
+
+    model: ModelSpec
+    reader: Reader
+    rows: TileAxis
+    cols: TileAxis
+    block: int
+    scaling: Scaling
+    layers: tuple[Layer, ...]
+    batch_size: int | Literal["auto"]
+    bands: tuple[str, ...] = ()
+    masked: bool = False
+
+    @property
+    def runs(self) -> tuple[tuple[TileRun, ...], tuple[TileRun, ...]]:
+        """Runs of tiles along both axes; a group is one of each."""
+        return tile_runs(self.rows, self.block), tile_runs(self.cols, self.block)
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes of the blocks along both axes [px]."""
+        rows, cols = (_split(axis.size, self.block) for axis in (self.rows, self.cols))
+        return rows, cols
+
+    def groups_of(self, block: tuple[int, int]) -> list[tuple[int, int]]:
+        """List the at most nine groups that reach into a block, in a fixed order."""
+        rows, cols = (
+            runs_by_block(axis, self.block)[index]
+            for axis, index in zip((self.rows, self.cols), block, strict=True)
+        )
+        return [(y, x) for y in rows for x in cols]
+
+
+@dataclass(frozen=True)
+class SumGroup:
+    """Task: the weighted sums of one group's tiles, for each date of a chunk.
+
+    Parameters
+    ----------
+    job : Job
+        What to do.
+    iy, ix : int
+        The group: indices of its runs.
+    offsets : tuple of (int, int)
+        Where the window begins in the chunks of each source.
+    bands : tuple of (int or None)
+        Index along the band dimension of each source's chunks; a fourth source is a mask.
+    """
+
+    job: Job
+    iy: int
+    ix: int
+    offsets: tuple[tuple[int, int], ...]
+    bands: tuple[int | None, ...]
+
+    def __call__(self, chunks: Sequence[Chunks]) -> Sums | None:
+        """Sum the group; None where no pixel is valid."""
+        row_runs, col_runs = self.job.runs
+        rows, cols = row_runs[self.iy], col_runs[self.ix]
+        read = self.job.reader.source_span
+        span = (read(0, rows.start, rows.stop), read(1, cols.start, cols.stop))
+        red, green, blue, *mask = (
+            assemble(*source, span) for source in zip(chunks, self.offsets, self.bands, strict=True)
+        )
+        leading = red.shape[:-2]
+        dates = [
+            self._sum_date(
+                np.stack([red[date], green[date], blue[date]]),
+                mask[0][date] if mask else None,
+                rows,
+                cols,
+            )
+            for date in np.ndindex(leading)
+        ]
+        return stack_dates(dates, leading)
+
+    def _sum_date(
+        self,
+        bands: npt.NDArray[Any],
+        mask: npt.NDArray[np.bool_] | None,
+        rows: TileRun,
+        cols: TileRun,
+    ) -> Sums | None:
+        """Sum the group at one date; a model is loaded only for valid pixels."""
+        job, target = self.job, ((rows.start, rows.stop), (cols.start, cols.stop))
+        window, valid = job.reader(bands, mask, target)
+        if not valid.any():
+            return None
+        return get_predictor(job.model).accumulate(
+            window,
+            valid,
+            rows,
+            cols,
+            scaling=job.scaling,
+            layers=job.layers,
+            batch_size=job.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class BlendBlock:
+    """Task: add up the groups that reach into one block.
+
+    Parameters
+    ----------
+    job : Job
+        What to do.
+    layer : str
+        The layer to derive.
+    by, bx : int
+        The block.
+    shape : tuple of int
+        Shape of the result, (..., height, width).
+    """
+
+    job: Job
+    layer: Layer
+    by: int
+    bx: int
+    shape: tuple[int, ...]
+
+    def __call__(self, sums: Sequence[Sums | None]) -> FloatArray:
+        """Blend the groups; NaN where none of them has a valid pixel."""
+        if all(group is None for group in sums):
+            return np.full(self.shape, np.nan, np.float32)
+        row_runs, col_runs = self.job.runs
+        top, left = self.by * self.job.block, self.bx * self.job.block
+        parts = [
+            BlockPart(row_runs[iy], col_runs[ix], top, left, *self.shape[-2:])
+            for iy, ix in self.job.groups_of((self.by, self.bx))
+        ]
+        return blend(self.layer, parts, sums)
+
+
+def _split(size: int, block: int) -> tuple[int, ...]:
+    whole, rest = divmod(size, block)
+    return (block,) * whole + ((rest,) if rest else ())

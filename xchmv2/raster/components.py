@@ -1,0 +1,217 @@
+"""Connected components of one block, and what is needed to join them across blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Connectivity = Literal[4, 8]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which pixels belong together, and which patches are kept.
+
+    Parameters
+    ----------
+    connectivity : {4, 8}
+        Whether pixels that touch at corners only belong together (8) or not (4).
+    low, high : float
+        Smallest and largest area [m2].
+    """
+
+    connectivity: Connectivity
+    low: float
+    high: float
+
+    def label(self, mask: Bools) -> tuple[npt.NDArray[np.int32], int]:
+        """Give the patches of a mask numbers in the order of their first pixels, row by row."""
+        structure = np.ones((3, 3), bool) if self.connectivity == 8 else None
+        labels, count = ndimage.label(mask, structure)
+        return labels, int(count)
+
+    def keeps(self, area: Floats) -> Bools:
+        """Tell which areas are within bounds.
+
+        A sum depends on its order in the last digits, and a patch must not come or go with them.
+        """
+        return (area >= self.low * (1 - 1e-9)) & (area <= self.high * (1 + 1e-9))
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What is summed up of the values in each patch; missing values are left out.
+
+    Parameters
+    ----------
+    count : ndarray
+        Values that are there.
+    mean, squares : ndarray
+        Their mean, and the sum of their squared distances from it.
+    low, high : ndarray
+        Smallest and largest; inf and -inf without values.
+    volume : ndarray
+        Sum of value times area of cell.
+    """
+
+    count: Integers
+    mean: Floats
+    squares: Floats
+    low: Floats
+    high: Floats
+    volume: Floats
+
+    def take(self, kept: npt.NDArray[Any]) -> Moments:
+        """Choose patches."""
+        return Moments(*(field[kept] for field in self.fields))
+
+    @property
+    def fields(self) -> tuple[npt.NDArray[Any], ...]:
+        """All of them, in order."""
+        return self.count, self.mean, self.squares, self.low, self.high, self.volume
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The patches of one block that may matter.
+
+    Parameters
+    ----------
+    count : int
+        Patches in the block, those included that cannot matter.
+    ids : ndarray
+        Labels in the block of those that may: they reach its border, or are of a size to keep.
+    first : ndarray
+        (n, 2) row and column in the block of their first pixels.
+    pixels : ndarray
+        Their pixels.
+    area : ndarray
+        Their areas [m2].
+    values : dict of Moments
+        What lies in them, by name.
+    edges : tuple of ndarray
+        Along the first and last row and the first and last column: 1 + place in ``ids``, or 0.
+    """
+
+    count: int
+    ids: Integers
+    first: Integers
+    pixels: Integers
+    area: Floats
+    values: Mapping[str, Moments]
+    edges: tuple[Integers, Integers, Integers, Integers]
+
+
+def summarise(
+    mask: Bools, area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
+) -> Summary:
+    """Sum up the patches of a block.
+
+    Parameters
+    ----------
+    mask : ndarray
+        (rows, cols) bool.
+    area : ndarray
+        (rows, cols) area of each pixel [m2].
+    values : mapping of ndarray
+        (rows, cols) values, NaN where missing.
+    rule : Rule
+        Which pixels belong together, and which patches are kept.
+
+    Returns
+    -------
+    Summary
+        Of the patches that reach the block's border or are within the area bounds.
+    """
+    labels, count = rule.label(mask)
+    inside = np.flatnonzero(labels)
+    label = labels.ravel()[inside] - 1
+    weight = area.ravel()[inside]
+    areas = add_up(label, weight, count)
+    edges = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+    matters = rule.keeps(areas)
+    for edge in edges:
+        matters[edge[edge > 0] - 1] = True
+    kept = np.flatnonzero(matters)
+    place = np.zeros(count + 1, np.int64)
+    place[kept + 1] = np.arange(1, len(kept) + 1)
+    _, first = np.unique(label, return_index=True)  # the labels ascend from 0 without holes
+    return Summary(
+        count=count,
+        ids=kept + 1,
+        first=np.stack(np.divmod(inside[first][kept], labels.shape[1]), axis=1),
+        pixels=np.bincount(label, minlength=count)[kept],
+        area=areas[kept],
+        values={
+            name: _moments(label, value.ravel()[inside], weight, count).take(kept)
+            for name, value in values.items()
+        },
+        edges=(place[edges[0]], place[edges[1]], place[edges[2]], place[edges[3]]),
+    )
+
+
+def add_up(label: npt.NDArray[Any], value: npt.NDArray[Any], n: int) -> Floats:
+    """Sum up the values of each of n labels, which count from 0."""
+    return np.bincount(label, value, minlength=n).astype(np.float64)
+
+
+def _moments(label: npt.NDArray[Any], value: npt.NDArray[Any], weight: Floats, n: int) -> Moments:
+    there = ~np.isnan(value)
+    label, value, weight = label[there], value[there].astype(np.float64), weight[there]
+    count = np.bincount(label, minlength=n)
+    mean = add_up(label, value, n) / np.maximum(count, 1)
+    low, high = np.full(n, np.inf), np.full(n, -np.inf)
+    np.minimum.at(low, label, value)
+    np.maximum.at(high, label, value)
+    return Moments(
+        count=count,
+        mean=mean,
+        squares=add_up(label, (value - mean[label]) ** 2, n),
+        low=low,
+        high=high,
+        volume=add_up(label, value * weight, n),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """What the patches of one block are called in the end.
+
+    Parameters
+    ----------
+    ids : ndarray
+        Labels in the block, of those that are kept.
+    numbers : ndarray
+        Their numbers in the whole raster.
+    """
+
+    ids: Integers
+    numbers: Integers
+
+    def apply(self, mask: Bools, rule: Rule, dtype: Any) -> npt.NDArray[Any]:
+        """Give the patches of the block's mask their numbers; 0 where there is none."""
+        labels, count = rule.label(mask)
+        number = np.zeros(count + 1, dtype)
+        number[self.ids] = self.numbers
+        found: npt.NDArray[Any] = number[labels]
+        return found
+
+
+def pack(mask: Bools) -> tuple[Sequence[int], npt.NDArray[np.uint8]]:
+    """Keep a mask in an eighth of its memory."""
+    return mask.shape, np.packbits(mask)
+
+
+def unpack(packed: tuple[Sequence[int], npt.NDArray[np.uint8]]) -> Bools:
+    """Undo :func:`pack`."""
+    shape, bits = packed
+    size = int(np.prod(shape))
+    return np.unpackbits(bits, count=size).reshape(shape).astype(bool)

@@ -1,0 +1,569 @@
+"""Connected patches of a mask, the same for any chunking: labels, a table, and a sieve by area."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.base import tokenize
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster.components import (
+    Connectivity,
+    Floats,
+    Integers,
+    Moments,
+    Numbers,
+    Rule,
+    Summary,
+    add_up,
+    pack,
+    summarise,
+    unpack,
+)
+from xchmv2.raster.grid import find_grid
+from xchmv2.raster.ground import cell_areas
+from xchmv2.raster.labels import label_quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def label_patches(
+    mask: xr.DataArray,
+    values: Mapping[str, xr.DataArray] | None = None,
+    *,
+    connectivity: Connectivity = 8,
+    min_area: float | None = None,
+    max_area: float | None = None,
+) -> tuple[xr.DataArray, pd.DataFrame]:
+    """Find the connected patches of a mask, and sum up what lies in each.
+
+    Parameters
+    ----------
+    mask : DataArray
+        Boolean, of two spatial dims and any others, such as time; each plane has patches of its
+        own.
+    values : mapping of str to DataArray, optional
+        Quantities on the same grid to sum up per patch; NaN is left out.
+    connectivity : {8, 4}
+        Whether pixels that touch at corners only belong together.
+    min_area, max_area : float, optional
+        Smallest and largest area of a patch, both inclusive [m2, true on the ground; without a
+        CRS in the coordinates' own units]. Others are left out.
+
+    Returns
+    -------
+    labels : DataArray
+        int32, 0 outside patches; numbered from 1 in each plane, in the order of their first
+        pixels row by row, whatever the chunks. Lazy if the mask is.
+    table : DataFrame
+        One row per patch: the coordinates of further dims, ``patch``, ``pixels``, ``area``, and
+        for each value ``<name>_count``, ``_mean``, ``_min``, ``_max``, ``_sd`` (ddof=1), ``_sum``
+        and ``_volume`` (sum of value times area of the cell).
+
+    Raises
+    ------
+    CHMv2Error
+        If the mask is not boolean, values lie on another grid, or the bounds make no sense.
+
+    Notes
+    -----
+    How many patches there are is known from the data only, so the table is computed here, in one
+    pass over the blocks that holds few of them at a time. Labels that are lazy go through the
+    mask a second time when they are computed: give them a mask that is cheap to read again, such
+    as one of heights that were written to a store, or ``persist`` it.
+    """
+    rule = resolve_rule(connectivity, min_area, max_area)
+    planes = read_planes(mask, values or {})
+    summaries = planes.summaries(rule)
+    blocks = summaries.compute(**planes.scheduler)
+    joined: dict[tuple[int, ...], Joined] = {}
+    numbers = np.empty(blocks.shape, object)
+    for index in np.ndindex(blocks.shape[:-2]):
+        joined[index] = join(blocks[index], planes.chunks, rule)
+        numbers[index] = joined[index].numbers
+    known = da.from_array(numbers, chunks=1, name=f"patch-numbers-{tokenize(summaries.name)}")
+    labels = planes.blockwise(_number, planes.mask, known, rule=rule, dtype=np.dtype("int32"))
+    attrs = {"long_name": "number of the patch, 0 outside patches", "units": "1"}
+    return label_quantity(planes.wrap(labels, mask), "patch", attrs), _table(planes, joined)
+
+
+def sieve(
+    mask: xr.DataArray,
+    *,
+    connectivity: Connectivity = 8,
+    min_area: float | None = None,
+    max_area: float | None = None,
+) -> xr.DataArray:
+    """Remove the patches of a mask that are too small or too large.
+
+    Parameters
+    ----------
+    mask : DataArray
+        Boolean, of two spatial dims and any others, such as time.
+    connectivity : {8, 4}
+        Whether pixels that touch at corners only belong together.
+    min_area, max_area : float, optional
+        Smallest and largest area of a patch that stays, both inclusive [m2, true on the ground;
+        without a CRS in the coordinates' own units].
+
+    Returns
+    -------
+    DataArray
+        Like the mask; lazy if it is. The same for any chunks.
+
+    Raises
+    ------
+    CHMv2Error
+        If the mask is not boolean, or the bounds make no sense.
+
+    Notes
+    -----
+    A patch may reach through any number of chunks, so the first chunk of the answer needs all
+    chunks of the mask. They are computed once, and wait in an eighth of a byte per pixel.
+    """
+    rule = resolve_rule(connectivity, min_area, max_area)
+    planes = read_planes(mask, {})
+    if rule.low <= 0 and math.isinf(rule.high):
+        return mask.copy(deep=False)
+    rows_and_cols = {planes.mask.ndim - 2: -1, planes.mask.ndim - 1: -1}
+    numbers = planes.summaries(rule).rechunk(rows_and_cols)
+    numbers = numbers.map_blocks(
+        _join, planes.chunks, rule, dtype=object, meta=no_objects(planes.mask.ndim)
+    ).rechunk(1)
+    packed = planes.mask.map_blocks(
+        _pack, dtype=object, meta=no_objects(planes.mask.ndim), chunks=(1,) * planes.mask.ndim
+    )
+    kept = planes.blockwise(_keep, packed, numbers, rule=rule, dtype=np.dtype("bool"))
+    return planes.wrap(kept, mask)
+
+
+def resolve_rule(
+    connectivity: Connectivity, min_area: float | None, max_area: float | None
+) -> Rule:
+    """Check how patches are to be told apart and chosen.
+
+    Parameters
+    ----------
+    connectivity : {8, 4}
+        Whether pixels that touch at corners only belong together.
+    min_area, max_area : float or None
+        Smallest and largest area [m2].
+
+    Returns
+    -------
+    Rule
+        The same; without bounds, from 0 to inf.
+
+    Raises
+    ------
+    CHMv2Error
+        If they make no sense.
+    """
+    if connectivity not in (4, 8):
+        raise CHMv2Error(
+            "connectivity 4 (sides) or 8 (sides and corners)",
+            f"connectivity={connectivity!r}",
+            "pass connectivity=8",
+        )
+    low = 0.0 if min_area is None else float(min_area)
+    high = math.inf if max_area is None else float(max_area)
+    if not 0 <= low <= high:
+        raise CHMv2Error(
+            "0 <= min_area <= max_area [m2]",
+            f"min_area={min_area} and max_area={max_area}",
+            "pass areas such as min_area=200",
+        )
+    return Rule(connectivity, low, high)
+
+
+def _join(
+    blocks: npt.NDArray[np.object_], chunks: tuple[tuple[int, ...], tuple[int, ...]], rule: Rule
+) -> npt.NDArray[np.object_]:
+    """Task: join the patches of one plane."""
+    return join(blocks.reshape(blocks.shape[-2:]), chunks, rule).numbers.reshape(blocks.shape)
+
+
+def _number(
+    mask: npt.NDArray[Any], numbers: npt.NDArray[np.object_], rule: Rule
+) -> npt.NDArray[Any]:
+    """Task: number the patches of one block."""
+    plane = mask.reshape(mask.shape[-2:])
+    found: npt.NDArray[Any] = numbers.item().apply(plane, rule, np.int32).reshape(mask.shape)
+    return found
+
+
+def _pack(mask: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    """Task: keep one block of the mask in little memory until all are known."""
+    return boxed(pack(mask), mask.ndim)
+
+
+def _keep(
+    packed: npt.NDArray[np.object_], numbers: npt.NDArray[np.object_], rule: Rule
+) -> npt.NDArray[np.bool_]:
+    """Task: what stays of one block of the mask."""
+    mask = unpack(packed.item())
+    plane = mask.reshape(mask.shape[-2:])
+    found: npt.NDArray[np.bool_] = numbers.item().apply(plane, rule, bool).reshape(mask.shape)
+    return found
+
+
+def _table(planes: Planes, joined: Mapping[tuple[int, ...], Joined]) -> pd.DataFrame:
+    import pandas as pd
+
+    parts = []
+    for index, plane in joined.items():
+        columns: dict[str, Any] = {
+            name: np.repeat(coordinate[place : place + 1], len(plane.area))
+            for (name, coordinate), place in zip(planes.leading, index, strict=True)
+        }
+        columns["patch"] = np.arange(1, len(plane.area) + 1)
+        columns |= {"pixels": plane.pixels, "area": plane.area}
+        for name, moments in plane.values.items():
+            columns |= {f"{name}_{what}": found for what, found in _statistics(moments).items()}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _statistics(moments: Moments) -> dict[str, npt.NDArray[Any]]:
+    """Read statistics off the sums; NaN where there is no value, and for the sd of one."""
+    count = moments.count
+    some = count > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "count": count,
+            "mean": np.where(some, moments.mean, np.nan),
+            "min": np.where(some, moments.low, np.nan),
+            "max": np.where(some, moments.high, np.nan),
+            "sd": np.where(count > 1, np.sqrt(moments.squares / (count - 1)), np.nan),
+            "sum": np.where(some, moments.mean * count, np.nan),
+            "volume": np.where(some, moments.volume, np.nan),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """A mask in blocks of one plane each, and what lies on the same grid.
+
+    Parameters
+    ----------
+    mask : dask.array.Array
+        (..., y, x) bool; chunks of 1 along all dims before y and x.
+    area : dask.array.Array
+        (y, x) areas of cells in the mask's chunks.
+    values : dict of dask.array.Array
+        Quantities in the mask's chunks.
+    dims : tuple
+        Names of the mask's dims.
+    leading : list of (name, ndarray)
+        Coordinates of the dims before y and x.
+    scheduler : dict
+        How to compute: here and now if the mask was no dask array.
+    """
+
+    mask: da.Array
+    area: da.Array
+    values: dict[str, da.Array]
+    dims: tuple[Hashable, ...]
+    leading: list[tuple[str, npt.NDArray[Any]]]
+    scheduler: dict[str, str]
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows and columns of the blocks."""
+        return self.mask.chunks[-2], self.mask.chunks[-1]
+
+    def summaries(self, rule: Rule) -> da.Array:
+        """Sum up the patches of each block: an array with one object per block."""
+        index = tuple(range(self.mask.ndim))
+        arrays = [array for value in self.values.values() for array in (value, index)]
+        return da.blockwise(
+            _summarise,
+            index,
+            self.mask,
+            index,
+            self.area,
+            index[-2:],
+            *arrays,
+            names=tuple(self.values),
+            rule=rule,
+            adjust_chunks=dict.fromkeys(index, 1),
+            align_arrays=False,
+            dtype=object,
+            meta=no_objects(self.mask.ndim),
+        )
+
+    def blockwise(self, task: Any, *sources: da.Array, rule: Rule, dtype: Any) -> da.Array:
+        """Make an array in the mask's chunks from arrays with one block for each of them."""
+        index = tuple(range(self.mask.ndim))
+        arrays = [array for one in sources for array in (one, index)]
+        return da.blockwise(
+            task,
+            index,
+            *arrays,
+            rule=rule,
+            dtype=dtype,
+            align_arrays=False,
+            adjust_chunks=dict(enumerate(self.mask.chunks)),
+            meta=np.empty((0,) * self.mask.ndim, dtype),
+        )
+
+    def wrap(self, data: da.Array, like: xr.DataArray) -> xr.DataArray:
+        """Give an array the coordinates of the mask, and compute it if that was no dask array."""
+        found = like.transpose(*self.dims).copy(
+            data=data.compute(**self.scheduler) if self.scheduler else data
+        )
+        return found.transpose(*like.dims)
+
+
+def read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> Planes:
+    """Cut a mask, and what lies on its grid, into blocks of one plane each.
+
+    Parameters
+    ----------
+    mask : DataArray
+        Boolean, of two spatial dims and any others.
+    values : mapping of str to DataArray
+        Quantities on the same grid.
+
+    Returns
+    -------
+    Planes
+        Lazy where they are.
+
+    Raises
+    ------
+    CHMv2Error
+        If the mask is not boolean, or values lie on another grid.
+    """
+    if mask.dtype != bool:
+        raise CHMv2Error(
+            "a boolean mask",
+            f"{mask.dtype} values",
+            "compare first: label_patches(height <= 10), or mask.astype(bool)",
+        )
+    grid = find_grid(mask).dims
+    dims = (*(dim for dim in mask.dims if dim not in grid), *grid)
+    turned = mask.transpose(*dims)
+    data = _blocks(turned).rechunk(dict.fromkeys(range(mask.ndim - 2), 1))
+    on_grid = {name: _blocks(_like(name, value, turned)) for name, value in values.items()}
+    return Planes(
+        mask=data,
+        area=_blocks(cell_areas(mask)).rechunk(data.chunks[-2:]),
+        values={name: value.rechunk(data.chunks) for name, value in on_grid.items()},
+        dims=dims,
+        leading=[(str(dim), turned[dim].values) for dim in dims[:-2]],
+        scheduler={} if mask.chunks else {"scheduler": "synchronous"},
+    )
+
+
+def _blocks(array: xr.DataArray) -> da.Array:
+    if array.chunks:
+        return array.data
+    return da.from_array(array.values, chunks=array.shape, name=False)
+
+
+def _like(name: str, value: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
+    """Bring a quantity to the mask's dims; both must lie on one grid."""
+    try:
+        value, _ = xr.align(value, mask, join="exact", copy=False)
+        return value.broadcast_like(mask).transpose(*mask.dims)
+    except ValueError as error:
+        raise CHMv2Error(
+            f"{name} on the mask's grid",
+            f"sizes {dict(value.sizes)} against {dict(mask.sizes)}, or other coordinates",
+            f"bring them together: {name}.odc.reproject(mask.odc.geobox)",
+        ) from error
+
+
+def no_objects(ndim: int) -> npt.NDArray[np.object_]:
+    """Return what dask takes for an example of an array of objects."""
+    return np.empty((0,) * ndim, object)
+
+
+def boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:
+    """Put one object into an array of one element."""
+    flat = np.empty(1, object)
+    flat[0] = value
+    return flat.reshape((1,) * ndim)
+
+
+def _summarise(
+    mask: npt.NDArray[Any],
+    area: npt.NDArray[Any],
+    *values: npt.NDArray[Any],
+    names: tuple[str, ...],
+    rule: Rule,
+) -> npt.NDArray[np.object_]:
+    """Task: sum up the patches of one block."""
+    planes = {n: v.reshape(area.shape) for n, v in zip(names, values, strict=True)}
+    return boxed(summarise(mask.reshape(area.shape), area, planes, rule), mask.ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """The patches of a raster.
+
+    Parameters
+    ----------
+    numbers : ndarray of Numbers
+        (block rows, block cols) what the patches of each block are called.
+    pixels, area : ndarray
+        Pixels and area [m2] of each patch.
+    values : dict of Moments
+        What lies in each.
+    """
+
+    numbers: npt.NDArray[np.object_]
+    pixels: Integers
+    area: Floats
+    values: dict[str, Moments]
+
+
+def join(
+    blocks: npt.NDArray[np.object_], chunks: tuple[Sequence[int], Sequence[int]], rule: Rule
+) -> Joined:
+    """Join the patches of all blocks.
+
+    Parameters
+    ----------
+    blocks : ndarray of Summary
+        (block rows, block cols).
+    chunks : tuple of sequences of int
+        Rows and columns of the blocks.
+    rule : Rule
+        Which pixels belong together, and which patches are kept.
+
+    Returns
+    -------
+    Joined
+        Those that are kept, numbered from 1 in the order of their first pixels, row by row: the
+        numbers do not depend on the blocks.
+    """
+    summaries: list[Summary] = list(blocks.ravel())
+    offsets = np.cumsum([0, *(len(summary.ids) for summary in summaries)])
+    part_of, count = _components(blocks, offsets, rule)
+    area = add_up(part_of, _all(summaries, "area", float), count)
+    first = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(first, part_of, _first_pixels(blocks, chunks))
+    order = np.argsort(first)
+    order = order[rule.keeps(area[order])]
+    number = np.zeros(count, np.int64)
+    number[order] = np.arange(1, len(order) + 1)
+    pixels = np.zeros(count, np.int64)
+    np.add.at(pixels, part_of, _all(summaries, "pixels", np.int64))
+    return Joined(
+        numbers=_numbers(blocks, offsets, number[part_of]),
+        pixels=pixels[order],
+        area=area[order],
+        values={
+            name: _combine([s.values[name] for s in summaries], part_of, count).take(order)
+            for name in summaries[0].values
+        },
+    )
+
+
+def _all(summaries: Sequence[Summary], field: str, dtype: Any) -> npt.NDArray[Any]:
+    return np.concatenate([getattr(s, field) for s in summaries]).astype(dtype)
+
+
+def _first_pixels(
+    blocks: npt.NDArray[np.object_], chunks: tuple[Sequence[int], Sequence[int]]
+) -> Integers:
+    """Place of the first pixel of every block's patches in the raster, counted row by row."""
+    tops, lefts = (np.cumsum([0, *sizes]) for sizes in chunks)
+    places = []
+    for block, (i, j) in zip(blocks.ravel(), np.ndindex(blocks.shape), strict=True):
+        row, col = block.first.T
+        places.append((row + tops[i]) * lefts[-1] + col + lefts[j])
+    return np.concatenate(places).astype(np.int64)
+
+
+def _components(
+    blocks: npt.NDArray[np.object_], offsets: Integers, rule: Rule
+) -> tuple[npt.NDArray[Any], int]:
+    """Tell which patches of blocks belong together."""
+    offset = offsets[:-1].reshape(blocks.shape)
+    pairs = [
+        pair
+        for turned, (last, first) in ((False, (1, 0)), (True, (3, 2)))
+        for upper, lower in _lines(blocks, offset, turned, last, first)
+        for pair in _touching(upper, lower, rule)
+    ]
+    one, other = np.concatenate([np.empty((2, 0), np.int64), *pairs], axis=1)
+    size = int(offsets[-1])
+    links = coo_array((np.ones(len(one), bool), (one, other)), shape=(size, size))
+    count, part_of = connected_components(links, directed=False)
+    return part_of, int(count)
+
+
+def _lines(
+    blocks: npt.NDArray[np.object_], offset: Integers, turned: bool, last: int, first: int
+) -> list[tuple[Integers, Integers]]:
+    """Patches on both sides of each border that runs through the raster from side to side.
+
+    Whole lines, so that patches which touch at the corner of four blocks are side by side too.
+    """
+    blocks, offset = (blocks.T, offset.T) if turned else (blocks, offset)
+    return [
+        (_line(blocks[i], offset[i], last), _line(blocks[i + 1], offset[i + 1], first))
+        for i in range(len(blocks) - 1)
+    ]
+
+
+def _line(blocks: npt.NDArray[np.object_], offset: Integers, edge: int) -> Integers:
+    """Patches along one side of a row of blocks: -1 where there is none."""
+    ids = [
+        np.where(block.edges[edge] > 0, block.edges[edge] + start - 1, -1)
+        for block, start in zip(blocks, offset, strict=True)
+    ]
+    return np.concatenate(ids)
+
+
+def _touching(upper: Integers, lower: Integers, rule: Rule) -> list[Integers]:
+    sides = [(upper, lower)]
+    if rule.connectivity == 8:
+        sides += [(upper[1:], lower[:-1]), (upper[:-1], lower[1:])]
+    return [np.unique(np.stack(s)[:, (s[0] >= 0) & (s[1] >= 0)], axis=1) for s in sides]
+
+
+def _numbers(
+    blocks: npt.NDArray[np.object_], offsets: Integers, number: Integers
+) -> npt.NDArray[np.object_]:
+    found = np.empty(blocks.size, object)
+    for index, block in enumerate(blocks.ravel()):
+        own = number[offsets[index] : offsets[index + 1]]
+        found[index] = Numbers(block.ids[own > 0], own[own > 0])
+    return found.reshape(blocks.shape)
+
+
+def _combine(parts: Sequence[Moments], part_of: npt.NDArray[Any], n: int) -> Moments:
+    """Add up the parts of each patch."""
+    count, mean, squares, low, high, volume = (
+        np.concatenate(fields) for fields in zip(*(part.fields for part in parts), strict=True)
+    )
+    total = np.zeros(n, np.int64)
+    np.add.at(total, part_of, count)
+    mean_all = add_up(part_of, count * mean, n) / np.maximum(total, 1)
+    # The squares around the mean of the whole: those around each part's, and the parts' own.
+    squares = squares + count * (mean - mean_all[part_of]) ** 2
+    low_all, high_all = np.full(n, np.inf), np.full(n, -np.inf)
+    np.minimum.at(low_all, part_of, low)
+    np.maximum.at(high_all, part_of, high)
+    return Moments(
+        count=total,
+        mean=mean_all,
+        squares=add_up(part_of, squares, n),
+        low=low_all,
+        high=high_all,
+        volume=add_up(part_of, volume, n),
+    )

@@ -1,0 +1,298 @@
+"""The tile grid: which windows the network sees, how they blend, which tiles form a group.
+
+Everything here is separable, so it is written once for one axis; an image has two of them. Integers
+and one-dimensional weights only: no imagery, no network, no dask.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from numbers import Integral
+
+import numpy as np
+import numpy.typing as npt
+
+from xchmv2.errors import GridError
+
+#: Side of an output chunk [px] where the input's own chunks do not suit.
+BLOCK = 4096
+#: The input's own chunks are followed up to this side [px].
+LARGEST_BLOCK = 8192
+#: Version of the way from imagery to heights: raised whenever the same input gives other heights.
+ALGORITHM = 1
+#: The head returns its input's size only where height and width are multiples of this [px].
+SIZE_MULTIPLE = 32
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TileAxis:
+    """The tiles along one axis of an image.
+
+    The nominal tile starts are the multiples of the stride counted in pixels from the CRS origin,
+    so the same ground gets the same tiles in every area of interest. A tile that would cross the
+    image's edge moves inward. On an axis shorter than one tile, a single window of the next
+    multiple of 32 px remains, and what it has beyond the image is padding.
+
+    Parameters
+    ----------
+    size : int
+        Pixels of the image along this axis.
+    tile : int
+        Side of the square window the network sees [px].
+    overlap : int
+        Pixels shared by two neighbouring tiles.
+    origin : int, default 0
+        Index of the image's first pixel, counted from the CRS origin.
+    """
+
+    size: int
+    tile: int
+    overlap: int
+    origin: int = 0
+
+    @property
+    def stride(self) -> int:
+        """Distance between nominal tile starts [px]."""
+        return self.tile - self.overlap
+
+    @property
+    def window(self) -> int:
+        """Length of a network window along this axis [px]."""
+        return min(self.tile, math.ceil(self.size / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+
+    @property
+    def padding(self) -> int:
+        """Pixels of the window that lie beyond the end of the image."""
+        return max(0, self.window - self.size)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First pixel of each tile, ascending, in image pixels."""
+        return _starts(self)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """One past the last image pixel of each tile."""
+        return _stops(self)
+
+    @property
+    def weights(self) -> tuple[FloatArray, ...]:
+        """Blending weights of each tile over its image pixels; at every pixel they sum to 1."""
+        return _weights(self)
+
+    def coverage(self, start: int, stop: int) -> npt.NDArray[np.intp]:
+        """Count the tiles that cover each pixel of ``[start, stop)``."""
+        pixels = np.arange(start, stop)
+        begun = np.searchsorted(self.starts, pixels, side="right")
+        ended = np.searchsorted(self.stops, pixels, side="right")
+        return begun - ended
+
+
+@dataclass(frozen=True)
+class TileRun:
+    """Consecutive tiles of one axis that reach into the same blocks.
+
+    Parameters
+    ----------
+    axis : TileAxis
+        The axis the tiles belong to.
+    first, last : int
+        Indices of the first and the last tile, both included.
+    blocks : tuple of int
+        The one or two blocks the tiles reach into.
+    """
+
+    axis: TileAxis
+    first: int
+    last: int
+    blocks: tuple[int, ...]
+
+    @property
+    def start(self) -> int:
+        """First pixel of the extent."""
+        return self.axis.starts[self.first]
+
+    @property
+    def stop(self) -> int:
+        """One past the last pixel of the extent."""
+        return self.axis.stops[self.last]
+
+    @property
+    def tiles(self) -> tuple[tuple[slice, FloatArray], ...]:
+        """Each tile's pixels, counted from the start of the extent, and its blending weights."""
+        axis, chosen = self.axis, range(self.first, self.last + 1)
+        return tuple(
+            (slice(axis.starts[i] - self.start, axis.stops[i] - self.start), axis.weights[i])
+            for i in chosen
+        )
+
+    @property
+    def total_weight(self) -> FloatArray:
+        """Sum of the tiles' weights at each pixel of the extent; 1 where no other run reaches."""
+        total = np.zeros(self.stop - self.start, np.float32)
+        for where, weights in self.tiles:
+            total[where] += weights
+        return total
+
+
+@lru_cache(maxsize=256)
+def tile_runs(axis: TileAxis, block: int) -> tuple[TileRun, ...]:
+    """Partition the tiles of an axis by the blocks they reach into, in ascending order.
+
+    Parameters
+    ----------
+    axis : TileAxis
+        The axis to partition.
+    block : int
+        Side of a block [px], at least one tile, so that a tile reaches into one block or two.
+
+    Returns
+    -------
+    tuple of TileRun
+        Every tile is in exactly one run. A *tile group* is a pair of runs, one per image axis.
+    """
+
+    def reached(tile: int) -> tuple[int, ...]:
+        return tuple(range(axis.starts[tile] // block, (axis.stops[tile] - 1) // block + 1))
+
+    runs = []
+    for blocks, tiles in groupby(range(len(axis.starts)), key=reached):
+        members = list(tiles)
+        runs.append(TileRun(axis, members[0], members[-1], blocks))
+    return tuple(runs)
+
+
+@lru_cache(maxsize=256)
+def runs_by_block(axis: TileAxis, block: int) -> tuple[tuple[int, ...], ...]:
+    """Tell for every block of an axis which runs of ``tile_runs`` reach into it.
+
+    Parameters
+    ----------
+    axis : TileAxis
+        The axis.
+    block : int
+        Side of a block [px].
+
+    Returns
+    -------
+    tuple of tuple of int
+        At most three indices per block, ascending.
+    """
+    found: list[list[int]] = [[] for _ in range(math.ceil(axis.size / block))]
+    for index, run in enumerate(tile_runs(axis, block)):
+        for reached in run.blocks:
+            found[reached].append(index)
+    return tuple(tuple(indices) for indices in found)
+
+
+def origin_index(edge: float, pixel: float) -> int:
+    """Count pixels from the CRS origin to an image's first edge.
+
+    Parameters
+    ----------
+    edge : float
+        CRS coordinate of the outer edge of the first pixel.
+    pixel : float
+        Signed pixel size in CRS units.
+
+    Returns
+    -------
+    int
+        The nearest whole index. It is rounded to 1e-3 before halves are rounded up, so that
+        floating-point noise on grids whose pixel centres sit on multiples of the pixel size
+        cannot give two areas of interest different tiles.
+    """
+    return math.floor(round(edge / pixel, 3) + 0.5)
+
+
+def is_whole(value: object, least: float = -math.inf) -> bool:
+    """Whether a value is a whole number, of any integer type but bool, and not below ``least``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def validate_grid(tile: int, overlap: int, block: int | None) -> None:
+    """Check that tiles, overlap and blocks can form a grid.
+
+    Parameters
+    ----------
+    tile, overlap : int
+        Tile side and overlap [px].
+    block : int or None
+        Block side [px]; None where it is still to be chosen.
+
+    Raises
+    ------
+    GridError
+        If a size is no integer, the tile is not a positive multiple of 32, the overlap is negative
+        or more than half a tile, or a block is smaller than a tile.
+    """
+    sizes = {"tile": tile, "overlap": overlap, **({} if block is None else {"block": block})}
+    broken = [f"{name}={value!r}" for name, value in sizes.items() if not is_whole(value)]
+    if broken:
+        raise GridError(
+            "tile, overlap and block in whole pixels", ", ".join(broken), "pass integers"
+        )
+    if tile < SIZE_MULTIPLE or tile % SIZE_MULTIPLE:
+        nearest = max(1, round(tile / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+        raise GridError(
+            f"a tile that is a multiple of {SIZE_MULTIPLE} px",
+            f"tile={tile}",
+            f"the nearest that works: .predict(..., tile={nearest})",
+        )
+    if not 0 <= overlap <= tile // 2:
+        raise GridError(
+            f"an overlap of 0 to half a tile ({tile // 2} px)",
+            f"overlap={overlap} with tile={tile}",
+            f"lower it: .predict(..., overlap={max(0, min(overlap, tile // 2))})",
+        )
+    if block is not None and block < tile:
+        raise GridError(
+            f"a block of at least one tile ({tile} px)",
+            f"block={block}",
+            f"raise it or leave it out: .predict(..., block={max(tile, 2048)})",
+        )
+
+
+def _ramp(length: int, overlap: int) -> npt.NDArray[np.float64]:
+    """Rise over the first ``overlap`` px, stay at 1, fall over the last; strictly positive."""
+    if overlap == 0:
+        return np.ones(length)
+    rise = np.clip((np.arange(length) + 0.5) / overlap, None, 1.0)
+    return np.minimum(rise, rise[::-1])
+
+
+@lru_cache(maxsize=256)
+def _starts(axis: TileAxis) -> tuple[int, ...]:
+    """Tile starts: nominal ones counted from the CRS origin, those at the edges moved inward."""
+    last_start = max(0, axis.size - axis.window)
+    first = axis.origin // axis.stride
+    last = max(first, math.ceil((axis.origin + last_start) / axis.stride))
+    nominal = (index * axis.stride - axis.origin for index in range(first, last + 1))
+    return tuple(sorted({min(max(start, 0), last_start) for start in nominal}))
+
+
+@lru_cache(maxsize=256)
+def _stops(axis: TileAxis) -> tuple[int, ...]:
+    """Tile ends, clipped to the image where the window is padded."""
+    return tuple(min(start + axis.window, axis.size) for start in axis.starts)
+
+
+@lru_cache(maxsize=256)
+def _weights(axis: TileAxis) -> tuple[FloatArray, ...]:
+    """Ramps of all tiles, divided by their sum at each pixel."""
+    ramp = _ramp(axis.window, axis.overlap)
+    spans = list(zip(axis.starts, axis.stops, strict=True))
+    total = np.zeros(axis.size)
+    for start, stop in spans:
+        total[start:stop] += ramp[: stop - start]
+    weights = [
+        (ramp[: stop - start] / total[start:stop]).astype(np.float32) for start, stop in spans
+    ]
+    for shared in weights:
+        shared.setflags(write=False)
+    return tuple(weights)

@@ -1,0 +1,213 @@
+"""Where a store lies, and its single objects: read, write, list, delete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from zarr.abc.store import Store
+from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
+
+from xchmv2.errors import StoreError
+
+#: A path, a URL such as "s3://bucket/canopy.zarr", a zarr store, an obstore store, or an icechunk
+#: session.
+StoreLike = Any
+
+
+def resolve_store(
+    store: StoreLike,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    read_only: bool = False,
+) -> Store:
+    """Turn what a user gives into a zarr store; nothing is written or read.
+
+    Parameters
+    ----------
+    store : str, path, zarr store, obstore store or icechunk Session
+        Where the data lie.
+    storage_options : mapping, optional
+        Options of the file system of a URL, as fsspec takes them.
+    read_only : bool, default False
+        Whether to open a path or URL for reading alone.
+
+    Raises
+    ------
+    StoreError
+        If it is none of these, cannot be written, or lies on a file system that is not installed.
+    """
+    if isinstance(store, Store):
+        return _writable(store, read_only)
+    if isinstance(getattr(store, "store", None), Store):  # an icechunk session
+        return _writable(store.store, read_only)
+    if type(store).__module__.partition(".")[0] == "obstore":
+        return ObjectStore(store, read_only=read_only)
+    if isinstance(store, str | os.PathLike):
+        return _at_address(os.fspath(store), storage_options, read_only)
+    raise StoreError(
+        "a path, a URL, a zarr or obstore store, or an icechunk session",
+        f"{type(store).__name__}",
+        "for example height.chmv2.to_zarr('canopy.zarr')",
+    )
+
+
+def is_icechunk(store: Store) -> bool:
+    """Whether a store is a transaction of icechunk, which keeps its own peace among writers."""
+    return type(store).__module__.partition(".")[0] == "icechunk"
+
+
+def validate_reachable(store: Store) -> None:
+    """Check that other processes can write to a store.
+
+    Raises
+    ------
+    StoreError
+        If it lies in this process's memory, or is a transaction that cannot be shared.
+    """
+    while isinstance(store, WrapperStore):
+        store = store._store
+    protocol = getattr(getattr(store, "fs", None), "protocol", "")
+    if isinstance(store, MemoryStore) or "memory" in str(protocol):
+        raise StoreError(
+            "a store that the processes that compute can reach",
+            "a store in this process's memory",
+            "give a path or URL that all of them see",
+        )
+    if is_icechunk(store):
+        raise StoreError(
+            "a store that several processes can write to at once",
+            "an icechunk session, which belongs to one process",
+            "compute here instead: with dask.config.set(scheduler='threads'): ...",
+        )
+
+
+def _writable(store: Store, read_only: bool) -> Store:
+    if store.read_only and not read_only:
+        raise StoreError(
+            "a store that can be written",
+            f"the read-only {store}",
+            "open it for writing; an icechunk session is read-only once it is committed: take "
+            "a new one by repo.writable_session(branch)",
+        )
+    return store
+
+
+def _at_address(
+    address: str | bytes, storage_options: Mapping[str, Any] | None, read_only: bool
+) -> Store:
+    text = os.fsdecode(address)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme in ("", "file"):
+        path = Path(unquote(urlsplit(text).path) if scheme else text).expanduser().absolute()
+        return LocalStore(path, read_only=read_only)
+    try:
+        return FsspecStore.from_url(
+            text, storage_options=dict(storage_options or {}), read_only=read_only
+        )
+    except (ImportError, ValueError) as error:
+        raise StoreError(
+            "a URL of a file system that is installed",
+            f"{text!r} ({error})",
+            "install the one it needs, such as `pip install s3fs` for s3:// or gcsfs for gs://",
+        ) from error
+
+
+def read_object(store: Store, key: str) -> bytes | None:
+    """Read an object; None where there is none."""
+    found = sync(store.get(key, default_buffer_prototype()))
+    return None if found is None else found.to_bytes()
+
+
+def write_object(store: Store, key: str, data: bytes, *, new: bool = False) -> None:
+    """Write an object whole; with ``new``, leave one that is there as it is."""
+    buffer = cpu.Buffer.from_bytes(data)
+    sync(store.set_if_not_exists(key, buffer) if new else store.set(key, buffer))
+
+
+def delete_object(store: Store, key: str) -> None:
+    """Delete an object; none is no error."""
+    sync(store.delete(key))
+
+
+def list_names(store: Store, prefix: str = "") -> list[str]:
+    """List the names right below a prefix, of objects and of prefixes alike."""
+    return sorted({name.rstrip("/") for name in sync(_collect(store.list_dir, prefix))})
+
+
+def list_keys(store: Store, prefix: str) -> list[str]:
+    """List the keys of all objects below a prefix."""
+    start = "" if is_icechunk(store) else prefix  # it lists only what it knows for arrays
+    return sorted(key for key in sync(_collect(store.list_prefix, start)) if key.startswith(prefix))
+
+
+def delete_below(store: Store, prefix: str) -> None:
+    """Delete all objects below a prefix; none is no error."""
+    if list_keys(store, f"{prefix}/"):
+        sync(store.delete_dir(prefix))
+
+
+def copy_below(store: Store, old: str, new: str) -> None:
+    """Copy all objects below one prefix to another, over what is there."""
+    for key in list_keys(store, f"{old}/"):
+        data = read_object(store, key)
+        if data is not None:
+            write_object(store, f"{new}/{key.removeprefix(f'{old}/')}", data)
+
+
+def move_below(store: Store, old: str, new: str) -> None:
+    """Move all objects from one prefix to another, where nothing lies.
+
+    Notes
+    -----
+    Killed at any moment and called again, it ends with everything moved: on a local disk it is one
+    rename, elsewhere an object goes only after its copy is there.
+    """
+    if isinstance(store, LocalStore):
+        source, target = store.root / old, store.root / new
+        if source.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+        return
+    copy_below(store, old, new)
+    for key in list_keys(store, f"{old}/"):
+        delete_object(store, key)
+
+
+def remove_partial_files(store: Store) -> int:
+    """Remove what a killed process left half-written on a local disk; returns how many files.
+
+    zarr writes a file under a name that ends in ``.partial`` and renames it. Other stores write
+    whole objects or none.
+    """
+    if not isinstance(store, LocalStore) or not store.root.is_dir():
+        return 0
+    leftovers = list(store.root.rglob("*.partial"))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def delete_name(store: Store, name: str) -> None:
+    """Delete an object or all below a prefix, on a local disk its folders too; none is no error."""
+    delete_below(store, name)
+    delete_object(store, name)
+
+
+def remove_empty_folders(store: Store) -> None:
+    """Remove what a run that wrote nothing leaves on a local disk."""
+    if isinstance(store, LocalStore):
+        for folder in (store.root / "xchmv2", store.root):
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+async def _collect(listing: Callable[[str], AsyncIterator[str]], prefix: str) -> list[str]:
+    # Called here, inside the loop, because some stores need it running.
+    return [item async for item in listing(prefix)]

@@ -1,0 +1,459 @@
+"""fine_tune(): the network trained further on local imagery and reference heights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import xarray as xr
+from dask.base import tokenize
+from torch import Tensor
+
+from xchmv2.errors import CHMv2Error
+from xchmv2.inference import ModelSource, resolve_device
+from xchmv2.model import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    MODEL,
+    TILE,
+    CHMv2ForDepthEstimation,
+    CHMv2ImageProcessor,
+    Curriculum,
+    chmv2_loss,
+    resolve_checkpoint,
+    state_dict_sha256,
+)
+from xchmv2.predict import tqdm
+from xchmv2.raster import is_whole, validate_grid
+from xchmv2.training.pairs import Crop, CropSampler, Pair, cut_crop, read_pair, split_crops
+from xchmv2.training.run_state import (
+    RunState,
+    load_state,
+    partial_folder,
+    remove_state,
+    restore_best,
+    save_state,
+)
+
+# How many times an epoch looks at the training area, by number of pixels.
+_LOOKS_PER_EPOCH = 4
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """What a fine-tuning run gives.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint folder: pass it as ``model=`` to ``predict``, or load it with transformers.
+    history : pandas.DataFrame
+        A row per epoch, the first for the model as it came: loss, validation MAE and bias [m],
+        seconds.
+    best_epoch : int
+        The epoch whose weights were kept.
+    """
+
+    folder: Path
+    history: pd.DataFrame
+    best_epoch: int
+
+
+def fine_tune(
+    imagery: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray],
+    reference: xr.DataArray | Sequence[xr.DataArray],
+    model: ModelSource = MODEL,
+    *,
+    output: str | os.PathLike[str],
+    train: Literal["head", "all"] = "head",
+    epochs: int = 20,
+    batch_size: int = 8,
+    lr: float = 1e-4,
+    tile: int = TILE,
+    validation: float = 0.2,
+    patience: int = 5,
+    seed: int = 0,
+    device: str = "auto",
+    curriculum: Curriculum | None = None,
+    bands: Sequence[Hashable] | None = None,
+    value_range: Any = None,
+    nodata: float | None = None,
+    valid: xr.DataArray | None = None,
+    erode: int = 0,
+    resolution: float | None = None,
+    progress: bool = True,
+) -> FineTuned:
+    """Train a model further on reference heights, for example from lidar.
+
+    Parameters
+    ----------
+    imagery : Dataset, DataArray or a sequence of them
+        One date of imagery each, in any chunking; read into memory.
+    reference : DataArray or a sequence of them
+        Canopy heights [m] for each image, on any grid.
+    model : str, path or CHMv2ForDepthEstimation
+        Where to start from.
+    output : path
+        Checkpoint folder to write; it must not exist. The state of a run that is under way lies
+        beside it in ``<output>.partial``, and the same call goes on from its last epoch.
+    train : {"head", "all"}
+        What to train: the head on a frozen backbone, as CHMv2 was made, or everything.
+    epochs : int, default 20
+        Most epochs; one draws four times as many pixels as have reference heights.
+    batch_size : int, default 8
+        Crops per step.
+    lr : float, default 1e-4
+        Highest learning rate.
+    tile : int, default 448
+        Side of a crop [px], a multiple of 32.
+    validation : float, default 0.2
+        Share of the area held out for validation, in whole squares of one tile: neighbouring
+        pixels are too alike for random ones to tell anything. 0 for none.
+    patience : int, default 5
+        Epochs without a lower validation MAE before training stops.
+    seed : int, default 0
+        Determines held-out blocks and crops.
+    device : str, default "auto"
+        Torch device.
+    curriculum : Curriculum, optional
+        Weights of the losses over the training; the published one by default.
+    bands, value_range, nodata, valid, erode, resolution
+        How to read the imagery, as in :func:`xchmv2.predict.predict`. They hold for every image;
+        with images of several areas mask each by ``imagery.where(...)`` instead of ``valid``.
+    progress : bool, default True
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    FineTuned
+        The folder and the history.
+
+    Raises
+    ------
+    ImageryError
+        If imagery and reference do not overlap, the reference holds no heights, or there are
+        fewer than two tiles to train on.
+    CHMv2Error
+        If reference heights lie outside 0 to 120 m, the output exists, an option is out of range,
+        or ``<output>.partial`` belongs to a run with other settings.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 2.6 and Algorithm 1.
+    """
+    folder = Path(output)
+    _validate_output(folder, train)
+    _validate_numbers(
+        {"epochs": epochs, "batch_size": batch_size, "patience": patience}, seed, lr, validation
+    )
+    validate_grid(tile, 0, None)
+    reading = {
+        "bands": bands,
+        "value_range": value_range,
+        "nodata": nodata,
+        "valid": valid,
+        "erode": erode,
+        "resolution": resolution,
+    }
+    pairs = [read_pair(*pair, **reading) for pair in _paired(imagery, reference)]
+    sampler, held_out = split_crops(pairs, tile, validation, np.random.default_rng(seed))
+    network, mean, std = _starting_point(model, train, device)
+    schedule = Schedule(
+        epochs=epochs,
+        steps=_steps(sampler, batch_size),
+        batch_size=batch_size,
+        lr=lr,
+        patience=patience,
+        curriculum=curriculum or Curriculum(),
+    )
+    chosen = {"train": train, "tile": tile, "validation": validation, "seed": seed}
+    settings = _settings(schedule, network, pairs) | chosen
+    trainer = Trainer(network, sampler, held_out, schedule, mean=mean, std=std, seed=seed)
+    state = run(trainer, partial_folder(folder), settings, progress=progress)
+    return _finish(folder, trainer, state, CHMv2ImageProcessor(image_mean=mean, image_std=std))
+
+
+def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: bool) -> RunState:
+    """Train to the end, going on from what the folder holds; the model ends with its best weights.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Model, crops and schedule.
+    folder : Path
+        Where the state is kept after each epoch.
+    settings : dict
+        What determines the run.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    RunState
+        With the whole history.
+    """
+    state = load_state(folder, settings, trainer.model, trainer.optimizer)
+    schedule = trainer.schedule
+    total, done = schedule.epochs * schedule.steps, max(0, state.epoch) * schedule.steps
+    if state.epoch < 0:
+        row = {"epoch": 0, "loss": math.nan, **trainer.evaluate(), "seconds": 0.0}
+        state.history.append(row)
+        save_state(folder, state, trainer.model, trainer.optimizer)
+    with tqdm(total=total, initial=done, disable=not progress, unit="step") as bar:
+        while state.epoch < schedule.epochs and state.epoch - state.best_epoch < schedule.patience:
+            row = trainer.run_epoch(state.epoch + 1, lambda loss: bar.update())
+            state.history.append(row)
+            save_state(folder, state, trainer.model, trainer.optimizer)
+            bar.set_postfix(loss=f"{row['loss']:.3f}", mae=f"{row['validation_mae']:.2f} m")
+    restore_best(folder, trainer.model)
+    trainer.model.eval()
+    return state
+
+
+def _finish(
+    folder: Path, trainer: Trainer, state: RunState, processor: CHMv2ImageProcessor
+) -> FineTuned:
+    """Write the checkpoint, then let go of the run's state."""
+    history = pd.DataFrame(state.history).astype({"epoch": int})
+    draft = partial_folder(folder) / "checkpoint"
+    trainer.model.save_pretrained(draft)
+    processor.save_pretrained(draft)
+    history.to_csv(draft / "history.csv", index=False)
+    draft.replace(folder)
+    remove_state(partial_folder(folder))
+    return FineTuned(folder, history, state.best_epoch)
+
+
+def _paired(
+    imagery: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray],
+    reference: xr.DataArray | Sequence[xr.DataArray],
+) -> list[tuple[xr.Dataset | xr.DataArray, xr.DataArray]]:
+    images = [imagery] if isinstance(imagery, xr.Dataset | xr.DataArray) else list(imagery)
+    heights = [reference] if isinstance(reference, xr.DataArray) else list(reference)
+    if len(images) != len(heights) or not images:
+        raise CHMv2Error(
+            "as many references as images, at least one",
+            f"{len(images)} images and {len(heights)} references",
+            "pass one reference for each image, in the same order",
+        )
+    return list(zip(images, heights, strict=True))
+
+
+def _starting_point(
+    model: ModelSource, train: str, device: str
+) -> tuple[CHMv2ForDepthEstimation, tuple[float, ...], tuple[float, ...]]:
+    """Load or copy the model, freeze what is not trained; with its normalisation."""
+    where = resolve_device(device)
+    if isinstance(model, CHMv2ForDepthEstimation):
+        network = copy.deepcopy(model).float().to(where)
+        mean, std = IMAGE_MEAN, IMAGE_STD
+    else:
+        checkpoint = resolve_checkpoint(model)
+        network = CHMv2ForDepthEstimation.from_pretrained(checkpoint.folder, device_map=where)
+        mean, std = checkpoint.mean_std()
+    network.requires_grad_(True)
+    network.backbone.requires_grad_(train == "all")
+    return network, mean, std
+
+
+def _settings(
+    schedule: Schedule, network: CHMv2ForDepthEstimation, pairs: Sequence[Pair]
+) -> dict[str, Any]:
+    """Tell what determines a run: schedule, weights to start from, data."""
+    return {
+        **asdict(schedule),
+        "model": state_dict_sha256(network),
+        "data": tokenize(*((p.image, p.valid, p.height) for p in pairs)),
+    }
+
+
+def _steps(sampler: CropSampler, batch_size: int) -> int:
+    pixels = sum(int(np.isfinite(pair.height).sum()) for pair in sampler.pairs)
+    return max(1, math.ceil(_LOOKS_PER_EPOCH * pixels / (sampler.tile**2 * batch_size)))
+
+
+def _validate_output(folder: Path, train: str) -> None:
+    if folder.exists():
+        raise CHMv2Error(
+            "an output folder that does not exist yet",
+            f"{folder}, which does",
+            "choose another name, or delete it: nothing is overwritten",
+        )
+    if train not in ("head", "all"):
+        raise CHMv2Error("train='head' or train='all'", f"train={train!r}", "pass one of the two")
+
+
+def _validate_numbers(counts: Mapping[str, int], seed: int, lr: float, validation: float) -> None:
+    wrong = {name: n for name, n in counts.items() if not is_whole(n, 1)}
+    if not is_whole(seed, 0):
+        wrong["seed"] = seed
+    rates = {} if 0 < lr < math.inf else {"lr": lr}
+    shares = {} if 0 <= validation < 1 else {"validation": validation}
+    if wrong or rates or shares:
+        raise CHMv2Error(
+            "whole epochs, batch_size and patience above 0, a whole seed of 0 or more, lr above 0, "
+            "and a validation share of 0 to below 1",
+            ", ".join(f"{name}={value}" for name, value in (wrong | rates | shares).items()),
+            "for example fine_tune(..., epochs=20, batch_size=8, lr=1e-4, validation=0.2)",
+        )
+
+
+# Share of the training over which the learning rate rises (paper: 6k of 100k iterations).
+_WARM_UP = 0.06
+_LARGEST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Parameters
+    ----------
+    epochs : int
+        Most epochs.
+    steps : int
+        Batches per epoch.
+    batch_size : int
+        Crops per batch.
+    lr : float
+        Highest learning rate; it rises over the first 6 % and falls as a cosine to 0.
+    patience : int
+        Epochs without a better validation error before training stops.
+    curriculum : Curriculum
+        Weights of the losses over the training.
+    """
+
+    epochs: int
+    steps: int
+    batch_size: int
+    lr: float
+    patience: int
+    curriculum: Curriculum
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at a share of the training."""
+        rise = min(1.0, progress / _WARM_UP)
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Trainer:
+    """A model being trained on crops.
+
+    Parameters
+    ----------
+    model : CHMv2ForDepthEstimation
+        Parameters that require gradients are trained.
+    sampler : CropSampler
+        Training crops.
+    held_out : sequence of Crop
+        Validation crops.
+    schedule : Schedule
+        Length, speed and losses.
+    mean, std : tuple of float
+        Normalisation of red, green and blue.
+    seed : int
+        With the epoch's number it determines the epoch's crops, so a resumed run draws the same.
+    dtype : torch.dtype or None
+        Arithmetic under autocast; None for float32.
+    """
+
+    def __init__(
+        self,
+        model: CHMv2ForDepthEstimation,
+        sampler: CropSampler,
+        held_out: Sequence[Crop],
+        schedule: Schedule,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.sampler, self.held_out = model, sampler, list(held_out)
+        self.schedule, self.seed, self.dtype = schedule, seed, dtype
+        self._mean, self._std = (
+            torch.tensor(values, device=model.device).view(1, 3, 1, 1) for values in (mean, std)
+        )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=1e-3
+        )
+
+    def run_epoch(self, epoch: int, on_step: Callable[[float], None]) -> dict[str, float]:
+        """Train for one epoch, counted from 1, and evaluate; returns the row of the history."""
+        started, losses = time.perf_counter(), []
+        rng = np.random.default_rng([self.seed, epoch])
+        self.model.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(int(rng.integers(2**31)))
+            for step in range(self.schedule.steps):
+                progress = ((epoch - 1) * self.schedule.steps + step) / self._all_steps
+                losses.append(self._step(progress, rng))
+                on_step(losses[-1])
+        row = {"epoch": epoch, "loss": float(np.mean(losses)), **self.evaluate()}
+        return {**row, "seconds": round(time.perf_counter() - started, 3)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean absolute error and bias on the held-out blocks [m]; NaN if there are none."""
+        self.model.eval()
+        errors = [self._errors(self.sampler.pairs, crop) for crop in self.held_out]
+        if not errors:
+            return {"validation_mae": math.nan, "validation_bias": math.nan}
+        error = np.concatenate(errors)
+        return {
+            "validation_mae": float(np.abs(error).mean()),
+            "validation_bias": float(error.mean()),
+        }
+
+    @property
+    def _all_steps(self) -> int:
+        return self.schedule.epochs * self.schedule.steps
+
+    def _step(self, progress: float, rng: np.random.Generator) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(progress)
+        image, valid, height = self.sampler.draw(self.schedule.batch_size, rng)
+        target = torch.from_numpy(height).to(self.model.device)
+        loss = chmv2_loss(
+            self._heights(image, valid),
+            target,
+            progress=progress,
+            curriculum=self.schedule.curriculum,
+        )
+        if not loss.isfinite():
+            raise CHMv2Error(
+                "a finite loss",
+                f"{loss.item()} at {progress:.0%} of the training: it has diverged",
+                "delete the .partial folder and train slower: "
+                f"fine_tune(..., lr={self.schedule.lr / 10:g})",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST_GRADIENT)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _heights(self, image: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> Tensor:
+        """Heights [m] (B, h, w) of crops (B, 3, h, w) between 0 and 1."""
+        device = self.model.device
+        pixels = (torch.from_numpy(image).to(device) - self._mean) / self._std
+        pixels = pixels.masked_fill(~torch.from_numpy(valid).to(device)[:, None], 0.0)
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+            return self.model.height(pixels)[0]
+
+    def _errors(self, pairs: Sequence[Pair], crop: Crop) -> npt.NDArray[np.float32]:
+        image, valid, height = cut_crop(pairs, crop, self.sampler.tile)
+        with torch.inference_mode():
+            found = self._heights(image[None], valid[None])[0].cpu().numpy()
+        error: npt.NDArray[np.float32] = (found - height)[np.isfinite(height)]
+        return error

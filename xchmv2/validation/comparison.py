@@ -1,0 +1,280 @@
+"""validate(): heights against lidar or GEDI, in the terms of the CHMv2 paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xchmv2.errors import CHMv2Error
+from xchmv2.raster import Raster, choose_heights, find_grid, is_crs_variable
+from xchmv2.validation import scores
+from xchmv2.validation.matching import PERCENTILE, RADIUS, Matched, match
+
+#: Percentiles of the heights in a block that are compared.
+PERCENTILES = (5.0, 25.0, 50.0, 75.0, 95.0)
+#: Above this the paper reports bias by itself [m].
+_TALL = 30.0
+
+_LABELS = {
+    "mae": ("mean absolute error", "m"),
+    "rmse": ("root mean squared error", "m"),
+    "bias": ("mean error, height minus reference", "m"),
+    "r2": ("coefficient of determination", "1"),
+    "count": ("pixels or footprints compared", "1"),
+    "tall_mae": ("mean absolute error where the reference is 30 m or more", "m"),
+    "tall_bias": ("mean error where the reference is 30 m or more", "m"),
+    "tall_count": ("pixels or footprints where the reference is 30 m or more", "1"),
+    "block_r2": ("coefficient of determination of block means", "1"),
+    "block_mae": ("mean absolute error of block means", "m"),
+    "block_bias": ("mean error of block means", "m"),
+    "block_count": ("blocks compared", "1"),
+    "edge_error": ("mean absolute difference of Sobel gradients", "m per pixel"),
+    "class_mae": ("mean absolute error by class of reference height", "m"),
+    "class_bias": ("mean error by class of reference height", "m"),
+    "class_count": ("pixels or footprints by class of reference height", "1"),
+    "percentile_mae": ("mean absolute error of percentiles of blocks", "m"),
+    "percentile_bias": ("mean error of percentiles of blocks", "m"),
+    "percentile_r2": ("coefficient of determination of percentiles of blocks", "1"),
+}
+
+
+def validate(
+    height: Raster,
+    reference: Any,
+    *,
+    block: int = 50,
+    classes: Sequence[float] = scores.CLASSES,
+    percentiles: Sequence[float] = PERCENTILES,
+    column: str | None = None,
+    radius: float = RADIUS,
+    percentile: float = PERCENTILE,
+) -> xr.Dataset:
+    """Hold heights against lidar or GEDI.
+
+    Parameters
+    ----------
+    height : DataArray or Dataset
+        Heights [m], dims y and x; with a further one, such as time, each date is compared. Or a
+        Dataset with ``canopy_height``.
+    reference : DataArray, GeoDataFrame or DataFrame
+        A raster of heights [m] on any grid; it is averaged onto the heights' pixels, or
+        interpolated if it is coarser. It may have the further dim of the heights. Or points: a
+        GeoDataFrame in any CRS, or a table with columns ``x`` and ``y`` in the heights' CRS.
+    block : int, default 50
+        Side of the blocks of block-R2 and of percentiles [px of the heights], as in the paper,
+        where 50 px are 30 m.
+    classes : sequence of float
+        Ascending edges of height classes [m].
+    percentiles : sequence of float
+        Percentiles of the heights of a block that are compared; the paper's is the 95th.
+    column : str, optional
+        Of points, the column of heights [m]; by default ``height``, ``rh98``.
+    radius : float, default 12
+        Of points, the footprint's radius on the ground [m]; a column ``radius`` goes before it.
+    percentile : float, default 98
+        Of points, the percentile of heights in a footprint that is compared.
+
+    Returns
+    -------
+    Dataset
+        ``mae``, ``rmse``, ``bias`` [m] and ``r2``, ``count``; ``tall_mae``, ``tall_bias``,
+        ``tall_count`` above 30 m; ``class_mae``, ``class_bias``, ``class_count`` by
+        ``height_class``. Of rasters also ``block_r2``, ``block_mae``, ``block_bias``,
+        ``block_count``, ``edge_error`` [m per pixel] and ``percentile_mae``, ``percentile_bias``,
+        ``percentile_r2`` by ``percentile``, all of block heights. In memory.
+
+    Raises
+    ------
+    CHMv2Error
+        If heights and reference share no ground, one has no CRS, reference heights lie outside 0
+        to 120 m, or an argument cannot be.
+
+    Notes
+    -----
+    Errors are height minus reference: a bias below 0 means heights that are too low. A class holds
+    its lower edge. Blocks start at the first row and column where both are known; one of which
+    less than half is known is left out, and so is a footprint of which less than nine tenths are.
+
+    What lies under the reference is computed and held in memory, no more of lazy heights.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 4: MAE, bias, block-R2 over 50 x 50 px, edge error as the
+    difference of Sobel gradients, bias above 30 m, 95th percentiles of 50 x 50 px crops; RH98 of
+    GEDI against the 98th percentile of heights within 12 m, of ICESat-2 within 7 m.
+    """
+    _validate(block, classes, percentiles)
+    height = choose_heights(height)
+    options: dict[str, Any] = {"column": column, "radius": radius, "percentile": percentile}
+    dims = find_grid(height).dims
+    further = [dim for dim in height.dims if dim not in dims]
+    if not further:
+        matched = match(height, reference, **options)
+        return _label(_score(matched, block, classes, percentiles), block, classes)
+    if len(further) > 1:
+        raise CHMv2Error(
+            "heights with at most one dim beside y and x",
+            f"dims {height.dims}",
+            f"choose one: height.isel({further[0]}=0)",
+        )
+    dim = further[0]
+    dates = []
+    for k in range(height.sizes[dim]):
+        plane = height.isel({dim: k})
+        matched = match(plane, _reference_of(reference, height, dim, k), **options)
+        dates.append(_score(matched, block, classes, percentiles))
+    joined = xr.concat(dates, dim, join="exact", coords="minimal", compat="override")
+    kept = {
+        name: coord.variable
+        for name, coord in height.coords.items()
+        if coord.dims == (dim,) and not is_crs_variable(coord)
+    }
+    return _label(joined.assign_coords(kept), block, classes)
+
+
+def _validate(block: int, classes: Sequence[float], percentiles: Sequence[float]) -> None:
+    if not (isinstance(block, int | np.integer) and block >= 2):
+        raise CHMv2Error("blocks of at least 2 px", f"{block}", "take the paper's: block=50")
+    if len(classes) < 2 or not (np.diff(classes) > 0).all():
+        raise CHMv2Error(
+            "at least two ascending edges of height classes [m]",
+            f"{list(classes)}",
+            "such as classes=(0, 5, 10, 20, 30, np.inf)",
+        )
+    if not len(percentiles) or not all(0 <= q <= 100 for q in percentiles):
+        raise CHMv2Error(
+            "percentiles from 0 to 100", f"{list(percentiles)}", "such as percentiles=(50, 95)"
+        )
+
+
+def _reference_of(reference: Any, height: xr.DataArray, dim: Any, k: int) -> Any:
+    """Return the reference of one date: of the same place along the dim, or the only one."""
+    if not isinstance(reference, xr.DataArray) or dim not in reference.dims:
+        return reference
+    if reference.sizes[dim] == 1:
+        return reference.isel({dim: 0})
+    same = reference.sizes[dim] == height.sizes[dim] and (
+        dim not in reference.coords
+        or dim not in height.coords
+        or bool((reference[dim].values == height[dim].values).all())
+    )
+    if not same:
+        raise CHMv2Error(
+            f"a reference of one date, or of the dates of the heights along {dim!r}",
+            f"{reference.sizes[dim]} others",
+            f"choose one: reference.isel({dim}=0)",
+        )
+    return reference.isel({dim: k})
+
+
+def _score(
+    matched: Matched, block: int, classes: Sequence[float], percentiles: Sequence[float]
+) -> xr.Dataset:
+    known = matched.known
+    found, true = matched.height[known], matched.reference[known]
+    tall = true >= _TALL
+    rows = scores.by_class(found, true, classes)
+    numbers: dict[str, Any] = {
+        "mae": scores.mae(found, true),
+        "rmse": scores.rmse(found, true),
+        "bias": scores.bias(found, true),
+        "r2": scores.r2(found, true),
+        "count": int(known.sum()),
+        "tall_mae": scores.mae(found[tall], true[tall]),
+        "tall_bias": scores.bias(found[tall], true[tall]),
+        "tall_count": int(tall.sum()),
+        "class_mae": ("height_class", [row[1] for row in rows]),
+        "class_bias": ("height_class", [row[2] for row in rows]),
+        "class_count": ("height_class", [row[0] for row in rows]),
+    }
+    coords = {"height_class": scores.class_names(classes)}
+    if not matched.is_raster:
+        return xr.Dataset(numbers, coords)
+    numbers |= _score_blocks(matched, block, percentiles)
+    words = {"long_name": "percentile", "units": "%"}
+    ranks = ("percentile", list(map(float, percentiles)), words)
+    return xr.Dataset(numbers, {**coords, "percentile": ranks})
+
+
+def _score_blocks(matched: Matched, block: int, percentiles: Sequence[float]) -> dict[str, Any]:
+    """Score what needs neighbours."""
+    pair = matched.height, matched.reference
+    means = [scores.block_means(heights, block) for heights in pair]
+    whole = np.isfinite(means[0]) & np.isfinite(means[1])
+    found, true = means[0][whole], means[1][whole]
+    ranks = [scores.block_percentiles(heights, block, percentiles)[:, whole] for heights in pair]
+    by_rank = {
+        name: ("percentile", [score(*both) for both in zip(*ranks, strict=True)])
+        for name, score in (
+            ("percentile_mae", scores.mae),
+            ("percentile_bias", scores.bias),
+            ("percentile_r2", scores.r2),
+        )
+    }
+    return {
+        "block_r2": scores.r2(found, true),
+        "block_mae": scores.mae(found, true),
+        "block_bias": scores.bias(found, true),
+        "block_count": int(whole.sum()),
+        "edge_error": scores.edge_error(*pair),
+        **by_rank,
+    }
+
+
+def _label(result: xr.Dataset, block: int, classes: Sequence[float]) -> xr.Dataset:
+    for name, variable in result.data_vars.items():
+        long_name, units = _LABELS[str(name)]
+        variable.attrs.update(long_name=long_name, units=units)
+    edges = {"class_low": classes[:-1], "class_high": classes[1:]}
+    result = result.assign_coords(
+        {
+            name: ("height_class", np.asarray(values, np.float64), {"units": "m"})
+            for name, values in edges.items()
+        }
+    )
+    if "block_r2" in result:
+        result.attrs["block"] = int(block)
+    return result
+
+
+def to_table(result: xr.Dataset) -> pd.DataFrame:
+    """Turn scores into one table, for reading.
+
+    Parameters
+    ----------
+    result : Dataset
+        From :func:`validate`.
+
+    Returns
+    -------
+    DataFrame
+        A row for all heights, then one for each height class and each percentile of blocks;
+        columns ``count``, ``mae``, ``rmse``, ``bias``, ``r2``, NaN where a score is not defined.
+        With several dates, they are the first level of the index.
+    """
+    further = [dim for dim in result.dims if dim not in ("height_class", "percentile")]
+    if further:
+        dim = further[0]
+        names = result[dim].values if dim in result.coords else range(result.sizes[dim])
+        tables = [to_table(result.isel({dim: k})) for k in range(result.sizes[dim])]
+        return pd.concat(tables, keys=list(names), names=[str(dim)])
+    rows = {"all": _row(result, "", "count mae rmse bias r2")}
+    if "block_r2" in result:
+        side = result.attrs["block"]
+        rows[f"blocks of {side} px"] = _row(result, "block_", "count mae bias r2")
+    for k, name in enumerate(result["height_class"].values):
+        rows[str(name)] = _row(result.isel(height_class=k), "class_", "count mae bias")
+    for k in range(result.sizes.get("percentile", 0)):
+        name = f"p{float(result['percentile'][k]):g} of blocks"
+        rows[name] = _row(result.isel(percentile=k), "percentile_", "mae bias r2")
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame = frame.reindex(columns=["count", "mae", "rmse", "bias", "r2"])
+    return frame.astype({"count": "Int64"})
+
+
+def _row(result: xr.Dataset, prefix: str, names: str) -> dict[str, float]:
+    return {name: result[prefix + name].item() for name in names.split()}

@@ -42,11 +42,12 @@ from xchmv2.inference import (  # noqa: E402
     WorkerReport,
     clear_models,
     forward_resources,
+    models,
     resolve_model,
     tiles_forwarded,
     warn_of_demo,
+    workers,
 )
-from xchmv2.inference import models, workers  # noqa: E402
 from xchmv2.inference.workers import use_forward_threads  # noqa: E402
 from xchmv2.model import CHMv2ForDepthEstimation, resolve_checkpoint  # noqa: E402
 from xchmv2.predict import warming  # noqa: E402
@@ -569,7 +570,7 @@ class TestForwardsOnGPUs:
     def test_annotations_do_not_change_keys(self, client, spec, monkeypatch):
         imagery = cube((128, 128)).chunk(y=64, x=64)
         labelled = imagery.chmv2.predict(spec, **SMALL)
-        monkeypatch.setattr(clients, "active_client", lambda: None)
+        monkeypatch.setattr(workers, "active_client", lambda: None)
         assert forward_resources() is None
         bare = imagery.chmv2.predict(spec, **SMALL)
         assert set(bare.__dask_graph__()) == set(labelled.__dask_graph__())

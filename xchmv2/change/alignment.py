@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import dask
@@ -18,11 +19,12 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     HEIGHT_NAME,
     Raster,
+    choose_heights,
     has_true_areas,
     on_same_grid,
     pixel_size,
-    read_heights,
     read_numbers,
+    read_raster,
     spatial_dims,
 )
 
@@ -117,11 +119,11 @@ def align(
 def _guide(height: Raster) -> xr.DataArray:
     """Return the raster that tells the shift: the heights, or the mean of all bands."""
     if isinstance(height, xr.Dataset) and HEIGHT_NAME not in height and len(height) > 1:
-        bands = [read_numbers(band) for band in height.data_vars.values()]
+        bands = [read_numbers(band, nodata=False) for band in height.data_vars.values()]
         if all(set(band.dims) == set(bands[0].dims) for band in bands):
             grey: xr.DataArray = sum(bands[1:], bands[0]) / len(bands)
             return grey.transpose(*bands[0].dims)
-    return read_heights(height)
+    return read_raster(choose_heights(height))
 
 
 def _validate(max_shift: float, window: int, windows: int) -> None:
@@ -160,7 +162,7 @@ def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | No
         )
     dim = None if alone else find_dates(array, dated=False)
     if isinstance(to, xr.DataArray):
-        other = read_heights(to)
+        other = read_raster(to)
         if set(other.dims) != set(dims):
             raise CHMv2Error(
                 f"a raster of dims {dims} as to=",
@@ -168,7 +170,7 @@ def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | No
                 "choose one of its dates: to=other.sel(time='2019-07-01')",
             )
         return on_same_grid(other, array).transpose(*dims), dim
-    chosen = array.isel({dim: 0}) if to is None else read_heights(select_date(array, to))
+    chosen = array.isel({dim: 0}) if to is None else choose_heights(select_date(array, to))
     return chosen.transpose(*dims), dim
 
 
@@ -251,8 +253,7 @@ def _move_all(
 ) -> xr.Dataset:
     """Move all variables of a Dataset that have the dims of the heights."""
     dims = set(guide.dims)
-    # Of imagery no band alone tells what is missing: crowns saturate single bands.
-    read = read_heights if HEIGHT_NAME in dataset else read_numbers
+    read = read_raster if HEIGHT_NAME in dataset else partial(read_numbers, nodata=False)
     moved = {
         name: _move(read(variable), dim, shifts)
         for name, variable in dataset.data_vars.items()

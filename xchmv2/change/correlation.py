@@ -13,7 +13,7 @@ from scipy import fft, ndimage
 
 from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import cell_areas
+from xchmv2.raster import cell_areas, read_change
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def correlation_length(
     over all windows and directions, is summed up to the first distance at which it falls to 5 % of
     that at distance 0.
     """
-    plane = _change_of(change)
+    plane = read_change(change)
     if plane.ndim != 2:
         raise CHMv2Error(
             "the change between two dates", f"dims {plane.dims}", "choose one: .isel(time=0)"
@@ -63,18 +63,6 @@ def correlation_length(
     area = float(cell[tuple(size // 2 for size in shape)])
     pixels = correlated_pixels([np.asarray(patch, np.float64) for patch in patches])
     return math.sqrt(pixels * area / math.pi)
-
-
-def _change_of(change: xr.Dataset | xr.DataArray) -> xr.DataArray:
-    if isinstance(change, xr.DataArray):
-        return change
-    if "height_change" in change:
-        return change["height_change"]
-    raise CHMv2Error(
-        "a Dataset with height_change",
-        f"variables {[str(name) for name in change.data_vars]}",
-        "pass what difference() returns",
-    )
 
 
 def correlated_pixels(patches: list[Floats]) -> float:

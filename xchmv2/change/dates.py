@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Raster, read_heights, spatial_dims
+from xchmv2.raster import Raster, choose_heights, spatial_dims
 
 
 def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> str:
@@ -115,7 +115,7 @@ def select_date(height: Raster, label: Any) -> Raster:
     CHMv2Error
         If the label means no date, or more than one; the message says which there are.
     """
-    array = read_heights(height)
+    array = choose_heights(height)
     dim = find_dates(array)
     label = _in_utc(label.values[()] if isinstance(label, xr.DataArray) else label)
     chosen = _positions(array.indexes[dim], label)

@@ -22,10 +22,12 @@ from xchmv2.change.stable_ground import (
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Raster,
+    choose_heights,
     label_quantity,
     name_contents,
     on_same_grid,
     read_heights,
+    read_numbers,
     require_heights,
     require_plane,
 )
@@ -148,8 +150,7 @@ def difference_between(height: Raster, first: Any, second: Any, **options: Any) 
     CHMv2Error
         If a label means no date or several; the message says which there are.
     """
-    array = read_heights(height)
-    dim = find_dates(array)
+    dim = find_dates(choose_heights(height))
     pair = [select_date(height, label) for label in (first, second)]
     sigma = options.get("sigma")
     if isinstance(sigma, xr.DataArray) and dim in sigma.dims:
@@ -331,7 +332,7 @@ def _one_sigma(sigma: Any, like: xr.DataArray) -> xr.DataArray | float:
         return value
     if sigma.ndim == 0:
         return _one_sigma(float(sigma), like)
-    plane = require_plane(read_heights(sigma), "sigma")
+    plane = require_plane(read_numbers(sigma), "sigma")
     plane = on_same_grid(plane, like).transpose(*like.dims)
     if plane.chunks is None and bool((plane <= 0).any()):
         raise _not_positive(f"a least value of {float(plane.min()):g}")

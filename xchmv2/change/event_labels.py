@@ -9,9 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.change.masks import Change, read_magnitude
+from xchmv2.change.masks import Change
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Connectivity, find_grid, label_patches, label_quantity, on_same_grid
+from xchmv2.raster import (
+    Connectivity,
+    find_grid,
+    label_patches,
+    label_quantity,
+    on_same_grid,
+    read_change,
+)
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -95,7 +102,7 @@ def label_events(
     """
     if polygons:
         _require_geopandas()
-    values = {"magnitude": on_same_grid(read_magnitude(change), mask)}
+    values = {"magnitude": on_same_grid(abs(read_change(change)), mask)}
     if isinstance(change, xr.Dataset) and "loss_date" in change:
         values["date"] = on_same_grid(_seconds(change["loss_date"]), mask)
     values = {name: value.reset_coords(drop=True) for name, value in values.items()}

@@ -9,7 +9,7 @@ from scipy.special import ndtr, ndtri
 from xchmv2.change.correlation import effective_cells
 from xchmv2.change.masks import MIN_AREA, OPENING, Change, gain, grow, loss, read_left_out
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import cell_areas, has_true_areas, name_contents, pixel_size
+from xchmv2.raster import cell_areas, has_true_areas, name_contents, pixel_size, read_change
 
 #: Smallest change that counts [m].
 THRESHOLD = 5.0
@@ -81,7 +81,7 @@ def loss_area(
     _validate(confidence, threshold)
     cleaning = {"opening": opening, "min_area": min_area, "mask": mask}
     sure = loss(change, threshold=threshold, **cleaning)  # type: ignore[arg-type]
-    drop = change["height_change"]
+    drop = read_change(change)
     likely = loss(drop, threshold=threshold, **cleaning)  # type: ignore[arg-type]
     risen = gain(drop, threshold=threshold, **cleaning)  # type: ignore[arg-type]
     cells = cell_areas(drop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Literal
 
 import dask.array as da
@@ -13,13 +12,12 @@ from scipy import ndimage
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
-    HEIGHT_NAME,
     Connectivity,
     find_grid,
     label_quantity,
     on_same_grid,
+    read_change,
     sieve,
-    without_nodata,
 )
 
 #: Change as a DataArray [m], or as the Dataset of ``difference`` or ``events``.
@@ -45,8 +43,7 @@ def loss(
     change : Dataset or DataArray
         The Dataset of :func:`difference`: pixels count that lost height significantly. That of
         :func:`events`: pixels count that have a loss date. Or height change [m], after minus
-        before, such as ``after - before``: ``threshold`` decides alone; the nodata value that it
-        declares is missing.
+        before, such as ``after - before``: ``threshold`` decides alone.
     threshold : float, optional
         Least loss [m], inclusive, such as 15; the sign plays no part. Needed with a DataArray;
         with a Dataset a further condition.
@@ -70,14 +67,15 @@ def loss(
     Raises
     ------
     CHMv2Error
-        If there is no change in the Dataset, ``threshold`` is missing or not above 0, ``opening``
-        is not odd, ``mask`` is not boolean or on another grid, or ``min_area`` is negative.
+        If there is no change in the Dataset, it is something other than a change, such as heights,
+        ``threshold`` is missing or not above 0, ``opening`` is not odd, ``mask`` is not boolean or
+        on another grid, or ``min_area`` is negative.
 
     Warns
     -----
     UserWarning
-        If a DataArray in memory that is called ``canopy_height`` has no value below 0: these are
-        heights rather than a change of them.
+        When values are read: if they look like heights, which the metadata of ``after - before``
+        cannot tell; or how many cannot be a change of height.
 
     Notes
     -----
@@ -120,47 +118,6 @@ def gain(
     return _clean("gain", change, threshold, opening, min_area, mask, connectivity)
 
 
-def read_magnitude(change: Change) -> xr.DataArray:
-    """Take out of a change how large it is.
-
-    Parameters
-    ----------
-    change : Dataset or DataArray
-        As for :func:`loss`.
-
-    Returns
-    -------
-    DataArray
-        Absolute change of height [m].
-
-    Raises
-    ------
-    CHMv2Error
-        If there is no change in the Dataset, or it is neither.
-    """
-    return abs(_read_change(change))
-
-
-def _read_change(change: Change) -> xr.DataArray:
-    """Take the change out of what was given, what it declares for missing as NaN."""
-    if isinstance(change, xr.DataArray):
-        return without_nodata(change)
-    if not isinstance(change, xr.Dataset):
-        raise CHMv2Error(
-            "a change as a Dataset or a DataArray",
-            type(change).__name__,
-            "pass what difference() or events() returns, or after - before",
-        )
-    for name in ("height_change", "magnitude"):
-        if name in change:
-            return without_nodata(change[name])
-    raise CHMv2Error(
-        "a Dataset with height_change or magnitude",
-        f"variables {sorted(map(str, change.data_vars))}",
-        "pass what difference() or events() returns, or after - before",
-    )
-
-
 def _clean(
     kind: Literal["loss", "gain"],
     change: Change,
@@ -171,10 +128,8 @@ def _clean(
     connectivity: Connectivity,
 ) -> xr.DataArray:
     side = _validate_opening(opening)
-    signed = _read_change(change)
+    signed = read_change(change)
     least = _validate_threshold(kind, change, threshold)
-    if isinstance(change, xr.DataArray):
-        _warn_of_heights(signed)
     found = _candidates(kind, change, signed, least)
     if mask is not None:
         found = found & ~read_left_out(mask, found)
@@ -184,20 +139,6 @@ def _clean(
     attrs |= {"opening": side, "min_area": 0.0 if min_area is None else float(min_area)}
     attrs |= {name: change.attrs[name] for name in ("before", "after") if name in change.attrs}
     return label_quantity(found, kind, attrs)
-
-
-def _warn_of_heights(change: xr.DataArray) -> None:
-    """Say so if a change looks like heights; of a dask-backed one nothing is known."""
-    called = HEIGHT_NAME in (change.name, change.attrs.get("standard_name"))
-    if not called or change.chunks is not None:
-        return
-    if not bool((change < 0).any()) and bool((change > 0).any()):
-        warnings.warn(
-            "no value is below 0: these look like heights, not like a change of them; "
-            "pass what difference() returns, or after - before",
-            UserWarning,
-            stacklevel=4,
-        )
 
 
 def _candidates(kind: str, change: Change, signed: xr.DataArray, threshold: float) -> xr.DataArray:

@@ -27,13 +27,14 @@ from xchmv2.plotting.canvas import (
     validate_plane,
 )
 from xchmv2.raster import (
-    HEIGHT_NAME,
     Raster,
     ValidPixels,
-    choose_heights,
     find_grid,
+    name_contents,
+    read_change,
+    read_heights,
     resolve_nodata,
-    without_nodata,
+    tell_kind,
 )
 
 if TYPE_CHECKING:
@@ -90,17 +91,17 @@ def plot_height(
     Large arrays are averaged to what a screen shows, lazily: they are never in memory as a whole.
     Where height is missing, grey hatching shows through.
     """
-    names, planes = _planes(choose_heights(height))
+    names, planes = _planes(read_heights(height))
     low, high = limits or (0.0, _top(planes, _HEIGHT_TOP))
 
     def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
-        return show_height(panel, plane, limits=(low, high))
+        return _draw_height(panel, plane, (low, high))
 
     return _draw(names, planes, show, "canopy height [m]", ax, columns, scale_bar)
 
 
 def plot_change(
-    change: xr.DataArray | xr.Dataset,
+    change: Raster,
     *,
     ax: Axes | None = None,
     limit: float | None = None,
@@ -143,15 +144,15 @@ def plot_change(
     -----
     Large arrays are averaged to what a screen shows, as in :func:`plot_height`.
     """
-    array = _read_change(change, only_significant)
+    array, of_heights = _read_change(change, only_significant)
     names, planes = _planes(array)
-    if _is_heights(array) and len(planes) > 1:
+    if of_heights:
         planes = [after - before for before, after in pairwise(planes)]
         names = [f"{before} to {after}" for before, after in pairwise(names)]
     end = _top(planes, _CHANGE_TOP) if limit is None else limit
 
     def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
-        return show_change(panel, plane, limit=end)
+        return _draw_change(panel, plane, end)
 
     label = (
         "significant change of canopy height [m]"
@@ -161,36 +162,26 @@ def plot_change(
     return _draw(names, planes, show, label, ax, columns, scale_bar)
 
 
-def _read_change(change: xr.DataArray | xr.Dataset, only_significant: bool) -> xr.DataArray:
-    known = isinstance(change, xr.Dataset)
-    lacking = {"height_change"} - set(change.data_vars) if isinstance(change, xr.Dataset) else set()
-    if only_significant and not (known and "significant" in change):
-        lacking = {"significant"}
-    if lacking:
+def _read_change(change: Raster, only_significant: bool) -> tuple[xr.DataArray, bool]:
+    """Return what to draw, and whether it is dates of heights to be subtracted from each other."""
+    if only_significant and not (isinstance(change, xr.Dataset) and "significant" in change):
         raise CHMv2Error(
-            f"a Dataset with {' and '.join(sorted(lacking))}",
-            str(list(change.data_vars) if isinstance(change, xr.Dataset) else "a DataArray"),
+            "a Dataset with significant",
+            name_contents(change),
             "give the result of difference(before, after)",
         )
-    if not isinstance(change, xr.Dataset):
-        return change
-    array = change["height_change"]
+    if isinstance(change, xr.DataArray) and tell_kind(change) == "height":
+        further = [dim for dim in change.dims if dim not in find_grid(change).dims]
+        if any(change.sizes[dim] > 1 for dim in further):
+            return read_heights(change), True
+    array = read_change(change)
     if only_significant:
         array = array.where(change["significant"].astype(bool) | array.isnull(), 0.0)
-    return array
-
-
-def _is_heights(array: xr.DataArray) -> bool:
-    return bool(array.name == HEIGHT_NAME)
+    return array, False
 
 
 def _planes(array: xr.DataArray) -> tuple[list[str], list[xr.DataArray]]:
     """Return the name and the averaged pixels of each date, in memory."""
-    if not isinstance(array, xr.DataArray):
-        raise CHMv2Error(
-            "a DataArray to draw", type(array).__name__, "give after - before, or difference()"
-        )
-    array = without_nodata(array)
     dims = find_grid(array).dims
     further = [dim for dim in array.dims if dim not in dims]
     if len(further) > 1:
@@ -391,8 +382,12 @@ def show_height(
     Raises
     ------
     CHMv2Error
-        If there are further dims, such as time.
+        If there are further dims, such as time, or it is something other than heights.
     """
+    return _draw_height(ax, read_heights(height), limits)
+
+
+def _draw_height(ax: Axes, height: xr.DataArray, limits: tuple[float, float] | None) -> AxesImage:
     plane = north_up(height)
     values = coarse(plane).values
     low, high = limits or (0.0, round_limit(values))
@@ -420,8 +415,12 @@ def show_change(ax: Axes, change: xr.DataArray, *, limit: float | None = None) -
     Raises
     ------
     CHMv2Error
-        If there are further dims, such as time.
+        If there are further dims, such as time, or it is something other than a change.
     """
+    return _draw_change(ax, read_change(change), limit)
+
+
+def _draw_change(ax: Axes, change: xr.DataArray, limit: float | None) -> AxesImage:
     plane = north_up(change)
     values = coarse(plane).values
     limit = round_limit(values) if limit is None else limit

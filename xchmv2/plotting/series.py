@@ -14,7 +14,7 @@ import xarray as xr
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.plotting.canvas import Picture, panels
-from xchmv2.raster import Grid, Raster, choose_heights, find_grid, without_nodata
+from xchmv2.raster import Grid, Raster, find_grid, read_heights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def plot_series(
     -----
     At a point it is the height of the pixel there. Only pixels under the places are computed.
     """
-    height = choose_heights(height)
+    height = read_heights(height)
     grid = find_grid(height)
     further = [dim for dim in height.dims if dim not in grid.dims]
     if len(further) != 1:
@@ -77,7 +77,7 @@ def plot_series(
             f"dims {height.dims}",
             "put dates together: xr.concat([...], 'time'), or choose: height.isel(...=0)",
         )
-    height = without_nodata(height).transpose(further[0], *grid.dims)
+    height = height.transpose(further[0], *grid.dims)
     series, names = _read(places, label)
     kind = _kind(series)
     middle, low, high = (_points if kind == "points" else _polygons)(height, series, grid)

@@ -1,10 +1,18 @@
-"""Heights as they are given, whoever made them: as floats, of one date, on one grid."""
+"""What a raster holds, asked once: a canopy height, a change of it, a mask or something else.
+
+Heights and changes leave here as floats in metres, with declared nodata and impossible values as
+NaN. What an object says of itself in its metadata goes before what it is asked to be: an object of
+another kind is refused, one that does not tell is taken for what is asked.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
@@ -13,15 +21,64 @@ from xchmv2.raster.ground import ground_pixel, has_true_areas
 from xchmv2.raster.labels import HEIGHT_NAME
 from xchmv2.raster.valid_pixels import without_nodata
 
-#: A raster, or a Dataset that holds one under the name ``canopy_height``.
+#: A raster, or a Dataset that holds one.
 Raster = xr.DataArray | xr.Dataset
+#: What a raster can be told to hold.
+Kind = Literal["height", "change", "mask", "imagery", "other", "unknown"]
 
-# Two grids are the same if they agree to this share of a pixel.
-_TOLERANCE = 0.01
+#: No canopy is lower or higher [m]; between two of them no change is larger.
+LOWEST, HIGHEST = -5.0, 150.0
+#: Variables that hold a change, as they are named here; a magnitude is that of a loss.
+CHANGE_NAMES = ("height_change", "magnitude")
+#: Quantities in metres, as they are named here, that are neither heights nor a change.
+_LENGTHS = ("bin_spread", "overlap_disagreement", "level_of_detection")
+
+_METRES = {
+    1.0: ("m", "metre", "metres", "meter", "meters"),
+    0.1: ("dm", "decimetre", "decimetres", "decimeter", "decimeters"),
+    0.01: ("cm", "centimetre", "centimetres", "centimeter", "centimeters"),
+    0.001: ("mm", "millimetre", "millimetres", "millimeter", "millimeters"),
+    0.3048: ("ft", "foot", "feet", "international foot"),
+    1200 / 3937: ("us-ft", "us_ft", "ftus", "us survey foot", "us survey feet"),
+}
+_FACTORS = {name: factor for factor, names in _METRES.items() for name in names}
+# A block with more than this share of impossible values is in another unit, or not a height.
+_MOST_IMPOSSIBLE = 0.5
+
+
+def tell_kind(array: xr.DataArray) -> Kind:
+    """Tell what a raster holds by its dtype, dims, name and attributes.
+
+    Parameters
+    ----------
+    array : DataArray
+        Any.
+
+    Returns
+    -------
+    str
+        "height", "change", "mask", "imagery", "other", or "unknown" where nothing tells. Arithmetic
+        keeps name and attributes, so that ``after - before`` may be told a height: see
+        :func:`read_change`.
+    """
+    if array.dtype == bool:
+        return "mask"
+    if array.dtype.kind not in "fiu":
+        return "other"
+    if array.sizes.get("band", 1) > 1:
+        return "imagery"
+    if array.name in CHANGE_NAMES or "change of canopy height" in _long_name(array):
+        return "change"
+    if array.name in _LENGTHS or not _is_length(array):
+        return "other"
+    called = (array.name, array.attrs.get("standard_name"))
+    if HEIGHT_NAME in called or _long_name(array).startswith("canopy height"):
+        return "height"
+    return "unknown"
 
 
 def read_heights(height: Raster) -> xr.DataArray:
-    """Take the heights out of what was given, as floats.
+    """Read canopy heights from whatever holds them.
 
     Parameters
     ----------
@@ -31,15 +88,128 @@ def read_heights(height: Raster) -> xr.DataArray:
     Returns
     -------
     DataArray
-        Of the same dims, the nodata value that it declares as NaN; integers become float32.
+        Heights [m] of the same dims, floats; integers become float32. NaN where the declared nodata
+        value stands, and where a height cannot be: below -5 m, above 150 m, or infinite. Lazy if
+        they are.
 
     Raises
     ------
     CHMv2Error
-        If there are no numbers, or no saying which variable is meant.
+        If it is no raster of numbers, there is no saying which variable is meant, it is something
+        other than a height, or its unit is not understood. When values are read: if most of a
+        block cannot be heights.
+
+    Warns
+    -----
+    UserWarning
+        When values are read: how many cannot be heights.
+
+    Notes
+    -----
+    ``units`` of m, dm, cm, mm and ft are converted, and ``scale_factor`` and ``add_offset`` that
+    are left in the attributes are applied. Heights without ``units`` are metres: undeclared feet
+    cannot be told from them.
     """
-    # Before integers become floats: that drops the encoding, which may declare the value.
-    return read_numbers(without_nodata(choose_heights(height)))
+    array = choose_heights(height)
+    kind = tell_kind(array)
+    if kind not in ("height", "unknown"):
+        raise _wrong_kind("canopy heights", array, kind)
+    return _possible(_in_metres(array, offset=True), LOWEST, HIGHEST, "heights")
+
+
+def read_change(change: Raster) -> xr.DataArray:
+    """Read a change of canopy height from whatever holds it.
+
+    Parameters
+    ----------
+    change : DataArray or Dataset
+        Height change, after minus before; the Dataset of ``difference``, or of ``events``, which is
+        a loss. A DataArray that does not tell what it is, such as ``after - before``, is taken for
+        a change.
+
+    Returns
+    -------
+    DataArray
+        Change [m] of the same dims, floats, negative where height was lost. NaN where the declared
+        nodata value stands, and where no change can be: beyond 155 m either way, or infinite. Lazy
+        if it is.
+
+    Raises
+    ------
+    CHMv2Error
+        If it is no raster of numbers, there is no change in the Dataset, it is something other
+        than a change, such as heights, or its unit is not understood. When values are read: if
+        most of a block cannot be a change.
+
+    Warns
+    -----
+    UserWarning
+        When values are read: how many cannot be a change of height; or that they look like
+        heights, where the metadata of a height do not tell whether two were subtracted.
+
+    Notes
+    -----
+    Units and ``scale_factor`` are treated as by :func:`read_heights`; an ``add_offset`` is not
+    applied, as it has cancelled in a difference.
+    """
+    array = _choose_change(change)
+    kind = tell_kind(array)
+    if kind not in ("change", "height", "unknown") or (kind == "height" and _is_original(array)):
+        raise _wrong_kind("a change of canopy height", array, kind)
+    most = HIGHEST - LOWEST
+    found = _possible(_in_metres(array, offset=False), -most, most, "changes of height")
+    if kind == "height":
+        found = _by_block(_warn_of_heights, found)
+    return -abs(found) if array.name == "magnitude" else found
+
+
+def read_raster(array: xr.DataArray) -> xr.DataArray:
+    """Read heights as heights, changes as changes, and any other raster in its own unit.
+
+    Parameters
+    ----------
+    array : DataArray
+        Numbers of any quantity, such as heights, biomass or a z-score.
+
+    Returns
+    -------
+    DataArray
+        As from :func:`read_heights`, :func:`read_change` or :func:`read_numbers`.
+
+    Raises
+    ------
+    CHMv2Error
+        As for these.
+    """
+    readers = {"height": read_heights, "change": read_change}
+    return readers.get(tell_kind(array), read_numbers)(array)
+
+
+def read_numbers(array: xr.DataArray, *, nodata: bool = True) -> xr.DataArray:
+    """Read a raster of any quantity as floats.
+
+    Parameters
+    ----------
+    array : DataArray
+        Numbers; integers become float32.
+    nodata : bool, default True
+        Whether the declared nodata value becomes NaN. Of imagery no band alone tells what is
+        missing: crowns saturate single bands.
+
+    Returns
+    -------
+    DataArray
+        The same quantity in its own unit; ``scale_factor`` and ``add_offset`` that are left in the
+        attributes are applied.
+
+    Raises
+    ------
+    CHMv2Error
+        If there are no numbers.
+    """
+    if array.dtype.kind not in "fiu":
+        raise CHMv2Error("a raster of numbers", f"{array.dtype}", "pass numbers, such as heights")
+    return _scaled(_floats(array, nodata=nodata), offset=True)
 
 
 def require_heights(array: xr.DataArray) -> None:
@@ -56,19 +226,6 @@ def require_heights(array: xr.DataArray) -> None:
             "NaN everywhere",
             "choose other dates or another area, or look at what the missing value is",
         )
-
-
-def read_numbers(array: xr.DataArray) -> xr.DataArray:
-    """Turn any numbers into floats; integers become float32.
-
-    Raises
-    ------
-    CHMv2Error
-        If there are no numbers.
-    """
-    if array.dtype.kind not in "fiu":
-        raise CHMv2Error("heights as numbers", f"{array.dtype}", "pass heights in metres")
-    return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
 def choose_heights(height: Raster) -> xr.DataArray:
@@ -104,6 +261,13 @@ def choose_heights(height: Raster) -> xr.DataArray:
         f"variables {[str(name) for name in height.data_vars]}",
         "pass one of them: dataset['...']",
     )
+
+
+def holds_change(raster: Raster) -> bool:
+    """Whether an object says of itself that it is a change of canopy height."""
+    if isinstance(raster, xr.Dataset):
+        return any(name in raster.data_vars for name in CHANGE_NAMES)
+    return isinstance(raster, xr.DataArray) and tell_kind(raster) == "change"
 
 
 def name_contents(raster: Any) -> str:
@@ -165,7 +329,196 @@ def require_plane(array: xr.DataArray, name: str) -> xr.DataArray:
     return array.squeeze(others).transpose(*dims)
 
 
-def on_same_grid(array: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
+def _choose_change(change: Raster) -> xr.DataArray:
+    """Take the change out of what was given, as it is."""
+    if isinstance(change, xr.DataArray):
+        return change
+    if not isinstance(change, xr.Dataset):
+        raise CHMv2Error(
+            "a change as a Dataset or a DataArray",
+            type(change).__name__,
+            "pass what difference() or events() returns, or after - before",
+        )
+    for name in CHANGE_NAMES:
+        if name in change.data_vars:
+            return change[name]
+    raise CHMv2Error(
+        f"a Dataset with {' or '.join(CHANGE_NAMES)}",
+        f"variables {sorted(map(str, change.data_vars))}",
+        "pass what difference() or events() returns, or after - before",
+    )
+
+
+def _is_original(height: xr.DataArray) -> bool:
+    """Whether heights are as predict() or a file gave them.
+
+    Arithmetic keeps name and attributes, but drops the encoding that both of these set.
+    """
+    return bool(height.encoding)
+
+
+def _long_name(array: xr.DataArray) -> str:
+    return str(array.attrs.get("long_name", "")).lower()
+
+
+def _unit(array: xr.DataArray) -> str | None:
+    """Return the unit that an array declares; None for none."""
+    unit = array.attrs.get("units", array.attrs.get("unit"))
+    return None if unit is None or not str(unit).strip() else str(unit).strip()
+
+
+def _is_length(array: xr.DataArray) -> bool:
+    unit = _unit(array)
+    return unit is None or unit.lower() in _FACTORS
+
+
+def _wrong_kind(expected: str, array: xr.DataArray, kind: Kind) -> CHMv2Error:
+    called = "" if array.name is None else f" named {array.name!r}"
+    found, fix = {
+        "height": (
+            f"canopy heights{called}",
+            "subtract two dates: height.chmv2.difference('2019', '2024'), or after - before",
+        ),
+        "change": (
+            f"a change of canopy height{called}",
+            "pass the heights that were subtracted",
+        ),
+        "mask": (f"a mask{called} (bool)", "pass the heights that it was made from"),
+        "imagery": (
+            f"{array.sizes.get('band', 0)} bands{called}",
+            "predict heights first: imagery.chmv2.predict(), or choose a band: raster.isel(band=0)",
+        ),
+    }.get(
+        kind,
+        (
+            f"{array.dtype}{called} in units of {_unit(array)!r}",
+            "pass another variable, or correct its unit: array.assign_attrs(units='m')",
+        ),
+    )
+    return CHMv2Error(expected, found, fix)
+
+
+def _floats(array: xr.DataArray, *, nodata: bool = True) -> xr.DataArray:
+    """Turn declared nodata into NaN and numbers into floats.
+
+    In this order: an integer that becomes a float loses the encoding, which may declare nodata.
+    """
+    found = without_nodata(array) if nodata else array
+    return found if found.dtype.kind == "f" else found.astype(np.float32)
+
+
+def _scaled(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
+    """Apply scale and offset that a reader has left in the attributes."""
+    scale = float(array.attrs.get("scale_factor", 1.0))
+    shift = float(array.attrs.get("add_offset", 0.0)) if offset else 0.0
+    if scale == 1.0 and shift == 0.0:
+        return array
+    kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "add_offset")}
+    kind = array.dtype.type
+    return (array * kind(scale) + kind(shift)).rename(array.name).assign_attrs(kept)
+
+
+def _in_metres(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
+    """Turn a length of any unit into metres."""
+    unit = _unit(array)
+    factor = 1.0 if unit is None else _FACTORS[unit.lower()]
+    found = _scaled(_floats(array), offset=offset)
+    if factor != 1.0:
+        found = (found * found.dtype.type(factor)).rename(array.name).assign_attrs(found.attrs)
+    if unit is None or found.attrs.get("units") == "m":
+        return found
+    return found.assign_attrs(units="m")
+
+
+def _by_block(function: Any, array: xr.DataArray, *args: Any) -> xr.DataArray:
+    """Treat values in memory at once, dask-backed ones block by block when they are read."""
+    if array.chunks is None:
+        data: Any = function(array.values, *args)
+    else:
+        data = array.data.map_blocks(function, *args, dtype=array.dtype, meta=array.data._meta)
+    return array.copy(deep=False, data=data)
+
+
+def _possible(array: xr.DataArray, low: float, high: float, what: str) -> xr.DataArray:
+    """Turn values that cannot be into NaN, when they are read."""
+    return _by_block(_drop_impossible, array, low, high, what)
+
+
+def _drop_impossible(
+    values: npt.NDArray[Any], low: float, high: float, what: str
+) -> npt.NDArray[Any]:
+    """Task: NaN for values that cannot be, told with their count."""
+    with np.errstate(invalid="ignore"):
+        impossible = (values < low) | (values > high)
+    count = int(impossible.sum())
+    if not count:
+        return values
+    known = int(values.size - np.isnan(values).sum())
+    if count > _MOST_IMPOSSIBLE * known:
+        raise CHMv2Error(
+            f"{what} in metres, from {low:g} to {high:g}",
+            f"{count} of {known} values of a block beyond that, such as {values[impossible][0]:g}",
+            "if they are in another unit, declare it: height.assign_attrs(units='cm'); if they "
+            f"stand for nodata: height.where((height >= {low:g}) & (height <= {high:g}))",
+        )
+    warnings.warn(
+        f"{count} of {known} values cannot be {what} (below {low:g} or above {high:g} m, or "
+        "infinite) and are taken for missing",
+        UserWarning,
+        stacklevel=2,
+    )
+    return np.where(impossible, values.dtype.type(np.nan), values)
+
+
+def _warn_of_heights(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Task: say so if values that should be a change look like heights."""
+    known = values[np.isfinite(values)]
+    if known.size and known.min() >= 0 and known.max() > 0:
+        warnings.warn(
+            "no value is below 0: these look like heights, not like a change of them; "
+            "pass what difference() returns, or after - before",
+            UserWarning,
+            stacklevel=2,
+        )
+    return values
+
+
+def grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
+    """Say how the grids of two rasters differ: in dims, size, CRS, or coordinates.
+
+    Parameters
+    ----------
+    array, other : DataArray
+        Any, with two spatial dims.
+
+    Returns
+    -------
+    str or None
+        None if they are the same: coordinates within 1 % of a pixel, and one CRS. Where either has
+        no CRS, or no coordinates along a dim, those of the other hold.
+    """
+    dims = spatial_dims(other)
+    if not set(dims) <= set(array.dims):
+        return f"dims {other.dims} and {array.dims}"
+    shapes = [tuple(a.sizes[dim] for dim in dims) for a in (other, array)]
+    if shapes[0] != shapes[1]:
+        return f"{shapes[0]} and {shapes[1]} pixels"
+    crs, other_crs = array.odc.crs, other.odc.crs
+    if crs is not None and other_crs is not None and crs != other_crs:
+        return f"{_crs_name(other_crs)} and {_crs_name(crs)}"
+    steps = _steps(other, dims)
+    found = (_offset(array, other, dim, step) for dim, step in zip(dims, steps, strict=True))
+    return next((said for said in found if said is not None), None)
+
+
+def same_grid(array: xr.DataArray, other: xr.DataArray) -> bool:
+    """Whether two rasters lie on one grid: coordinates within 1 % of a pixel, and one CRS."""
+    return grid_difference(array, other) is None
+
+
+def on_same_grid(
+    array: xr.DataArray, other: xr.DataArray, *, what: str = "rasters", fix: str | None = None
+) -> xr.DataArray:
     """Put an array on another's coordinates, which must be the same up to rounding.
 
     Parameters
@@ -174,6 +527,8 @@ def on_same_grid(array: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
         Any, with two spatial dims of the same names.
     other : DataArray
         Whose coordinates it takes: arithmetic with it then loses no pixel.
+    what, fix : str, optional
+        What the message calls the array, and how to mend it.
 
     Returns
     -------
@@ -183,42 +538,36 @@ def on_same_grid(array: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
     Raises
     ------
     CHMv2Error
-        If sizes, coordinates or CRS differ.
+        If sizes, coordinates or CRS differ; see :func:`same_grid`.
     """
-    dims = spatial_dims(other)
-    found = _grid_difference(array, other, dims)
+    found = grid_difference(array, other)
     if found is not None:
         raise CHMv2Error(
-            "rasters on the same grid",
+            f"{what} on the same grid",
             found,
-            "resample one first: after.odc.reproject(before.odc.geobox, resampling='bilinear')",
+            fix
+            or "resample one first: after.odc.reproject(before.odc.geobox, resampling='bilinear')",
         )
+    dims = spatial_dims(other)
     return array.assign_coords({dim: other[dim].variable for dim in dims if dim in other.coords})
 
 
-def _grid_difference(array: xr.DataArray, other: xr.DataArray, dims: tuple[str, str]) -> str | None:
-    """Say how two grids differ; None if they do not."""
-    if not set(dims) <= set(array.dims):
-        return f"dims {other.dims} and {array.dims}"
-    shapes = [tuple(a.sizes[dim] for dim in dims) for a in (other, array)]
-    if shapes[0] != shapes[1]:
-        return f"{shapes[0]} and {shapes[1]} pixels"
-    crs, other_crs = array.odc.crs, other.odc.crs
-    if crs is not None and other_crs is not None and crs != other_crs:
-        return f"{_crs_name(other_crs)} and {_crs_name(crs)}"
-    return next((said for dim in dims if (said := _offset(array, other, dim)) is not None), None)
+# Two grids are the same if they agree to this share of a pixel.
+_TOLERANCE = 0.01
 
 
 def _crs_name(crs: Any) -> str:
     return f"EPSG:{crs.epsg}" if crs.epsg is not None else str(crs.proj.name)
 
 
-def _offset(array: xr.DataArray, other: xr.DataArray, dim: str) -> str | None:
+def _steps(array: xr.DataArray, dims: Sequence[str]) -> list[float]:
+    """Return the pixel sizes along the dims, in units of the coordinates."""
+    return [abs(side) for side in find_grid(array).pixel]
+
+
+def _offset(array: xr.DataArray, other: xr.DataArray, dim: str, step: float) -> str | None:
     if dim not in array.coords or dim not in other.coords:
         return None
     here, there = (np.asarray(a[dim].values, dtype=float) for a in (array, other))
-    step = abs(there[-1] - there[0]) / (there.size - 1) if there.size > 1 else np.inf
     apart = np.abs(here - there).max()
-    if apart <= _TOLERANCE * step and (np.isfinite(step) or apart == 0):
-        return None
-    return f"{dim} coordinates {apart:g} apart"
+    return None if apart <= _TOLERANCE * step else f"{dim} coordinates {apart:g} apart"

@@ -19,11 +19,10 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Grid,
     Raster,
-    choose_heights,
     find_grid,
     ground_pixel,
     has_true_areas,
-    without_nodata,
+    read_heights,
 )
 
 #: Radius of a GEDI footprint [m], and the percentile that is compared with its RH98.
@@ -120,7 +119,7 @@ def read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
     CHMv2Error
         If it is no array, or has further dims.
     """
-    height = choose_heights(height)
+    height = read_heights(height)
     grid = find_grid(height)
     further = [str(dim) for dim in height.dims if dim not in grid.dims]
     if further:
@@ -129,7 +128,7 @@ def read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
             f"further dims {further}",
             f"choose one: height.isel({further[0]}=0)",
         )
-    return without_nodata(height).transpose(*grid.dims), grid
+    return height.transpose(*grid.dims), grid
 
 
 def _under_raster(height: xr.DataArray, grid: Grid, reference: xr.DataArray) -> Matched:
@@ -168,17 +167,17 @@ _PLANE = CRS("EPSG:3857")
 
 
 def clean_heights(reference: xr.DataArray) -> xr.DataArray:
-    """Turn the reference's nodata into NaN, lazily where it is lazy.
+    """Read reference heights of one date, lazily where they are lazy.
 
     Parameters
     ----------
     reference : DataArray
-        (y, x) heights [m], with a nodata value in its metadata or none.
+        (y, x) heights, in the unit that their metadata declare.
 
     Returns
     -------
     DataArray
-        float32 with dims in order.
+        float32 [m] with dims in order.
 
     Raises
     ------
@@ -196,8 +195,7 @@ def clean_heights(reference: xr.DataArray) -> xr.DataArray:
             f"sizes {dict(reference.sizes)}",
             "choose one layer: reference.isel(band=0)",
         )
-    found = without_nodata(flat).transpose(*grid.dims).astype(np.float32)
-    return found.where(np.isfinite(found))
+    return read_heights(flat).transpose(*grid.dims).astype(np.float32)
 
 
 def validate_heights(values: npt.NDArray[np.floating]) -> None:

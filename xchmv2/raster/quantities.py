@@ -8,7 +8,7 @@ another kind is refused, one that does not tell is taken for what is asked.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -67,10 +67,10 @@ def tell_kind(array: xr.DataArray) -> Kind:
         return "other"
     if array.sizes.get("band", 1) > 1:
         return "imagery"
-    if array.name in CHANGE_NAMES or "change of canopy height" in _long_name(array):
-        return "change"
     if array.name in _LENGTHS or not _is_length(array):
         return "other"
+    if array.name in CHANGE_NAMES or _long_name(array).startswith("change of canopy height"):
+        return "change"
     called = (array.name, array.attrs.get("standard_name"))
     if HEIGHT_NAME in called or _long_name(array).startswith("canopy height"):
         return "height"
@@ -414,8 +414,16 @@ def _scaled(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
     if scale == 1.0 and shift == 0.0:
         return array
     kept = {k: v for k, v in array.attrs.items() if k not in ("scale_factor", "add_offset")}
+    return _linear(array, scale, shift, kept)
+
+
+def _linear(
+    array: xr.DataArray, scale: float, shift: float, attrs: Mapping[str, Any]
+) -> xr.DataArray:
     kind = array.dtype.type
-    return (array * kind(scale) + kind(shift)).rename(array.name).assign_attrs(kept)
+    found = (array * kind(scale) + kind(shift)).rename(array.name)
+    found.attrs = dict(attrs)
+    return found
 
 
 def _in_metres(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
@@ -424,10 +432,8 @@ def _in_metres(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
     factor = 1.0 if unit is None else _FACTORS[unit.lower()]
     found = _scaled(_floats(array), offset=offset)
     if factor != 1.0:
-        found = (found * found.dtype.type(factor)).rename(array.name).assign_attrs(found.attrs)
-    if unit is None or found.attrs.get("units") == "m":
-        return found
-    return found.assign_attrs(units="m")
+        return _linear(found, factor, 0.0, {**found.attrs, "units": "m"})
+    return found if unit in (None, "m") else found.assign_attrs(units="m")
 
 
 def _by_block(function: Any, array: xr.DataArray, *args: Any) -> xr.DataArray:

@@ -12,7 +12,7 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Grid, find_grid, ground_pixel, has_true_areas
+from xchmv2.raster import Grid, find_grid, ground_scale, has_true_areas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,7 +175,7 @@ FLAT = 0.3
 _METRES = {"m", "metre", "meter"}
 
 
-def ground_scale(array: xr.DataArray) -> tuple[float, float] | None:
+def map_scale(array: xr.DataArray) -> tuple[float, float] | None:
     """Return ground metres per unit of the vertical and the horizontal coordinate.
 
     Parameters
@@ -190,8 +190,7 @@ def ground_scale(array: xr.DataArray) -> tuple[float, float] | None:
     """
     grid: Grid = find_grid(array)
     if has_true_areas(array):
-        height, width = ground_pixel(grid)
-        return height / abs(grid.pixel[0]), width / abs(grid.pixel[1])
+        return ground_scale(grid)
     units = [array[dim].attrs.get("units") if dim in array.coords else None for dim in grid.dims]
     return (1.0, 1.0) if set(units) <= _METRES else None
 
@@ -214,7 +213,7 @@ def add_scale_bar(ax: Axes, array: xr.DataArray) -> AnchoredSizeBar | None:
     """
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-    scale = ground_scale(array)
+    scale = map_scale(array)
     if scale is None:
         return None
     left, right = ax.get_xlim()

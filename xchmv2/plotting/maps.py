@@ -20,7 +20,7 @@ from xchmv2.plotting.canvas import (
     add_scale_bar,
     coarse,
     draw,
-    ground_scale,
+    map_scale,
     missing_patch,
     north_up,
     panels,
@@ -232,7 +232,7 @@ def _draw(
     scale_bar: bool,
 ) -> Picture:
     """Draw the maps, then what explains them."""
-    scale = ground_scale(planes[0]) or (1.0, 1.0)
+    scale = map_scale(planes[0]) or (1.0, 1.0)
     width, height = _size(planes[0], scale)
     room = [max(size, least) for size, least in zip((width, height), _LEAST, strict=True)]
     figure, axes = panels(len(planes), ax, columns, room[0], room[1] + 0.4)

@@ -16,7 +16,14 @@ from xchmv2.raster.display import (
     write_sizes,
 )
 from xchmv2.raster.grid import Grid, find_crs_coordinate, find_grid, is_crs_variable
-from xchmv2.raster.ground import cell_areas, cell_sides, ground_pixel, has_true_areas
+from xchmv2.raster.ground import (
+    cell_areas,
+    cell_sides,
+    ground_pixel,
+    ground_scale,
+    has_true_areas,
+    stepped_ground_scale,
+)
 from xchmv2.raster.labels import HEIGHT_ATTRS, HEIGHT_NAME, label_quantity
 from xchmv2.raster.patches import label_patches, resolve_rule, sieve
 from xchmv2.raster.quantities import (
@@ -78,6 +85,7 @@ __all__ = [
     "find_period",
     "grid_difference",
     "ground_pixel",
+    "ground_scale",
     "has_true_areas",
     "holds_change",
     "is_crs_variable",
@@ -99,6 +107,7 @@ __all__ = [
     "same_grid",
     "sieve",
     "spatial_dims",
+    "stepped_ground_scale",
     "tell_kind",
     "tile_runs",
     "validate_grid",

@@ -379,3 +379,62 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
             "correct it: imagery.rio.write_crs('EPSG:...')",
         ) from error
     return float(lengths[0]) / (2 * reach), float(lengths[1]) / (2 * reach)
+
+
+def ground_scale(grid: Grid) -> tuple[float, float]:
+    """Measure how long a unit of the coordinates is on the ground, at the scene's centre.
+
+    Parameters
+    ----------
+    grid : Grid
+        A grid with a CRS.
+
+    Returns
+    -------
+    tuple of float
+        Metres per unit of the vertical and of the horizontal coordinate.
+
+    Raises
+    ------
+    ImageryError
+        As for :func:`ground_pixel`.
+    """
+    tall, wide = (
+        side / abs(pixel) for side, pixel in zip(ground_pixel(grid), grid.pixel, strict=True)
+    )
+    return tall, wide
+
+
+def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
+    """Measure how long a unit of the coordinates is on the ground, in steps of 1 %.
+
+    Parameters
+    ----------
+    grid : Grid
+        A grid with a CRS.
+
+    Returns
+    -------
+    tuple of float
+        Metres per unit of the vertical and of the horizontal coordinate. The steps give
+        neighbouring areas of interest the same pixels and cells, though the scale differs a little
+        from one scene's centre to the next; in a UTM zone it is exactly 1.
+
+    Raises
+    ------
+    ImageryError
+        As for :func:`ground_pixel`.
+    """
+    scales = ground_scale(grid)
+    if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares stay squares
+        scales = (math.sqrt(math.prod(scales)),) * 2
+    crs, step = grid.crs.proj, math.log1p(_STEP)
+    unit = _DEGREE if crs.is_geographic else float(crs.axis_info[0].unit_conversion_factor)
+    tall, wide = (unit * math.exp(step * round(math.log(scale / unit) / step)) for scale in scales)
+    return tall, wide
+
+
+#: Steps in which the ground scale of a projection counts, as a share.
+_STEP = 0.01
+#: Metres per degree of a geographic CRS, from which its steps are counted.
+_DEGREE = 111_195.0

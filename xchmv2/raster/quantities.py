@@ -421,7 +421,7 @@ def _linear(
     array: xr.DataArray, scale: float, shift: float, attrs: Mapping[str, Any]
 ) -> xr.DataArray:
     kind = array.dtype.type
-    found = (array * kind(scale) + kind(shift)).rename(array.name)
+    found: xr.DataArray = (array * kind(scale) + kind(shift)).rename(array.name)
     found.attrs = dict(attrs)
     return found
 

@@ -19,15 +19,9 @@ from xchmv2.raster import (
     cell_areas,
     find_crs_coordinate,
     find_grid,
-    ground_pixel,
     has_true_areas,
+    stepped_ground_scale,
 )
-
-#: The ground scale of a projection counts in steps of this share, so that neighbouring areas of
-#: interest get the same cells; in a UTM zone it is exactly 1.
-_STEP = math.log(1.01)
-#: Metres per degree of a geographic CRS, from which its steps are counted.
-_DEGREE = 111_195.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +143,7 @@ def resolve_cells(array: xr.DataArray, cell: float) -> Cells:
         If the cell is smaller than a pixel, or no number.
     """
     grid = find_grid(array)
-    scales = _ground_scales(grid) if has_true_areas(array) else (1.0, 1.0)
+    scales = stepped_ground_scale(grid) if has_true_areas(array) else (1.0, 1.0)
     sides = [scale * abs(pixel) for scale, pixel in zip(scales, grid.pixel, strict=True)]
     if not (math.isfinite(cell) and cell >= max(sides) * (1 - 1e-6)):
         raise CHMv2Error(
@@ -183,17 +177,6 @@ def whole_raster(array: xr.DataArray) -> Cells:
         for edge, pixel, size in zip(grid.edges, grid.pixel, grid.shape, strict=True)
     )
     return Cells(grid, y, x)
-
-
-def _ground_scales(grid: Grid) -> tuple[float, float]:
-    """Ground metres per CRS unit along both axes, at the scene's centre, in steps of 1 %."""
-    metres = [side / abs(p) for side, p in zip(ground_pixel(grid), grid.pixel, strict=True)]
-    crs = grid.crs.proj
-    unit = _DEGREE if crs.is_geographic else float(crs.axis_info[0].unit_conversion_factor)
-    if math.isclose(*metres, rel_tol=0.01):  # conformal: square cells stay square
-        metres = [math.sqrt(math.prod(metres))] * 2
-    tall, wide = (unit * math.exp(_STEP * round(math.log(m / unit) / _STEP)) for m in metres)
-    return tall, wide
 
 
 def _lay(edge: float, pixel: float, count: int, cell: float) -> CellAxis:

@@ -20,8 +20,7 @@ from xchmv2.raster import (
     Grid,
     Raster,
     find_grid,
-    ground_pixel,
-    has_true_areas,
+    pixel_size,
     read_heights,
 )
 
@@ -392,7 +391,7 @@ def under_footprints(
     near = (rows > 0) & (rows < grid.shape[0]) & (cols > 0) & (cols < grid.shape[1])
     near &= np.isfinite(reference)
     found = np.full(len(reference), np.nan)
-    sides = _pixel_sides(height, grid)
+    sides = pixel_size(height)
     # Neighbours together: each batch then touches few chunks.
     order = np.lexsort((cols, np.floor(rows / 512)))
     order = order[near[order]]
@@ -402,12 +401,6 @@ def under_footprints(
             height, grid, rows[batch], cols[batch], radii[batch], sides, percentile
         )
     return found, reference
-
-
-def _pixel_sides(height: xr.DataArray, grid: Grid) -> tuple[float, float]:
-    if has_true_areas(height):
-        return ground_pixel(grid)
-    return abs(grid.pixel[0]), abs(grid.pixel[1])
 
 
 def _batch(

@@ -116,9 +116,7 @@ def test_bad_input():
         loss_area(change, correlation_length=3, confidence=2)
     with pytest.raises(CHMv2Error, match="a threshold above 0 m"):
         loss_area(change, correlation_length=3, threshold=-2)
-    with pytest.raises(
-        CHMv2Error, match="height_change or magnitude, found variables"
-    ):
+    with pytest.raises(CHMv2Error, match="height_change or magnitude, found variables"):
         correlation_length(change[["z_score"]])
     with pytest.raises(CHMv2Error, match="the change between two dates, found dims"):
         correlation_length(change["height_change"].expand_dims("time"))

@@ -15,7 +15,15 @@ from xchmv2.raster.display import (
     write_share,
     write_sizes,
 )
-from xchmv2.raster.grid import Grid, find_crs_coordinate, find_grid, is_crs_variable
+from xchmv2.raster.grid import (
+    Grid,
+    find_crs_coordinate,
+    find_grid,
+    grid_difference,
+    is_crs_variable,
+    on_same_grid,
+    same_grid,
+)
 from xchmv2.raster.ground import (
     cell_areas,
     cell_sides,
@@ -29,10 +37,8 @@ from xchmv2.raster.patches import label_patches, resolve_rule, sieve
 from xchmv2.raster.quantities import (
     Raster,
     choose_heights,
-    grid_difference,
     holds_change,
     name_contents,
-    on_same_grid,
     pixel_size,
     read_change,
     read_heights,
@@ -40,7 +46,6 @@ from xchmv2.raster.quantities import (
     read_raster,
     require_heights,
     require_plane,
-    same_grid,
     spatial_dims,
     tell_kind,
 )

@@ -15,10 +15,10 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
-from xchmv2.errors import ImageryError
+from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.raster.tiling import origin_index
 
-# Coordinates may be off their grid by this share of a pixel.
+# Coordinates may be off their grid, and two grids apart, by this share of a pixel.
 _TOLERANCE = 0.01
 
 
@@ -100,6 +100,89 @@ def find_grid(array: xr.DataArray) -> Grid:
         for dim, pixel in zip(dims, pixels, strict=True)
     )
     return Grid(dims, shape, crs, (edges[0], edges[1]), pixels)
+
+
+def grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
+    """Say how the grids of two rasters differ: in dims, size, CRS, or coordinates.
+
+    Parameters
+    ----------
+    array, other : DataArray
+        Any, with two spatial dims.
+
+    Returns
+    -------
+    str or None
+        None if they are the same: coordinates within 1 % of a pixel, and one CRS. Where either has
+        no CRS, or no coordinates along a dim, those of the other hold.
+    """
+    grid = find_grid(other)
+    dims = grid.dims
+    if not set(dims) <= set(array.dims):
+        return f"dims {other.dims} and {array.dims}"
+    shapes = [tuple(a.sizes[dim] for dim in dims) for a in (other, array)]
+    if shapes[0] != shapes[1]:
+        return f"{shapes[0]} and {shapes[1]} pixels"
+    crs, other_crs = array.odc.crs, other.odc.crs
+    if crs is not None and other_crs is not None and crs != other_crs:
+        return f"{_crs_name(other_crs)} and {_crs_name(crs)}"
+    found = (
+        _offset(array, other, dim, abs(step)) for dim, step in zip(dims, grid.pixel, strict=True)
+    )
+    return next((said for said in found if said is not None), None)
+
+
+def same_grid(array: xr.DataArray, other: xr.DataArray) -> bool:
+    """Whether two rasters lie on one grid: coordinates within 1 % of a pixel, and one CRS."""
+    return grid_difference(array, other) is None
+
+
+def on_same_grid(
+    array: xr.DataArray, other: xr.DataArray, *, what: str = "rasters", fix: str | None = None
+) -> xr.DataArray:
+    """Put an array on another's coordinates, which must be the same up to rounding.
+
+    Parameters
+    ----------
+    array : DataArray
+        Any, with two spatial dims of the same names.
+    other : DataArray
+        Whose coordinates it takes: arithmetic with it then loses no pixel.
+    what, fix : str, optional
+        What the message calls the array, and how to mend it.
+
+    Returns
+    -------
+    DataArray
+        The same values.
+
+    Raises
+    ------
+    CHMv2Error
+        If sizes, coordinates or CRS differ; see :func:`same_grid`.
+    """
+    found = grid_difference(array, other)
+    if found is not None:
+        raise CHMv2Error(
+            f"{what} on the same grid",
+            found,
+            fix
+            or "resample one first: after.odc.reproject(before.odc.geobox, resampling='bilinear')",
+        )
+    dims = find_grid(other).dims
+    return array.assign_coords({dim: other[dim].variable for dim in dims if dim in other.coords})
+
+
+def _crs_name(crs: Any) -> str:
+    return f"EPSG:{crs.epsg}" if crs.epsg is not None else str(crs.proj.name)
+
+
+def _offset(array: xr.DataArray, other: xr.DataArray, dim: str, step: float) -> str | None:
+    if dim not in array.coords or dim not in other.coords:
+        return None
+    here, there = (np.asarray(a[dim].values, dtype=float) for a in (array, other))
+    apart = np.abs(here - there).max()
+    return None if apart <= _TOLERANCE * step else f"{dim} coordinates {apart:g} apart"
 
 
 def is_crs_variable(variable: xr.DataArray) -> bool:

@@ -29,7 +29,7 @@ from xchmv2.raster.components import (
     summarise,
     unpack,
 )
-from xchmv2.raster.grid import find_grid
+from xchmv2.raster.grid import find_grid, on_same_grid
 from xchmv2.raster.ground import cell_areas
 from xchmv2.raster.labels import label_quantity
 
@@ -374,14 +374,16 @@ def _blocks(array: xr.DataArray) -> da.Array:
 
 def _like(name: str, value: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
     """Bring a quantity to the mask's dims; both must lie on one grid."""
+    fix = f"bring them together: {name}.odc.reproject(mask.odc.geobox)"
+    value = on_same_grid(value, mask, what=f"{name} and the mask", fix=fix)
     try:
         value, _ = xr.align(value, mask, join="exact", copy=False)
         return value.broadcast_like(mask).transpose(*mask.dims)
     except ValueError as error:
         raise CHMv2Error(
-            f"{name} on the mask's grid",
+            f"{name} of the mask's dates",
             f"sizes {dict(value.sizes)} against {dict(mask.sizes)}, or other coordinates",
-            f"bring them together: {name}.odc.reproject(mask.odc.geobox)",
+            f"choose the same: {name}.sel(time=mask.time)",
         ) from error
 
 

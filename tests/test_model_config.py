@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 from reference_model import BACKBONE, published, tiny_config, tiny_settings
@@ -176,3 +178,15 @@ def test_broken_files_are_refused(tmp_path, content, message):
         (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         CHMv2Config.from_pretrained(tmp_path)
+
+
+def test_every_name_of_the_room_is_found_and_those_of_files_without_torch():
+    code = """
+import sys
+import xchmv2.model as model
+assert model.TILE == 448 and model.find_folder and model.CONFIG_NAME
+assert "torch" not in sys.modules
+assert all(getattr(model, name) is not None for name in model.__all__)
+assert set(model.__all__) == set(model._MODULES)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -30,7 +30,7 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.published import footprints, opening
 from xchmv2.published import tile_reading as dates
 from xchmv2.published import tiles as mirror
-from xchmv2.published.footprints import edges_of, fill
+from xchmv2.published.footprints import Footprints
 
 SIZE = 256
 #: Two neighbouring tiles in New Hampshire and what lies east of them.
@@ -128,7 +128,7 @@ def url(folder):
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
     monkeypatch.setattr(mirror, "_PAUSE", 0.0)
-    footprints._cache.clear()
+    footprints._slot.cache_clear()
 
 
 def bbox_of(tile, west=0.0, south=0.0, east=1.0, north=1.0):
@@ -400,6 +400,11 @@ def test_time_may_be_given_and_then_nothing_is_looked_up(url, time):
     assert not [path for _, path, _ in url.requests[before:] if "metadata" in path]
 
 
+def burn(polygons, days, transform, shape):
+    shapes = np.array(polygons, object)
+    return Footprints(shapes, np.array(days, "int32")).burn(transform, shape)
+
+
 def star(rng, points):
     angle = np.sort(rng.uniform(0, 2 * np.pi, points))
     reach = rng.uniform(5, 60, points)
@@ -407,13 +412,14 @@ def star(rng, points):
 
 
 @given(st.integers(0, 10_000), st.integers(3, 40))
-def test_filling_agrees_with_gdal(seed, points):
+def test_footprints_burn_as_gdal_burns_them_unclipped(seed, points):
     rng = np.random.default_rng(seed)
     polygon = shapely.Polygon(star(rng, points), [0.2 * star(rng, 5) + 40])
     transform = rasterio.transform.from_origin(7.3, 91.7, 1.1, 1.1)
     wanted = rasterio.features.rasterize([polygon], (70, 60), transform=transform).astype(bool)
-    found = fill(edges_of(polygon), transform, (70, 60))
-    np.testing.assert_array_equal(np.zeros((70, 60), bool) if found is None else found, wanted)
+    found, days = burn([polygon], [9], transform, (70, 60))
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(days == 9, wanted)
 
 
 def test_neighbours_leave_no_gap_and_share_no_pixel():
@@ -421,11 +427,10 @@ def test_neighbours_leave_no_gap_and_share_no_pixel():
     west = [[0, 0], [5.5, 0], [5.5, 4], [7, 6], [3.5, 10], [0, 10]]
     east = [[5.5, 0], [10, 0], [10, 10], [3.5, 10], [7, 6], [5.5, 4]]
     transform = rasterio.transform.from_origin(0, 10, 1, 1)
-    count = sum(
-        fill(edges_of(shapely.Polygon(ring)), transform, (10, 10)).astype(int)
-        for ring in (west, east)
-    )
-    assert (count == 1).all()
+    shapes = [shapely.Polygon(ring) for ring in (west, east)]
+    assert burn(shapes, [1, 2], transform, (10, 10))[0].all()
+    alone = [burn([shape], [1], transform, (10, 10))[0] for shape in shapes]
+    assert (np.sum(alone, axis=0) == 1).all()
 
 
 # --- other grids

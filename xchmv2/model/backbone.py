@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from xchmv2.model.config import DINOv3ViTConfig
 from xchmv2.model.products import Linear, linear
 
+_Table = tuple[Tensor, Tensor]
+
 
 def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
@@ -31,9 +33,68 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class DINOv3ViTBackbone(nn.Module):
+    """Vision transformer that returns the tokens of the configured stages.
+
+    Parameters
+    ----------
+    config : DINOv3ViTConfig
+
+    References
+    ----------
+    DINOv3, arXiv 2508.10104.
+    """
+
+    def __init__(self, config: DINOv3ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.rotary = RotaryEmbedding(config)
+        self.model = Encoder(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self, pixels: Tensor, *, hidden_states: bool = False, attentions: bool = False
+    ) -> BackboneOutput:
+        """Run the blocks that are needed and keep what is asked for.
+
+        Parameters
+        ----------
+        pixels : Tensor [B, bands, H, W]
+            Normalised image; rows and columns beyond the last whole patch are left out.
+        hidden_states, attentions : bool
+            Whether to keep all hidden states and attention weights.
+
+        Returns
+        -------
+        BackboneOutput
+        """
+        (high, wide), last = self.config.patch_shape, self.config.stages[-1]
+        grid = (pixels.shape[-2] // high, pixels.shape[-1] // wide)
+        table = self.rotary(grid, pixels.device, training=self.training)
+        x = self.embeddings(pixels)
+        kept, maps = {0: x}, []
+        needed = len(self.model.layer) if hidden_states or attentions else last
+        for index, block in enumerate(self.model.layer[:needed], start=1):
+            x, weights = block(x, table, weights=attentions)
+            maps.append(weights)
+            if hidden_states or index in self.config.stages:
+                kept[index] = x
+        return BackboneOutput(
+            stages=tuple(self._stage(i, kept[i]) for i in self.config.stages),
+            grid=grid,
+            hidden_states=tuple(kept.values()) if hidden_states else None,
+            attentions=tuple(maps) if attentions else None,
+        )
+
+    def _stage(self, index: int, x: Tensor) -> Tensor:
+        last = index == self.config.num_hidden_layers
+        return cast(Tensor, self.norm(x)) if last or self.config.apply_layernorm else x
+
+
 @dataclass(frozen=True)
 class BackboneOutput:
-    """What one pass through the backbone gives.
+    """Result of one pass through the backbone.
 
     Attributes
     ----------
@@ -51,6 +112,56 @@ class BackboneOutput:
     grid: tuple[int, int]
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+class Embeddings(nn.Module):
+    """Pixels to tokens: class token, registers, then patches row by row."""
+
+    def __init__(self, config: DINOv3ViTConfig) -> None:
+        super().__init__()
+        size, patch = config.hidden_size, config.patch_shape
+        self.cls_token = nn.Parameter(torch.empty(1, 1, size))
+        # Only pre-training uses it, but every checkpoint has it.
+        self.mask_token = nn.Parameter(torch.empty(1, 1, size))
+        self.register_tokens = nn.Parameter(torch.empty(1, config.num_register_tokens, size))
+        self.patch_embeddings = nn.Conv2d(config.num_channels, size, patch, stride=patch)
+
+    def forward(self, pixels: Tensor) -> Tensor:  # [B, bands, H, W] -> [B, N, C]
+        """Cut the image into patches and put class and register tokens in front."""
+        patches = self.patch_embeddings(pixels.to(self.patch_embeddings.weight.dtype))
+        patches = patches.flatten(2).transpose(1, 2)  # [B, C, rows, columns] -> [B, P, C]
+        prefix = torch.cat((self.cls_token, self.register_tokens), dim=1)  # [1, 1 + registers, C]
+        prefix = prefix.to(patches.dtype).expand(len(patches), -1, -1)
+        return torch.cat((prefix, patches), dim=1)
+
+
+class Encoder(nn.Module):
+    """The stack of blocks; a module of its own because checkpoints name it so."""
+
+    def __init__(self, config: DINOv3ViTConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+
+
+class Block(nn.Module):
+    """One transformer block: attention and MLP, each normalised first and added back scaled."""
+
+    def __init__(self, config: DINOv3ViTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.layer_scale1 = LayerScale(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.layer_scale2 = LayerScale(config)
+
+    def forward(
+        self, x: Tensor, table: _Table, *, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return tokens [B, N, C] and, if asked for, attention weights [B, heads, N, N]."""
+        branch, attention = self.attention(self.norm1(x), table, weights=weights)
+        x = self.layer_scale1(x, branch)
+        return self.layer_scale2(x, self.mlp(self.norm2(x))), attention
 
 
 class FusedQKV(nn.Module):
@@ -132,9 +243,9 @@ class Attention(FusedQKV):
         self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=config.proj_bias)
 
     def forward(
-        self, x: Tensor, table: Table, *, weights: bool = False
+        self, x: Tensor, table: _Table, *, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Let tokens [B, N, C] look at each other; ``weights`` asks for [B, heads, N, N] too."""
+        """Mix tokens [B, N, C] by attention; ``weights`` asks for [B, heads, N, N] too."""
         batch, tokens, size = x.shape
         qkv = self.project(x).view(batch, tokens, 3 * self.heads, self.head_dim).transpose(1, 2)
         if qkv.device.type == "cpu":
@@ -142,7 +253,7 @@ class Attention(FusedQKV):
             qkv = qkv.contiguous()
         qk, v = qkv.tensor_split((2 * self.heads,), dim=1)  # [B, 2 * heads and heads, N, head_dim]
         cos, sin = (part.to(qk.dtype) for part in table)  # [N, head_dim / 2]
-        q, k = rotate(qk, (cos, sin)).chunk(2, dim=1)  # [B, heads, N, head_dim] each
+        q, k = _rotate(qk, (cos, sin)).chunk(2, dim=1)  # [B, heads, N, head_dim] each
         dropout = self.dropout if self.training else 0.0
         if weights:
             out, attention = _explicit_attention(q, k, v, dropout)
@@ -153,7 +264,7 @@ class Attention(FusedQKV):
 
 
 def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
-    """Attention that also gives its weights [B, heads, N, N]."""
+    """Attention that also returns its weights [B, heads, N, N]."""
     weights = torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1)
     weights = F.dropout(weights, dropout, training=dropout > 0)
     return weights @ v, weights
@@ -194,116 +305,53 @@ class LayerScale(nn.Module):
         return torch.addcmul(x, branch, self.lambda1)
 
 
-class Block(nn.Module):
-    """One transformer block: attention and MLP, each normalised first and added back scaled."""
+class RotaryEmbedding:
+    """Rotary position embedding of the patch grid, with the random changes used in training."""
 
     def __init__(self, config: DINOv3ViTConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config)
-        self.layer_scale1 = LayerScale(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
-        self.layer_scale2 = LayerScale(config)
-
-    def forward(
-        self, x: Tensor, table: Table, *, weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return tokens [B, N, C] and, if asked for, attention weights [B, heads, N, N]."""
-        branch, attention = self.attention(self.norm1(x), table, weights=weights)
-        x = self.layer_scale1(x, branch)
-        return self.layer_scale2(x, self.mlp(self.norm2(x))), attention
-
-
-class Embeddings(nn.Module):
-    """Pixels to tokens: class token, registers, then patches row by row."""
-
-    def __init__(self, config: DINOv3ViTConfig) -> None:
-        super().__init__()
-        size, patch = config.hidden_size, config.patch_shape
-        self.cls_token = nn.Parameter(torch.empty(1, 1, size))
-        # Only pre-training uses it, but every checkpoint has it.
-        self.mask_token = nn.Parameter(torch.empty(1, 1, size))
-        self.register_tokens = nn.Parameter(torch.empty(1, config.num_register_tokens, size))
-        self.patch_embeddings = nn.Conv2d(config.num_channels, size, patch, stride=patch)
-
-    def forward(self, pixels: Tensor) -> Tensor:  # [B, bands, H, W] -> [B, N, C]
-        """Cut the image into patches and put class and register tokens in front."""
-        patches = self.patch_embeddings(pixels.to(self.patch_embeddings.weight.dtype))
-        patches = patches.flatten(2).transpose(1, 2)  # [B, C, rows, columns] -> [B, P, C]
-        prefix = torch.cat((self.cls_token, self.register_tokens), dim=1)  # [1, 1 + registers, C]
-        prefix = prefix.to(patches.dtype).expand(len(patches), -1, -1)
-        return torch.cat((prefix, patches), dim=1)
-
-
-class Encoder(nn.Module):
-    """The stack of blocks; a module of its own because checkpoints name it so."""
-
-    def __init__(self, config: DINOv3ViTConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-
-
-class DINOv3ViTBackbone(nn.Module):
-    """Vision transformer that gives out tokens of the configured stages.
-
-    Parameters
-    ----------
-    config : DINOv3ViTConfig
-
-    References
-    ----------
-    DINOv3, arXiv 2508.10104.
-    """
-
-    def __init__(self, config: DINOv3ViTConfig) -> None:
-        super().__init__()
         self.config = config
-        self.embeddings = Embeddings(config)
-        self.rotary = RotaryEmbedding(config)
-        self.model = Encoder(config)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.prefix = 1 + config.num_register_tokens
 
-    def forward(
-        self, pixels: Tensor, *, hidden_states: bool = False, attentions: bool = False
-    ) -> BackboneOutput:
-        """Run the blocks that are needed and keep what is asked for.
+    def __call__(self, grid: tuple[int, int], device: torch.device, *, training: bool) -> _Table:
+        """Return the rotation table of a grid of patches, see `_rotation_table`."""
+        head_dim, theta = self.config.head_dim, self.config.rope_theta
+        if not (training and self._augments):
+            return _cached_table(grid, head_dim, theta, self.prefix, device)
+        coordinates = self._augment(patch_coordinates(*grid, device))
+        return _rotation_table(coordinates, head_dim, theta, self.prefix)
 
-        Parameters
-        ----------
-        pixels : Tensor [B, bands, H, W]
-            Normalised image; rows and columns beyond the last whole patch are left out.
-        hidden_states, attentions : bool
-            Whether to keep all hidden states and attention weights.
-
-        Returns
-        -------
-        BackboneOutput
-        """
-        (high, wide), last = self.config.patch_shape, self.config.stages[-1]
-        grid = (pixels.shape[-2] // high, pixels.shape[-1] // wide)
-        table = self.rotary(grid, pixels.device, training=self.training)
-        x = self.embeddings(pixels)
-        kept, maps = {0: x}, []
-        needed = len(self.model.layer) if hidden_states or attentions else last
-        for index, block in enumerate(self.model.layer[:needed], start=1):
-            x, weights = block(x, table, weights=attentions)
-            maps.append(weights)
-            if hidden_states or index in self.config.stages:
-                kept[index] = x
-        return BackboneOutput(
-            stages=tuple(self._stage(i, kept[i]) for i in self.config.stages),
-            grid=grid,
-            hidden_states=tuple(kept.values()) if hidden_states else None,
-            attentions=tuple(maps) if attentions else None,
+    @property
+    def _augments(self) -> bool:
+        c = self.config
+        return any(
+            x is not None for x in (c.pos_embed_shift, c.pos_embed_jitter, c.pos_embed_rescale)
         )
 
-    def _stage(self, index: int, x: Tensor) -> Tensor:
-        last = index == self.config.num_hidden_layers
-        return cast(Tensor, self.norm(x)) if last or self.config.apply_layernorm else x
+    def _augment(self, coordinates: Tensor) -> Tensor:
+        shift, jitter = self.config.pos_embed_shift, self.config.pos_embed_jitter
+        rescale = self.config.pos_embed_rescale
+        if shift is not None:
+            coordinates = coordinates + coordinates.new_empty(2).uniform_(-shift, shift)
+        if jitter is not None:
+            coordinates = coordinates * _log_uniform(2, jitter, coordinates)
+        if rescale is not None:
+            coordinates = coordinates * _log_uniform(1, rescale, coordinates)
+        return coordinates
 
 
-Table = tuple[Tensor, Tensor]
+def _log_uniform(size: int, limit: float, like: Tensor) -> Tensor:
+    log = math.log(limit)
+    return like.new_empty(size).uniform_(-log, log).exp()
+
+
+@functools.lru_cache(maxsize=32)
+def _cached_table(
+    grid: tuple[int, int], head_dim: int, theta: float, prefix: int, device: torch.device
+) -> _Table:
+    # Shared between threads and calls. Two threads may both compute an entry: same values. Left
+    # to the first caller's mode, a table made for inference could never be trained with.
+    with torch.inference_mode(False), torch.no_grad():
+        return _rotation_table(patch_coordinates(*grid, device), head_dim, theta, prefix)
 
 
 def patch_coordinates(rows: int, columns: int, device: torch.device) -> Tensor:
@@ -320,7 +368,7 @@ def patch_coordinates(rows: int, columns: int, device: torch.device) -> Tensor:
     return 2.0 * grid.flatten(0, 1) - 1.0  # [rows * columns, 2]
 
 
-def rotation_table(coordinates: Tensor, head_dim: int, theta: float, prefix: int) -> Table:
+def _rotation_table(coordinates: Tensor, head_dim: int, theta: float, prefix: int) -> _Table:
     """Cosine and sine of the angle by which each pair of channels is turned.
 
     Parameters
@@ -345,56 +393,7 @@ def rotation_table(coordinates: Tensor, head_dim: int, theta: float, prefix: int
     return angle.cos(), angle.sin()
 
 
-@functools.lru_cache(maxsize=32)
-def _cached_table(
-    grid: tuple[int, int], head_dim: int, theta: float, prefix: int, device: torch.device
-) -> Table:
-    # Shared between threads and calls. Two threads may both compute an entry: same values. Left
-    # to the first caller's mode, a table made for inference could never be trained with.
-    with torch.inference_mode(False), torch.no_grad():
-        return rotation_table(patch_coordinates(*grid, device), head_dim, theta, prefix)
-
-
-def _log_uniform(size: int, limit: float, like: Tensor) -> Tensor:
-    log = math.log(limit)
-    return like.new_empty(size).uniform_(-log, log).exp()
-
-
-class RotaryEmbedding:
-    """Rotary position embedding of the patch grid, with the random changes used in training."""
-
-    def __init__(self, config: DINOv3ViTConfig) -> None:
-        self.config = config
-        self.prefix = 1 + config.num_register_tokens
-
-    def __call__(self, grid: tuple[int, int], device: torch.device, *, training: bool) -> Table:
-        """Return the rotation table of a grid of patches, see `rotation_table`."""
-        head_dim, theta = self.config.head_dim, self.config.rope_theta
-        if not (training and self._augments):
-            return _cached_table(grid, head_dim, theta, self.prefix, device)
-        coordinates = self._augment(patch_coordinates(*grid, device))
-        return rotation_table(coordinates, head_dim, theta, self.prefix)
-
-    @property
-    def _augments(self) -> bool:
-        c = self.config
-        return any(
-            x is not None for x in (c.pos_embed_shift, c.pos_embed_jitter, c.pos_embed_rescale)
-        )
-
-    def _augment(self, coordinates: Tensor) -> Tensor:
-        shift, jitter = self.config.pos_embed_shift, self.config.pos_embed_jitter
-        rescale = self.config.pos_embed_rescale
-        if shift is not None:
-            coordinates = coordinates + coordinates.new_empty(2).uniform_(-shift, shift)
-        if jitter is not None:
-            coordinates = coordinates * _log_uniform(2, jitter, coordinates)
-        if rescale is not None:
-            coordinates = coordinates * _log_uniform(1, rescale, coordinates)
-        return coordinates
-
-
-def rotate(x: Tensor, table: Table) -> Tensor:
+def _rotate(x: Tensor, table: _Table) -> Tensor:
     """Turn pairs of channels (i, i + head_dim / 2) by the angles of the table.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files found, checked against their headers, read and written."""
+"""Checkpoints: their safetensors files, found, checked, hashed, read and written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,229 +33,19 @@ from xchmv2.model.files import (
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-
 _IN_MEMORY, _ON_DISK = "backbone.model.layer.", "backbone.layer."
 # Derived from the configuration; some conversions store it all the same.
 _IGNORED = ("inv_freq",)
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class _HasFolder(Protocol):
-    @property
-    def folder(self) -> Path: ...
-
-
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """List a checkpoint's safetensors files, and check that each is whole.
-
-    Parameters
-    ----------
-    folder : Path
-        Checkpoint folder.
-
-    Returns
-    -------
-    tuple of Path
-        ``model.safetensors``, or the shards that the index names.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, one is missing or damaged, or there is only something to unpickle.
-    """
-    single, index = folder / WEIGHTS_NAME, folder / INDEX_NAME
-    if single.exists():
-        files: tuple[Path, ...] = (single,)
-    elif index.exists():
-        files = _shards(folder, index)
-    else:
-        raise _no_weights(folder)
-    for path in files:
-        with _opened(path):
-            pass
-    return files
-
-
-def weights_dtype(folder: Path) -> torch.dtype:
-    """Return the data type of a checkpoint's first tensor."""
-    with _opened(weight_files(folder)[0]) as file:
-        return _dtype(file, next(iter(file.keys())))
-
-
-def load_weights(model: nn.Module, checkpoint: _HasFolder) -> None:
-    """Copy a checkpoint's tensors into a model, whatever data type they are stored in.
-
-    Parameters
-    ----------
-    model : nn.Module with a CHMv2Config as ``config``
-    checkpoint : Checkpoint
-        Anything with a ``folder``.
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, unexpected, of another shape or not floating point; the message
-        names the first of them.
-    """
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    found: dict[str, Tensor] = {}
-    for path in weight_files(checkpoint.folder):
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                if not name.endswith(_IGNORED):
-                    found[_in_memory_name(name)] = file.get_tensor(name)
-    _validate(found, wanted, checkpoint.folder)
-    model.load_state_dict(found)
-
-
-def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Write ``config.json`` and ``model.safetensors``, each replaced in one step.
-
-    Parameters
-    ----------
-    model : nn.Module with a CHMv2Config as ``config``
-    folder : str or path
-        Made if it does not exist; other files in it stay.
-    """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    tensors = {_on_disk_name(key): _packed(value) for key, value in model.state_dict().items()}
-    config = cast(CHMv2Config, model.config).to_dict() | {
-        "architectures": [type(model).__name__],
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-    # Beside their destination, so that a rename is all that is left to do.
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as partial:
-        save_file(tensors, Path(partial) / WEIGHTS_NAME, metadata={"format": "pt"})
-        write_json(Path(partial) / CONFIG_NAME, config)
-        # safetensors writes for the owner alone; other users' workers must be able to read.
-        shutil.copymode(Path(partial) / CONFIG_NAME, Path(partial) / WEIGHTS_NAME)
-        for name in (WEIGHTS_NAME, CONFIG_NAME):
-            (Path(partial) / name).replace(target / name)
-
-
-def state_dict_sha256(model: nn.Module) -> str:
-    """Hash a live model's configuration and weights.
-
-    Returns
-    -------
-    str
-        Equal for equal content: for copies, and on any device; not equal to a file's hash.
-    """
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_packed(tensor).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _packed(tensor: Tensor) -> Tensor:
-    """Copy to the CPU, in plain order: neither a view nor channels_last."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _in_memory_name(name: str) -> str:
-    if name.startswith(_ON_DISK):
-        return _IN_MEMORY + name.removeprefix(_ON_DISK)
-    return name
-
-
-def _on_disk_name(name: str) -> str:
-    if name.startswith(_IN_MEMORY):
-        return _ON_DISK + name.removeprefix(_IN_MEMORY)
-    return name
-
-
-def _validate(
-    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], folder: Path
-) -> None:
-    shared = [key for key in wanted if key in found]
-    problems = {
-        "missing": [key for key in wanted if key not in found],
-        "unexpected": [key for key in found if key not in wanted],
-        "misshapen": [
-            f"{key} {list(found[key].shape)} instead of {list(wanted[key])}"
-            for key in shared
-            if tuple(found[key].shape) != wanted[key]
-        ],
-        "not floating point": [key for key in shared if not found[key].is_floating_point()],
-    }
-    told = [_tell(kind, names) for kind, names in problems.items() if names]
-    if told:
-        raise CheckpointError(
-            f"the {len(wanted)} tensors that config.json describes, in {folder}",
-            "; ".join(told),
-            "use the config.json that was saved with these weights",
-        )
-
-
-def _tell(kind: str, names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{len(names)} {kind} ({shown}{more})"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file for reading, turning what can go wrong into one error."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        size = path.stat().st_size if path.exists() else None
-        state = "no such file" if size is None else f"{size} bytes, {error}"
-        raise CheckpointError(
-            f"a whole safetensors file {path.name}",
-            f"{state} in {path.parent}",
-            "download or save it again",
-        ) from error
-
-
-def _dtype(file: Any, name: str) -> torch.dtype:
-    stored = file.get_slice(name).get_dtype()
-    return _DTYPES.get(stored, torch.float32)
-
-
-def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(
-            f"a weight_map in {index.name}", repr(names), "download or save it again"
-        )
-    shards = sorted(set(map(str, names.values())))
-    outside = [name for name in shards if Path(name).name != name]
-    if outside:
-        raise CheckpointError(
-            f"shards beside {index.name}", repr(outside[0]), "download or save it again"
-        )
-    return tuple(folder / name for name in shards)
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
-    if not unsafe:
-        return CheckpointError(
-            f"{WEIGHTS_NAME} in {folder}",
-            f"{sorted(path.name for path in folder.iterdir())}",
-            "give a folder that model.save_pretrained(folder) or `hf download` wrote",
-        )
-    return CheckpointError(
-        f"{WEIGHTS_NAME} in {folder}",
-        f"{', '.join(unsafe)}, blocked because loading a pickle can run any code; nothing was "
-        "unpickled",
-        "load it where you trust it and write safetensors: model.save_pretrained(folder)",
-    )
-
-
 _FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*.safetensors")
-
-Colour = tuple[float, float, float]
+_Colour = tuple[float, float, float]
+_file_hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, identified by what is in it.
+    """A checkpoint folder, identified by its content.
 
     Attributes
     ----------
@@ -283,19 +73,19 @@ class Checkpoint:
         """The model's configuration."""
         return CHMv2Config.from_pretrained(self.folder)
 
-    def mean_std(self) -> tuple[Colour, Colour]:
+    def mean_std(self) -> tuple[_Colour, _Colour]:
         """Mean and standard deviation of red, green and blue between 0 (black) and 1 (white).
 
         Returns
         -------
         tuple of two tuples of 3 float
-            From ``preprocessor_config.json`` where present, else those of CHMv2; stated for other
-            rescaled values than 0 to 1, they are brought to that range.
+            From ``preprocessor_config.json`` where present, else those of CHMv2; for another
+            ``rescale_factor`` than 1 / 255 they are converted to that range.
 
         Raises
         ------
         CheckpointError
-            If the file holds something else than three numbers.
+            If the file does not hold one number or three of each.
         """
         settings = self._preprocessor()
         white = 255 * _rescale_factor(settings)
@@ -359,9 +149,210 @@ def _describe(model_id: str, revision: str | None, folder: Path) -> Checkpoint:
         model_id=model_id,
         revision=revision,
         folder=folder,
-        weights_sha256=_weights_sha256(weight_files(folder)),
+        weights_sha256=_weights_sha256(_weight_files(folder)),
         config_sha256=json_sha256({"config": config, "preprocessor": settings}),
     )
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into a model, whatever data type they are stored in.
+
+    Parameters
+    ----------
+    model : nn.Module with a CHMv2Config as ``config``
+    checkpoint : Checkpoint
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, unexpected, of another shape or not floating point; the message
+        names the first of them.
+    """
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for path in _weight_files(checkpoint.folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if not name.endswith(_IGNORED):
+                    found[_in_memory_name(name)] = file.get_tensor(name)
+    _validate(found, wanted, checkpoint.folder)
+    model.load_state_dict(found)
+
+
+def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write ``config.json`` and ``model.safetensors``, each replaced in one step.
+
+    Parameters
+    ----------
+    model : nn.Module with a CHMv2Config as ``config``
+    folder : str or path
+        Made if it does not exist; other files in it are kept.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {_on_disk_name(key): _packed(value) for key, value in model.state_dict().items()}
+    config = cast(CHMv2Config, model.config).to_dict() | {
+        "architectures": [type(model).__name__],
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    # Beside their destination, so that a rename completes each.
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as partial:
+        save_file(tensors, Path(partial) / WEIGHTS_NAME, metadata={"format": "pt"})
+        write_json(Path(partial) / CONFIG_NAME, config)
+        # safetensors writes for the owner alone; other users' workers must be able to read.
+        shutil.copymode(Path(partial) / CONFIG_NAME, Path(partial) / WEIGHTS_NAME)
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            (Path(partial) / name).replace(target / name)
+
+
+def weights_dtype(folder: Path) -> torch.dtype:
+    """Return the data type of a checkpoint's first tensor."""
+    with _opened(_weight_files(folder)[0]) as file:
+        return _dtype(file, next(iter(file.keys())))
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """List a checkpoint's safetensors files, and check that each is whole.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint folder.
+
+    Returns
+    -------
+    tuple of Path
+        ``model.safetensors``, or the shards that the index names.
+
+    Raises
+    ------
+    CheckpointError
+        If there are none, one is missing or damaged, or there are only pickles.
+    """
+    single, index = folder / WEIGHTS_NAME, folder / INDEX_NAME
+    if single.exists():
+        files: tuple[Path, ...] = (single,)
+    elif index.exists():
+        files = _shards(folder, index)
+    else:
+        raise _no_weights(folder)
+    for path in files:
+        with _opened(path):
+            pass
+    return files
+
+
+def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(
+            f"a weight_map in {index.name}", repr(names), "download or save it again"
+        )
+    shards = sorted(set(map(str, names.values())))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise CheckpointError(
+            f"shards beside {index.name}", repr(outside[0]), "download or save it again"
+        )
+    return tuple(folder / name for name in shards)
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
+    if not unsafe:
+        return CheckpointError(
+            f"{WEIGHTS_NAME} in {folder}",
+            f"{sorted(path.name for path in folder.iterdir())}",
+            "give a folder that model.save_pretrained(folder) or `hf download` wrote",
+        )
+    return CheckpointError(
+        f"{WEIGHTS_NAME} in {folder}",
+        f"{', '.join(unsafe)}, blocked because loading a pickle can run any code; nothing was "
+        "unpickled",
+        "load it where you trust it and write safetensors: model.save_pretrained(folder)",
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file for reading; any failure becomes a CheckpointError."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size if path.exists() else None
+        state = "no such file" if size is None else f"{size} bytes, {error}"
+        raise CheckpointError(
+            f"a whole safetensors file {path.name}",
+            f"{state} in {path.parent}",
+            "download or save it again",
+        ) from error
+
+
+def _dtype(file: Any, name: str) -> torch.dtype:
+    stored = file.get_slice(name).get_dtype()
+    return _DTYPES.get(stored, torch.float32)
+
+
+def _validate(
+    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], folder: Path
+) -> None:
+    shared = [key for key in wanted if key in found]
+    problems = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "misshapen": [
+            f"{key} {list(found[key].shape)} instead of {list(wanted[key])}"
+            for key in shared
+            if tuple(found[key].shape) != wanted[key]
+        ],
+        "not floating point": [key for key in shared if not found[key].is_floating_point()],
+    }
+    found_wrong = [_listed(kind, names) for kind, names in problems.items() if names]
+    if found_wrong:
+        raise CheckpointError(
+            f"the {len(wanted)} tensors that config.json describes, in {folder}",
+            "; ".join(found_wrong),
+            "use the config.json that was saved with these weights",
+        )
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {kind} ({shown}{more})"
+
+
+def _in_memory_name(name: str) -> str:
+    if name.startswith(_ON_DISK):
+        return _IN_MEMORY + name.removeprefix(_ON_DISK)
+    return name
+
+
+def _on_disk_name(name: str) -> str:
+    if name.startswith(_IN_MEMORY):
+        return _ON_DISK + name.removeprefix(_IN_MEMORY)
+    return name
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """Copy to the CPU, in plain order: neither a view nor channels_last."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def state_dict_sha256(model: nn.Module) -> str:
+    """Hash a live model's configuration and weights.
+
+    Returns
+    -------
+    str
+        Equal for equal content: for copies, and on any device; not equal to a file's hash.
+    """
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_packed(tensor).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _weights_sha256(files: tuple[Path, ...]) -> str:
@@ -370,14 +361,11 @@ def _weights_sha256(files: tuple[Path, ...]) -> str:
     return json_sha256({path.name: _file_sha256(path) for path in files})
 
 
-_file_hashes: dict[tuple[str, int, int, int], str] = {}
-
-
 def _file_sha256(path: Path) -> str:
-    """Hash a file once per content; threads that meet here may both hash it, to one result."""
+    """Hash a file once per content; threads may both hash it at first, to one result."""
     real = path.resolve()  # the hub's cache holds links
     with real.open("rb") as file:
-        # Of the open file: the name may be given to another one meanwhile.
+        # Of the open file: the name may come to belong to another one meanwhile.
         stat = os.fstat(file.fileno())
         key = (str(real), stat.st_size, stat.st_mtime_ns, stat.st_ino)
         if key not in _file_hashes:
@@ -386,13 +374,13 @@ def _file_sha256(path: Path) -> str:
 
 
 def json_sha256(data: Mapping[str, Any]) -> str:
-    """Hash what JSON can hold, whatever the order of its keys."""
+    """Hash values that JSON can hold, whatever the order of their keys."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _rescale_factor(settings: Mapping[str, Any]) -> float:
-    """Tell what 8-bit values are multiplied by before they are normalised."""
+    """Factor by which 8-bit values are multiplied before they are normalised."""
     if not settings.get("do_rescale", True):
         return 1.0
     factor = settings.get("rescale_factor") or 1 / 255
@@ -403,7 +391,7 @@ def _rescale_factor(settings: Mapping[str, Any]) -> float:
     return float(factor)
 
 
-def _three(name: str, value: Any) -> Colour:
+def _three(name: str, value: Any) -> _Colour:
     values = value if isinstance(value, list) else [value] * 3
     if len(values) != 3 or not all(type(v) in (int, float) for v in values):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Configuration of backbone and head: fields, defaults and checks of the published CHMv2 model."""
+"""Configuration of the model: fields, defaults and checks of the published CHMv2."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from xchmv2.model.files import CONFIG_NAME, read_json, write_json
 READOUT_TYPES = ("ignore", "add", "project")
 BINS_STRATEGIES = ("linear", "log", "chmv2_mixlog")
 NORM_STRATEGIES = ("linear", "softmax", "sigmoid", "chmv2_mixlog")
-HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
-
+_HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "readout_type": READOUT_TYPES,
     "bins_strategy": BINS_STRATEGIES,
     "norm_strategy": NORM_STRATEGIES,
-    "hidden_act": HIDDEN_ACTS,
+    "hidden_act": _HIDDEN_ACTS,
 }
 # Where the smallest allowed value is neither 1 for a count nor 0 for a number.
 _LEAST = {
@@ -32,23 +31,12 @@ _LEAST = {
     "pos_embed_rescale": 1,
 }
 _RATES = ("attention_dropout", "drop_path_rate")
+_ReadoutType = Literal["ignore", "add", "project"]
+BinsStrategy = Literal["linear", "log", "chmv2_mixlog"]
+_NormStrategy = Literal["linear", "softmax", "sigmoid", "chmv2_mixlog"]
 
 
-class FrozenList(tuple[Any, ...]):
-    """A tuple that equals the list of the same values, as the published defaults are lists."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return tuple.__eq__(self, tuple(other) if isinstance(other, list) else other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = tuple.__hash__
-
-
-class Settings:
+class _Settings:
     """A frozen dataclass of settings that a checkpoint keeps as JSON."""
 
     model_type: ClassVar[str]
@@ -100,99 +88,149 @@ class Settings:
         write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Settings):
-        return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
+@dataclass(frozen=True, kw_only=True)
+class CHMv2Config(_Settings):
+    """Settings of CHMv2: backbone, dense prediction head, and bins of height.
 
+    Parameters
+    ----------
+    backbone_config : DINOv3ViTConfig, mapping or None
+        The backbone; a mapping is completed from the defaults of `DINOv3ViTConfig`; ``None`` is
+        the published ViT-L/16 with stages 6, 12, 18 and 24.
+    patch_size : int
+        Published setting without effect; the backbone's own ``patch_size`` counts.
+    initializer_range : float
+        Standard deviation of the head's initial weights.
+    reassemble_factors : sequence of float
+        Scale of each stage relative to the patch grid: whole numbers, or fractions below 1.
+    post_process_channels : sequence of int
+        Channels of each stage after reassembling, one per stage of the backbone.
+    fusion_hidden_size, head_hidden_size : int
+        Channels during fusion, and before the last projection.
+    number_output_channels : int
+        Number of bins; 1 means plain regression.
+    readout_type : {"ignore", "add", "project"}
+        How the class token enters the patch tokens.
+    min_depth, max_depth : float
+        Range of heights [m].
+    bins_strategy : {"linear", "log", "chmv2_mixlog"}
+        How bin centres are spaced.
+    norm_strategy : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
+        How logits become weights of the bins.
 
-def normalise_fields(config: Any) -> None:
-    """Bring equal settings to one form: hashable lists, and floats where floats are meant.
+    Raises
+    ------
+    ConfigError
+        If a value is not allowed.
 
-    The published implementation refuses an integer for a float in ``config.json``.
+    References
+    ----------
+    CHMv2, arXiv 2603.06382; DPT, arXiv 2103.13413.
     """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, list | tuple):
-            object.__setattr__(config, field.name, FrozenList(value))
-        elif str(field.type).startswith("float") and type(value) is int:
-            object.__setattr__(config, field.name, float(value))
+
+    model_type: ClassVar[str] = "chmv2"
+
+    backbone_config: DINOv3ViTConfig | Mapping[str, Any] | None = None
+    patch_size: int | Sequence[int] = 16
+    initializer_range: float = 0.02
+    reassemble_factors: Sequence[float] = (4, 2, 1, 0.5)
+    post_process_channels: Sequence[int] = (128, 256, 512, 1024)
+    fusion_hidden_size: int = 256
+    head_hidden_size: int = 128
+    number_output_channels: int = 256
+    readout_type: _ReadoutType = "project"
+    min_depth: float = 0.001
+    max_depth: float = 96.0
+    bins_strategy: BinsStrategy = "chmv2_mixlog"
+    norm_strategy: _NormStrategy = "chmv2_mixlog"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone_config", _as_backbone(self.backbone_config))
+        for name in ("reassemble_factors", "post_process_channels"):
+            if getattr(self, name) is None:  # how the published signature says "default"
+                object.__setattr__(self, name, getattr(type(self), name))
+        _normalise_fields(self)
+        _check_fields(self)
+        self._check_stages()
+        self._check_depths()
+
+    @property
+    def backbone(self) -> DINOv3ViTConfig:
+        """The backbone's configuration, completed."""
+        return cast(DINOv3ViTConfig, self.backbone_config)
+
+    def _check_stages(self) -> None:
+        stages = len(self.backbone.stages)
+        channels, factors = self.post_process_channels, self.reassemble_factors
+        _check_list("post_process_channels", channels)
+        _check_list("reassemble_factors", factors)
+        if len(channels) != stages or len(factors) < stages:
+            raise ConfigError(
+                "one post_process_channels and reassemble_factors entry per stage of the backbone",
+                f"{stages} stages, {len(channels)} channels, {len(factors)} factors",
+                "give lists of equal length to out_indices",
+            )
+        for channel in channels:
+            _check_number("post_process_channels", channel, whole=True, least=1)
+        for factor in map(_as_float, factors):
+            if not (0 < factor < 1 or (factor >= 1 and factor.is_integer())):
+                raise ConfigError(
+                    "reassemble_factors as whole numbers, or fractions between 0 and 1",
+                    repr(list(factors)),
+                    "use the published [4, 2, 1, 0.5]",
+                )
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        if not (self.backbone.return_class_token and self.backbone.reshape_hidden_states):
+            raise ConfigError(
+                "a backbone with return_class_token=True and reshape_hidden_states=True",
+                f"{self.backbone.return_class_token} and {self.backbone.reshape_hidden_states}",
+                "set both: the head reads class tokens and maps",
+            )
+
+    def _check_depths(self) -> None:
+        takes_log = self.bins_strategy != "linear" and self.number_output_channels > 1
+        if not ((self.min_depth > 0 or not takes_log) and self.min_depth < self.max_depth):
+            raise ConfigError(
+                "0 < min_depth < max_depth (0 itself only with bins_strategy='linear')",
+                f"min_depth={self.min_depth}, max_depth={self.max_depth}",
+                "use the published 0.001 and 96.0",
+            )
 
 
-def check_fields(config: Any) -> None:
-    """Check every setting against its annotation, its choices and its limits."""
-    for field in fields(config):
-        name, value, kind = field.name, getattr(config, field.name), str(field.type)
-        if name in _CHOICES:
-            _check_choice(name, value, _CHOICES[name])
-        elif kind == "bool":
-            _check_choice(name, value, (True, False))
-        elif kind.startswith(("int", "float")) and not ("None" in kind and value is None):
-            for item in _items(name, value, kind):
-                check_number(name, item, whole="int" in kind, least=_LEAST.get(name))
+def _as_backbone(value: Any) -> DINOv3ViTConfig:
+    if value is None:
+        return _default_backbone()
+    if isinstance(value, Mapping):
+        return DINOv3ViTConfig.from_dict(value)
+    if isinstance(value, DINOv3ViTConfig):
+        return value
+    raise ConfigError(
+        "backbone_config as a dict, a DINOv3ViTConfig or None",
+        type(value).__name__,
+        "pass DINOv3ViTConfig(...)",
+    )
 
 
-def _items(name: str, value: Any, kind: str) -> Iterable[Any]:
-    if "Sequence" not in kind or not isinstance(value, tuple):
-        return (value,)
-    if len(value) != 2:
-        raise ConfigError(f"{name} as one whole number or two", repr(value), "give (height, width)")
-    return value
-
-
-def _check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if not isinstance(value, type(allowed[0])) or value not in allowed:
-        raise ConfigError(
-            f"{name} as one of {', '.join(map(repr, allowed))}", repr(value), "use one of these"
-        )
-
-
-def check_number(name: str, value: Any, *, whole: bool, least: float | None) -> None:
-    """Refuse what is no finite number, is too small, is not whole, or is a rate above 1."""
-    least = least if least is not None else 1 if whole else 0
-    number = as_float(value)
-    fits = math.isfinite(number) and number >= least and (not whole or isinstance(value, int))
-    if not fits or (name in _RATES and number >= 1):
-        kind = "a whole number" if whole else "a finite number"
-        below = " and below 1" if name in _RATES else ""
-        raise ConfigError(
-            f"{name} as {kind} of at least {least:g}{below}",
-            repr(value),
-            f"leave {name} out for its default",
-        )
-
-
-def as_float(value: Any) -> float:
-    """Return a number as float, and NaN for anything else (booleans too)."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if numeric else math.nan
-
-
-def check_list(name: str, value: Any) -> None:
-    """Refuse what is not a list, before anything looks inside it."""
-    if not isinstance(value, FrozenList):
-        raise ConfigError(f"{name} as a list", repr(value), f"write {name}=[...]")
-
-
-def check_indices(indices: Sequence[int], count: int) -> None:
-    """Refuse stages that do not exist, come twice, or are out of order."""
-    valid = all(type(i) is int and -count <= i < count for i in indices)
-    places = [i % count for i in indices] if valid else []
-    if not places or sorted(set(places)) != places:
-        raise ConfigError(
-            f"out_indices as ascending, different numbers from 0 to {count - 1}",
-            repr(list(indices)),
-            "count stages from 0 (the embedding); num_hidden_layers is the last",
-        )
-
-
-ReadoutType = Literal["ignore", "add", "project"]
-BinsStrategy = Literal["linear", "log", "chmv2_mixlog"]
-NormStrategy = Literal["linear", "softmax", "sigmoid", "chmv2_mixlog"]
+def _default_backbone() -> DINOv3ViTConfig:
+    """ViT-L/16, the backbone of the published CHMv2."""
+    return DINOv3ViTConfig(
+        image_size=416,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        num_register_tokens=4,
+        key_bias=True,
+        out_indices=(6, 12, 18, 24),
+        layer_norm_eps=1e-6,
+        return_class_token=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINOv3ViTConfig(Settings):
+class DINOv3ViTConfig(_Settings):
     """Settings of the DINOv3 vision transformer.
 
     Names and defaults are the published ones (ViT-S/16). A dict with some of them, given as
@@ -205,7 +243,8 @@ class DINOv3ViTConfig(Settings):
     hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_channels : int
         Width of a token, width inside the MLP, number of blocks, of heads, of image bands.
     hidden_act : str
-        Activation of the MLP, one of ``HIDDEN_ACTS``.
+        Activation of the MLP: "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"
+        or "swish".
     attention_dropout, drop_path_rate : float
         Probabilities, in training only.
     initializer_range, layerscale_value : float
@@ -219,11 +258,11 @@ class DINOv3ViTConfig(Settings):
     pos_embed_shift, pos_embed_jitter, pos_embed_rescale : float or None
         Strength of the random changes to patch coordinates in training; ``None`` for none.
     apply_layernorm : bool
-        Whether the stages given out are normalised; the last stage always is.
+        Whether the stages returned are normalised; the last stage always is.
     reshape_hidden_states, return_class_token : bool
         Form of the published backbone's output; CHMv2 needs both true.
     out_indices, out_features : sequence or None
-        Stages given out, by index (0 is the embedding) or name ("stem", "stage1", ...).
+        Stages returned, by index (0 is the embedding) or name ("stem", "stage1", ...).
         Each is derived from the other; the default is the last stage.
 
     Raises
@@ -269,8 +308,8 @@ class DINOv3ViTConfig(Settings):
     out_features: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        normalise_fields(self)
-        check_fields(self)
+        _normalise_fields(self)
+        _check_fields(self)
         self._check_heads()
         self._align_stages()
 
@@ -287,7 +326,7 @@ class DINOv3ViTConfig(Settings):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Indices of the hidden states given out, from 0 (the embedding), ascending."""
+        """Indices of the hidden states returned, from 0 (the embedding), ascending."""
         count = self.num_hidden_layers + 1
         return tuple(index % count for index in self.out_indices or ())
 
@@ -304,14 +343,14 @@ class DINOv3ViTConfig(Settings):
         indices, features = self.out_indices, self.out_features
         for name in ("out_indices", "out_features"):
             if getattr(self, name) is not None:
-                check_list(name, getattr(self, name))
+                _check_list(name, getattr(self, name))
         if indices is None:
             wanted = names[-1:] if features is None else features
             unknown = [name for name in wanted if name not in names]
             if unknown:
                 raise ConfigError(f"out_features from {names}", repr(unknown), "use these names")
-            indices = FrozenList(names.index(name) for name in wanted)
-        check_indices(indices, len(names))
+            indices = _FrozenList(names.index(name) for name in wanted)
+        _check_indices(indices, len(names))
         derived = [names[index] for index in indices]
         if features is not None and list(features) != derived:
             raise ConfigError(
@@ -319,146 +358,105 @@ class DINOv3ViTConfig(Settings):
                 repr(list(features)),
                 "give only one of them; the other is derived",
             )
-        object.__setattr__(self, "out_indices", FrozenList(indices))
-        object.__setattr__(self, "out_features", FrozenList(derived))
+        object.__setattr__(self, "out_indices", _FrozenList(indices))
+        object.__setattr__(self, "out_features", _FrozenList(derived))
 
 
-def _default_backbone() -> DINOv3ViTConfig:
-    """ViT-L/16, the backbone of the published CHMv2."""
-    return DINOv3ViTConfig(
-        image_size=416,
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_attention_heads=16,
-        num_hidden_layers=24,
-        num_register_tokens=4,
-        key_bias=True,
-        out_indices=(6, 12, 18, 24),
-        layer_norm_eps=1e-6,
-        return_class_token=True,
-    )
+class _FrozenList(tuple[Any, ...]):
+    """A tuple that equals the list of the same values, as the published defaults are lists."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return tuple.__eq__(self, tuple(other) if isinstance(other, list) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = tuple.__hash__
 
 
-@dataclass(frozen=True, kw_only=True)
-class CHMv2Config(Settings):
-    """Settings of CHMv2: backbone, dense prediction head, and bins of height.
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Settings):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
 
-    Parameters
-    ----------
-    backbone_config : DINOv3ViTConfig, mapping or None
-        The backbone; a mapping is completed from the defaults of `DINOv3ViTConfig`; ``None`` is
-        the published ViT-L/16 with stages 6, 12, 18 and 24.
-    patch_size : int
-        Published setting, kept in the file; the backbone's own ``patch_size`` is what is used.
-    initializer_range : float
-        Standard deviation of the head's initial weights.
-    reassemble_factors : sequence of float
-        Scale of each stage relative to the patch grid: whole numbers, or fractions below 1.
-    post_process_channels : sequence of int
-        Channels of each stage after reassembling, one per stage of the backbone.
-    fusion_hidden_size, head_hidden_size : int
-        Channels during fusion, and before the last projection.
-    number_output_channels : int
-        Number of bins; 1 means plain regression.
-    readout_type : {"ignore", "add", "project"}
-        How the class token enters the patch tokens.
-    min_depth, max_depth : float
-        Range of heights [m].
-    bins_strategy : {"linear", "log", "chmv2_mixlog"}
-        How bin centres are spaced.
-    norm_strategy : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
-        How logits become weights of the bins.
 
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed.
+def _normalise_fields(config: Any) -> None:
+    """Bring equal settings to one form: hashable lists, and floats where floats are meant.
 
-    References
-    ----------
-    CHMv2, arXiv 2603.06382; DPT, arXiv 2103.13413.
+    The published implementation refuses an integer for a float in ``config.json``.
     """
-
-    model_type: ClassVar[str] = "chmv2"
-
-    backbone_config: DINOv3ViTConfig | Mapping[str, Any] | None = None
-    patch_size: int | Sequence[int] = 16
-    initializer_range: float = 0.02
-    reassemble_factors: Sequence[float] = (4, 2, 1, 0.5)
-    post_process_channels: Sequence[int] = (128, 256, 512, 1024)
-    fusion_hidden_size: int = 256
-    head_hidden_size: int = 128
-    number_output_channels: int = 256
-    readout_type: ReadoutType = "project"
-    min_depth: float = 0.001
-    max_depth: float = 96.0
-    bins_strategy: BinsStrategy = "chmv2_mixlog"
-    norm_strategy: NormStrategy = "chmv2_mixlog"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "backbone_config", _as_backbone(self.backbone_config))
-        for name in ("reassemble_factors", "post_process_channels"):
-            if getattr(self, name) is None:  # how the published signature says "default"
-                object.__setattr__(self, name, getattr(type(self), name))
-        normalise_fields(self)
-        check_fields(self)
-        self._check_stages()
-        self._check_depths()
-
-    @property
-    def backbone(self) -> DINOv3ViTConfig:
-        """The backbone's configuration, completed."""
-        return cast(DINOv3ViTConfig, self.backbone_config)
-
-    def _check_stages(self) -> None:
-        stages = len(self.backbone.stages)
-        channels, factors = self.post_process_channels, self.reassemble_factors
-        check_list("post_process_channels", channels)
-        check_list("reassemble_factors", factors)
-        if len(channels) != stages or len(factors) < stages:
-            raise ConfigError(
-                "one post_process_channels and reassemble_factors entry per stage of the backbone",
-                f"{stages} stages, {len(channels)} channels, {len(factors)} factors",
-                "give lists of equal length to out_indices",
-            )
-        for channel in channels:
-            check_number("post_process_channels", channel, whole=True, least=1)
-        for factor in map(as_float, factors):
-            if not (0 < factor < 1 or (factor >= 1 and factor.is_integer())):
-                raise ConfigError(
-                    "reassemble_factors as whole numbers, or fractions between 0 and 1",
-                    repr(list(factors)),
-                    "use the published [4, 2, 1, 0.5]",
-                )
-        self._check_outputs()
-
-    def _check_outputs(self) -> None:
-        if not (self.backbone.return_class_token and self.backbone.reshape_hidden_states):
-            raise ConfigError(
-                "a backbone with return_class_token=True and reshape_hidden_states=True",
-                f"{self.backbone.return_class_token} and {self.backbone.reshape_hidden_states}",
-                "set both: the head reads class tokens and maps",
-            )
-
-    def _check_depths(self) -> None:
-        takes_log = self.bins_strategy != "linear" and self.number_output_channels > 1
-        if not ((self.min_depth > 0 or not takes_log) and self.min_depth < self.max_depth):
-            raise ConfigError(
-                "0 < min_depth < max_depth (0 itself only with bins_strategy='linear')",
-                f"min_depth={self.min_depth}, max_depth={self.max_depth}",
-                "use the published 0.001 and 96.0",
-            )
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, list | tuple):
+            object.__setattr__(config, field.name, _FrozenList(value))
+        elif str(field.type).startswith("float") and type(value) is int:
+            object.__setattr__(config, field.name, float(value))
 
 
-def _as_backbone(value: Any) -> DINOv3ViTConfig:
-    if value is None:
-        return _default_backbone()
-    if isinstance(value, Mapping):
-        return DINOv3ViTConfig.from_dict(value)
-    if isinstance(value, DINOv3ViTConfig):
-        return value
-    raise ConfigError(
-        "backbone_config as a dict, a DINOv3ViTConfig or None",
-        type(value).__name__,
-        "pass DINOv3ViTConfig(...)",
-    )
+def _check_fields(config: Any) -> None:
+    """Check every setting against its annotation, its choices and its limits."""
+    for field in fields(config):
+        name, value, kind = field.name, getattr(config, field.name), str(field.type)
+        if name in _CHOICES:
+            _check_choice(name, value, _CHOICES[name])
+        elif kind == "bool":
+            _check_choice(name, value, (True, False))
+        elif kind.startswith(("int", "float")) and not ("None" in kind and value is None):
+            for item in _items(name, value, kind):
+                _check_number(name, item, whole="int" in kind, least=_LEAST.get(name))
+
+
+def _items(name: str, value: Any, kind: str) -> Iterable[Any]:
+    if "Sequence" not in kind or not isinstance(value, tuple):
+        return (value,)
+    if len(value) != 2:
+        raise ConfigError(f"{name} as one whole number or two", repr(value), "give (height, width)")
+    return value
+
+
+def _check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if not isinstance(value, type(allowed[0])) or value not in allowed:
+        raise ConfigError(
+            f"{name} as one of {', '.join(map(repr, allowed))}", repr(value), "use one of these"
+        )
+
+
+def _check_number(name: str, value: Any, *, whole: bool, least: float | None) -> None:
+    """Check that a number is finite, large enough, whole if need be, and a rate below 1."""
+    least = least if least is not None else 1 if whole else 0
+    number = _as_float(value)
+    fits = math.isfinite(number) and number >= least and (not whole or isinstance(value, int))
+    if not fits or (name in _RATES and number >= 1):
+        kind = "a whole number" if whole else "a finite number"
+        below = " and below 1" if name in _RATES else ""
+        raise ConfigError(
+            f"{name} as {kind} of at least {least:g}{below}",
+            repr(value),
+            f"leave {name} out for its default",
+        )
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as float, and NaN for anything else (booleans too)."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if numeric else math.nan
+
+
+def _check_list(name: str, value: Any) -> None:
+    """Check that a value is a list, before its items are read."""
+    if not isinstance(value, _FrozenList):
+        raise ConfigError(f"{name} as a list", repr(value), f"write {name}=[...]")
+
+
+def _check_indices(indices: Sequence[int], count: int) -> None:
+    """Check that stages exist, are different and ascend."""
+    valid = all(type(i) is int and -count <= i < count for i in indices)
+    places = [i % count for i in indices] if valid else []
+    if not places or sorted(set(places)) != places:
+        raise ConfigError(
+            f"out_indices as ascending, different numbers from 0 to {count - 1}",
+            repr(list(indices)),
+            "count stages from 0 (the embedding); num_hidden_layers is the last",
+        )

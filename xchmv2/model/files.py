@@ -1,4 +1,4 @@
-"""Files of a checkpoint: where they are, here or on the hub, and those that hold JSON."""
+"""Files of a checkpoint: found in a folder or on the hub; JSON read and written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from xchmv2.errors import CheckpointError
 
-#: The demonstration model's name, and the folder it lies in.
+#: Name and folder of the demonstration model.
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 #: The published checkpoint on the Hugging Face hub.
@@ -40,18 +40,18 @@ def find_folder(
     ----------
     model : str or path
         A folder, an id ``"owner/name"`` on the Hugging Face hub, or "demo" for the model that
-        comes with the package. A folder goes before an id, and "~" is the home folder.
+        comes with the package. A folder takes precedence over an id; "~" is the home folder.
     revision : str or None
         Branch, tag or commit on the hub; a local folder has none and ignores it.
     files : sequence of str
-        Names or patterns of the files wanted, the most telling one first.
+        Names or patterns of the files wanted; error messages name the first.
 
     Returns
     -------
     folder : Path
-        Absolute. Not every file need be in it.
+        Absolute. Some of the files may be missing in it.
     is_local : bool
-        Whether it is a folder that was given.
+        Whether `model` is a local folder.
 
     Raises
     ------
@@ -130,12 +130,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path : Path
         Its folder is made if it does not exist.
     data : mapping
-        What JSON can hold.
+        Of values that JSON can hold.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, indent=2, sort_keys=True) + "\n"
-    # Beside its destination, so that a rename is all that is left to do; in a folder of its own,
-    # so that writers do not meet.
+    # Beside its destination, so that a rename completes it; in a folder of its own, so that
+    # writers do not collide.
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as partial:
         draft = Path(partial) / path.name
         draft.write_text(text, encoding="utf-8")

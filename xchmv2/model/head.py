@@ -1,4 +1,4 @@
-"""The DPT head: features of four depths, reassembled, fused and upsampled."""
+"""The DPT head: features of the backbone's stages, reassembled, fused and upsampled."""
 
 from __future__ import annotations
 
@@ -11,155 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xchmv2.model.config import CHMv2Config
-from xchmv2.model.products import infers_on_processor, linear
+from xchmv2.model.products import infers_on_cpu, linear
 
-
-def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """View patch tokens [B, P, C] as a map [B, C, rows, columns] in channels_last."""
-    batch, _, channels = tokens.shape
-    maps = tokens.reshape(batch, *grid, channels)  # [B, rows, columns, C]
-    return maps.permute(0, 3, 1, 2)  # [B, C, rows, columns]
-
-
-class Readout(nn.ModuleList):
-    """Brings the class token into each patch token by one linear layer and a GELU.
-
-    The layer is published as ``Linear(2 * C, C)`` on [patch, class]; its two halves are applied
-    apart, so that the class half is computed once per image.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__([nn.Linear(2 * size, size)])
-
-    def forward(self, patches: Tensor, cls: Tensor) -> Tensor:
-        """Combine patches [B, P, C] with the class token [B, 1, C]."""
-        layer = cast(nn.Linear, self[0])
-        of_patch, of_class = layer.weight.chunk(2, dim=1)  # [C, C] each
-        return F.gelu(linear(patches, of_patch) + linear(cls, of_class, layer.bias))
-
-
-class ReassembleLayer(nn.Module):
-    """Brings one stage to its number of channels and its scale."""
-
-    def __init__(self, size: int, channels: int, factor: float) -> None:
-        super().__init__()
-        self.projection = nn.Conv2d(size, channels, kernel_size=1)
-        self.resize = _resize_layer(channels, factor)
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, h, w] -> [B, channels, h * f, w * f]
-        """Project, then resize."""
-        return cast(Tensor, self.resize(self.projection(x)))
-
-
-def _resize_layer(channels: int, factor: float) -> nn.Module:
-    if factor == 1:
-        return nn.Identity()
-    if factor > 1:
-        return nn.ConvTranspose2d(channels, channels, int(factor), stride=int(factor))
-    return nn.Conv2d(channels, channels, kernel_size=3, stride=int(1 / factor), padding=1)
-
-
-class Reassemble(nn.Module):
-    """Tokens of every stage to maps of different scales."""
-
-    def __init__(self, config: CHMv2Config) -> None:
-        super().__init__()
-        size, channels = config.backbone.hidden_size, config.post_process_channels
-        self.readout_type = config.readout_type
-        self.prefix = 1 + config.backbone.num_register_tokens
-        self.layers = nn.ModuleList(
-            ReassembleLayer(size, channel, factor)
-            for channel, factor in zip(channels, config.reassemble_factors, strict=False)
-        )
-        if config.readout_type == "project":
-            self.readout_projects = nn.ModuleList(Readout(size) for _ in channels)
-
-    def forward(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> list[Tensor]:
-        """Return one map [B, channels, h, w] per stage [B, N, C]."""
-        return [
-            layer(tokens_to_map(self._read_out(i, tokens), grid))
-            for i, (layer, tokens) in enumerate(zip(self.layers, stages, strict=True))
-        ]
-
-    def _read_out(self, index: int, tokens: Tensor) -> Tensor:  # [B, N, C] -> [B, P, C]
-        cls, patches = tokens[:, :1], tokens[:, self.prefix :]
-        if self.readout_type == "project":
-            return cast(Tensor, self.readout_projects[index](patches, cls))
-        return patches + cls if self.readout_type == "add" else patches
-
-
-class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions, each after a ReLU, added to their input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.convolution2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, h, w] -> [B, C, h, w]
-        """Refine a map."""
-        inner = self.convolution1(F.relu(x)).relu_()
-        return cast(Tensor, self.convolution2(inner)).add_(x)
-
-
-class Fusion(nn.Module):
-    """Adds a finer stage to the fused map and refines it; its resolution is doubled after it."""
-
-    def __init__(self, channels: int, *, first: bool) -> None:
-        super().__init__()
-        self.projection = nn.Conv2d(channels, channels, kernel_size=1)
-        self.residual_layer1 = None if first else ResidualUnit(channels)
-        self.residual_layer2 = ResidualUnit(channels)
-
-    def forward(self, fused: Tensor, finer: Tensor | None = None) -> Tensor:
-        """Return a map [B, C, h, w] from the fused map and a finer stage."""
-        if finer is not None and self.residual_layer1 is not None:
-            fused = self.residual_layer1(_resized_like(finer, fused)).add_(fused)
-        return cast(Tensor, self.projection(self.residual_layer2(fused)))
-
-
-def _resized_like(x: Tensor, target: Tensor) -> Tensor:
-    """Resize where shapes differ: with an odd number of patches halves do not double back."""
-    size = target.shape[-2:]
-    if x.shape[-2:] == size:
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-
-class OutputConvolutions(nn.Module):
-    """The last convolutions; keys 0, 2 and 4 as published, 1 and 3 have no parameters."""
-
-    def __init__(self, config: CHMv2Config) -> None:
-        super().__init__()
-        fused, hidden = config.fusion_hidden_size, config.head_hidden_size
-        self.head = nn.ModuleDict(
-            {
-                "0": nn.Conv2d(fused, fused // 2, kernel_size=3, padding=1),
-                "2": nn.Conv2d(fused // 2, hidden, kernel_size=3, padding=1),
-                "4": nn.Conv2d(hidden, config.number_output_channels, kernel_size=1),
-            }
-        )
-
-    @property
-    def last(self) -> nn.Conv2d:
-        """The 1x1 convolution from features to logits."""
-        return cast(nn.Conv2d, self.head["4"])
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, hidden, 4h, 4w]
-        """Everything but the last convolution, whose output would be the largest by far."""
-        return upsample_convolve(self._finer(x), self._second).relu_()
-
-    def strips(self, x: Tensor) -> Iterator[Tensor]:
-        """Do the same in parts, in order; see `upsample_convolve_strips`."""
-        for strip in upsample_convolve_strips(self._finer(x), self._second):
-            yield strip.relu_()
-
-    def _finer(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, fused / 2, 2h, 2w]
-        return upsample_convolve(x, cast(nn.Conv2d, self.head["0"]))
-
-    @property
-    def _second(self) -> nn.Conv2d:
-        return cast(nn.Conv2d, self.head["2"])
+# Rows of a strip and columns of a step along it: small enough for caches and for the bands of the
+# matrices, large enough for a matrix product.
+_STRIP_ROWS, _STEP_COLUMNS = 32, 16
 
 
 class DPTHead(nn.Module):
@@ -207,7 +63,7 @@ class DPTHead(nn.Module):
         return cast(Tensor, self.conv_depth(self._fuse(stages, grid)))
 
     def strips(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> Iterator[Tensor]:
-        """Give the same features in parts that are gone from memory one by one.
+        """Yield the same features in parts, each of which can be freed before the next.
 
         Parameters
         ----------
@@ -217,7 +73,7 @@ class DPTHead(nn.Module):
         Yields
         ------
         Tensor [b, head_hidden_size, rows, W]
-            Image by image, from top to bottom; all of them at once off the processor.
+            On a CPU image by image, from top to bottom; on a GPU all at once.
         """
         return self.conv_depth.strips(self._fuse(stages, grid))
 
@@ -230,9 +86,152 @@ class DPTHead(nn.Module):
         return cast(Tensor, fused)
 
 
-# Rows of a strip and columns of a step along it: small enough for caches and for the bands of the
-# matrices, large enough for a matrix product.
-_STRIP_ROWS, _STEP_COLUMNS = 32, 16
+class Reassemble(nn.Module):
+    """Tokens of every stage to maps of different scales."""
+
+    def __init__(self, config: CHMv2Config) -> None:
+        super().__init__()
+        size, channels = config.backbone.hidden_size, config.post_process_channels
+        self.readout_type = config.readout_type
+        self.prefix = 1 + config.backbone.num_register_tokens
+        self.layers = nn.ModuleList(
+            ReassembleLayer(size, channel, factor)
+            for channel, factor in zip(channels, config.reassemble_factors, strict=False)
+        )
+        if config.readout_type == "project":
+            self.readout_projects = nn.ModuleList(Readout(size) for _ in channels)
+
+    def forward(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> list[Tensor]:
+        """Return one map [B, channels, h, w] per stage [B, N, C]."""
+        return [
+            layer(_tokens_to_map(self._read_out(i, tokens), grid))
+            for i, (layer, tokens) in enumerate(zip(self.layers, stages, strict=True))
+        ]
+
+    def _read_out(self, index: int, tokens: Tensor) -> Tensor:  # [B, N, C] -> [B, P, C]
+        cls, patches = tokens[:, :1], tokens[:, self.prefix :]
+        if self.readout_type == "project":
+            return cast(Tensor, self.readout_projects[index](patches, cls))
+        return patches + cls if self.readout_type == "add" else patches
+
+
+class ReassembleLayer(nn.Module):
+    """Brings one stage to its number of channels and its scale."""
+
+    def __init__(self, size: int, channels: int, factor: float) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(size, channels, kernel_size=1)
+        self.resize = _resize_layer(channels, factor)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, h, w] -> [B, channels, h * f, w * f]
+        """Project, then resize."""
+        return cast(Tensor, self.resize(self.projection(x)))
+
+
+def _resize_layer(channels: int, factor: float) -> nn.Module:
+    if factor == 1:
+        return nn.Identity()
+    if factor > 1:
+        return nn.ConvTranspose2d(channels, channels, int(factor), stride=int(factor))
+    return nn.Conv2d(channels, channels, kernel_size=3, stride=int(1 / factor), padding=1)
+
+
+class Readout(nn.ModuleList):
+    """Brings the class token into each patch token by one linear layer and a GELU.
+
+    The layer is published as ``Linear(2 * C, C)`` on [patch, class]; its two halves are applied
+    apart, so that the class half is computed once per image.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__([nn.Linear(2 * size, size)])
+
+    def forward(self, patches: Tensor, cls: Tensor) -> Tensor:
+        """Combine patches [B, P, C] with the class token [B, 1, C]."""
+        layer = cast(nn.Linear, self[0])
+        of_patch, of_class = layer.weight.chunk(2, dim=1)  # [C, C] each
+        return F.gelu(linear(patches, of_patch) + linear(cls, of_class, layer.bias))
+
+
+def _tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """View patch tokens [B, P, C] as a map [B, C, rows, columns] in channels_last."""
+    batch, _, channels = tokens.shape
+    maps = tokens.reshape(batch, *grid, channels)  # [B, rows, columns, C]
+    return maps.permute(0, 3, 1, 2)  # [B, C, rows, columns]
+
+
+class Fusion(nn.Module):
+    """Adds a finer stage to the fused map and refines it; its resolution is doubled after it."""
+
+    def __init__(self, channels: int, *, first: bool) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(channels, channels, kernel_size=1)
+        self.residual_layer1 = None if first else ResidualUnit(channels)
+        self.residual_layer2 = ResidualUnit(channels)
+
+    def forward(self, fused: Tensor, finer: Tensor | None = None) -> Tensor:
+        """Return a map [B, C, h, w] from the fused map and a finer stage."""
+        if finer is not None and self.residual_layer1 is not None:
+            fused = self.residual_layer1(_resized_like(finer, fused)).add_(fused)
+        return cast(Tensor, self.projection(self.residual_layer2(fused)))
+
+
+class ResidualUnit(nn.Module):
+    """Two 3x3 convolutions, each after a ReLU, added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.convolution2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, h, w] -> [B, C, h, w]
+        """Refine a map."""
+        inner = self.convolution1(F.relu(x)).relu_()
+        return cast(Tensor, self.convolution2(inner)).add_(x)
+
+
+def _resized_like(x: Tensor, target: Tensor) -> Tensor:
+    """Resize where shapes differ: with an odd number of patches halves do not double back."""
+    size = target.shape[-2:]
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class OutputConvolutions(nn.Module):
+    """The last convolutions; keys 0, 2 and 4 as published, 1 and 3 have no parameters."""
+
+    def __init__(self, config: CHMv2Config) -> None:
+        super().__init__()
+        fused, hidden = config.fusion_hidden_size, config.head_hidden_size
+        self.head = nn.ModuleDict(
+            {
+                "0": nn.Conv2d(fused, fused // 2, kernel_size=3, padding=1),
+                "2": nn.Conv2d(fused // 2, hidden, kernel_size=3, padding=1),
+                "4": nn.Conv2d(hidden, config.number_output_channels, kernel_size=1),
+            }
+        )
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The 1x1 convolution from features to logits."""
+        return cast(nn.Conv2d, self.head["4"])
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, hidden, 4h, 4w]
+        """Everything but the last convolution, whose output would be the largest by far."""
+        return upsample_convolve(self._finer(x), self._second).relu_()
+
+    def strips(self, x: Tensor) -> Iterator[Tensor]:
+        """Do the same in parts, in order; see `upsample_convolve_strips`."""
+        for strip in upsample_convolve_strips(self._finer(x), self._second):
+            yield strip.relu_()
+
+    def _finer(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, fused / 2, 2h, 2w]
+        return upsample_convolve(x, cast(nn.Conv2d, self.head["0"]))
+
+    @property
+    def _second(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self.head["2"])
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -255,7 +254,7 @@ def upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     Tensor [B, K, 2h, 2w]
         In channels_last.
     """
-    if not infers_on_processor(x):
+    if not infers_on_cpu(x):
         return _plain(x, convolution)
     batch, _, height, width = x.shape
     shape = (batch, 2 * height, 2 * width, len(convolution.weight))
@@ -266,7 +265,7 @@ def upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
 
 
 def upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tensor]:
-    """Do the same in strips, each gone from memory before the next: a large map is never whole.
+    """Do the same in strips, so that a large map is never whole in memory.
 
     Parameters
     ----------
@@ -276,10 +275,10 @@ def upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tens
     Yields
     ------
     Tensor [1, K, rows, 2w]
-        Image by image, from top to bottom, in channels_last; where the fused form does not pay,
-        the whole map [B, K, 2h, 2w] at once.
+        Image by image, from top to bottom, in channels_last; on a GPU and in training the whole
+        map [B, K, 2h, 2w] at once.
     """
-    if not infers_on_processor(x):
+    if not infers_on_cpu(x):
         yield _plain(x, convolution)
         return
     for one in x:
@@ -369,7 +368,7 @@ def tap_matrix(size: int, dtype: torch.dtype) -> Tensor:
     Returns
     -------
     Tensor [2 * size, 3 * size]
-        Row i, column 3 * l + d: what pixel l, as seen through tap d, gives to output pixel i.
+        Row i, column 3 * l + d: weight of pixel l, as seen through tap d, in output pixel i.
     """
     with torch.inference_mode(False), torch.no_grad():
         exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -381,14 +380,14 @@ def tap_matrix(size: int, dtype: torch.dtype) -> Tensor:
 
 
 def _reach(size: int, start: int, stop: int) -> tuple[int, int]:
-    """Tell which pixels of an axis the outputs ``[start, stop)`` depend on."""
+    """Pixels of an axis that the outputs ``[start, stop)`` depend on."""
     step, last = size - 1, 2 * size - 1
     low = max(0, start - 1) * step // last
     return low, min(size, min(last, stop) * step // last + 2)
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """Arithmetic that a convolution would have here."""
+    """Precision in which a convolution would run here."""
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         return torch.get_autocast_dtype("cpu")
     return x.dtype

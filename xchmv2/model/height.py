@@ -1,4 +1,4 @@
-"""From features to metres: the height bins, and one fused kernel for them on CUDA cards."""
+"""From features to heights: the bins of height, and one fused kernel on CUDA cards."""
 
 from __future__ import annotations
 
@@ -17,95 +17,19 @@ from xchmv2.model.products import linear
 
 # Targets were divided by this in training; mixlog bins are, and the mixlog norm multiplies back.
 TARGET_SCALE = 8.0
-# What the published norms add to every weight, after the ReLU.
+# Offset that the published norms add to every weight, after the ReLU.
 _OFFSETS = {"linear": 0.1, "chmv2_mixlog": 1e-8, "softmax": 0.0, "sigmoid": 0.0}
-# Smallest height and sum of weights that the mixlog norm gives.
+# Smallest height and sum of weights of the mixlog norm.
 _TINY = 1e-12
-# Logits held at once: 2 million fill 8 MB, about a CPU's cache; a GPU wants longer rows of work.
+# Logits held at once: 2 million fill 8 MB, about a CPU's cache; a GPU needs larger batches.
 _CPU_LOGITS, _GPU_LOGITS = 2**21, 2**26
-
-
-@functools.lru_cache(maxsize=32)
-def height_bins(
-    strategy: BinsStrategy, count: int, low: float, high: float, device: torch.device
-) -> Tensor:
-    """Centres of the bins.
-
-    Parameters
-    ----------
-    strategy : {"linear", "log", "chmv2_mixlog"}
-        Even spacing, even spacing of logarithms, or a blend that moves from the second to the
-        first with height, over a range of ``high / 8``.
-    count : int
-        Number of bins.
-    low, high : float
-        Range [m].
-    device : torch.device
-
-    Returns
-    -------
-    Tensor [count], float32
-        Ascending [m], or [m / 8] for ``"chmv2_mixlog"``.
-
-    References
-    ----------
-    CHMv2, arXiv 2603.06382, section 2.5.
-    """
-    # Outside the caller's inference mode: the cached tensor may be trained with later.
-    with torch.inference_mode(False), torch.no_grad():
-        return _make_bins(strategy, count, low, high).to(device)
-
-
-def _make_bins(strategy: BinsStrategy, count: int, low: float, high: float) -> Tensor:
-    top = high / TARGET_SCALE if strategy == "chmv2_mixlog" else high
-    linear = _even(low, top, count)
-    if strategy == "linear":
-        return linear
-    # The logarithms of the ends are rounded to float32, as they were in training.
-    ends = torch.tensor([low, top], dtype=torch.float32, device="cpu").log()
-    log = _even(ends[0].item(), ends[1].item(), count).exp()
-    return log if strategy == "log" else log.lerp(linear, _even(0.0, 1.0, count))
-
-
-def _even(start: float, end: float, count: int) -> Tensor:
-    return torch.linspace(start, end, count, dtype=torch.float32, device="cpu")
-
-
-def bin_weights(logits: Tensor, norm: str) -> Tensor:
-    """Weights of the bins up to a factor, without the norm's offset.
-
-    Parameters
-    ----------
-    logits : Tensor [..., bins], float32
-    norm : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
-
-    Returns
-    -------
-    Tensor [..., bins], float32
-        Not negative.
-    """
-    if norm in ("linear", "chmv2_mixlog"):
-        return F.relu(logits)
-    if norm == "sigmoid":
-        # Normalised sigmoids are the softmax of their logarithms, which cannot sum to 0.
-        logits = F.logsigmoid(logits)
-    return torch.softmax(logits, dim=-1)
-
-
-def validate_spread(config: CHMv2Config) -> None:
-    """Check that the model has bins, without which there is no spread.
-
-    Raises
-    ------
-    ConfigError
-        If the model has one output channel.
-    """
-    if config.number_output_channels == 1:
-        raise ConfigError(
-            "a model with bins for the layer 'bin_spread'",
-            "number_output_channels=1 (plain regression)",
-            "leave 'bin_spread' out of layers",
-        )
+# Pixels that one program reduces, with all their logits in its registers, and channels that it
+# multiplies at a time.
+_ROWS, _STEP = 64, 32
+_MOST_BINS, _MOST_CHANNELS = 256, 512
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KINDS = {"linear": "relu", "chmv2_mixlog": "relu", "softmax": "softmax", "sigmoid": "sigmoid"}
+_broken: set[str] = set()
 
 
 class FeaturesToHeight(nn.Module):
@@ -176,7 +100,7 @@ class FeaturesToHeight(nn.Module):
     def _fused(
         self, pixels: Tensor, weight: Tensor, bias: Tensor | None, *, spread: bool
     ) -> tuple[Tensor, Tensor] | None:
-        """Reduce features [P, C] in one kernel, or give None where that cannot run."""
+        """Reduce features [P, C] in one kernel, or return None where that cannot run."""
         if not pixels.is_cuda:
             return None
         if torch.is_autocast_enabled("cuda"):
@@ -188,11 +112,11 @@ class FeaturesToHeight(nn.Module):
         return try_reduce(pixels, weight, bias, bins, self.reduction, spread=spread)
 
     @property
-    def reduction(self) -> Reduction:
+    def reduction(self) -> _Reduction:
         """How logits become a height, as the fused kernel takes it."""
         if self.mixlog:
-            return Reduction("chmv2_mixlog", self.offset, _TINY, TARGET_SCALE)
-        return Reduction(self.config.norm_strategy, self.offset, 0.0, 1.0)
+            return _Reduction("chmv2_mixlog", self.offset, _TINY, TARGET_SCALE)
+        return _Reduction(self.config.norm_strategy, self.offset, 0.0, 1.0)
 
     def reduce(self, logits: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor]:
         """Reduce logits [P, bins] of any data type to height [P] and spread [P] (or empty)."""
@@ -205,7 +129,7 @@ class FeaturesToHeight(nn.Module):
 
     def _from_bins(self, logits: Tensor, *, spread: bool) -> tuple[Tensor, Tensor]:
         bins = self._bins(logits.shape[1], logits.device)  # [bins]
-        weights = bin_weights(logits, self.config.norm_strategy)  # [P, bins]
+        weights = _bin_weights(logits, self.config.norm_strategy)  # [P, bins]
         # A matrix-vector product and a sum, because a matrix product may run in TF32.
         total = weights.sum(dim=1) + self.offset * len(bins)
         moment = torch.mv(weights, bins) + self.offset * bins.sum()
@@ -226,18 +150,91 @@ class FeaturesToHeight(nn.Module):
         return bins.clamp_min(_TINY) if self.mixlog else bins
 
 
-# Pixels that one program reduces, with all their logits in its registers, and channels that it
-# multiplies at a time.
-_ROWS, _STEP = 64, 32
-_MOST_BINS, _MOST_CHANNELS = 256, 512
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_KINDS = {"linear": "relu", "chmv2_mixlog": "relu", "softmax": "softmax", "sigmoid": "sigmoid"}
+def validate_spread(config: CHMv2Config) -> None:
+    """Check that the model has bins, without which there is no spread.
 
-_broken: set[str] = set()
+    Raises
+    ------
+    ConfigError
+        If the model has one output channel.
+    """
+    if config.number_output_channels == 1:
+        raise ConfigError(
+            "a model with bins for the layer 'bin_spread'",
+            "number_output_channels=1 (plain regression)",
+            "leave 'bin_spread' out of layers",
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def height_bins(
+    strategy: BinsStrategy, count: int, low: float, high: float, device: torch.device
+) -> Tensor:
+    """Centres of the bins.
+
+    Parameters
+    ----------
+    strategy : {"linear", "log", "chmv2_mixlog"}
+        Even spacing, even spacing of logarithms, or a blend that moves from the second to the
+        first with height, over a range of ``high / 8``.
+    count : int
+        Number of bins.
+    low, high : float
+        Range [m].
+    device : torch.device
+
+    Returns
+    -------
+    Tensor [count], float32
+        Ascending [m], or [m / 8] for ``"chmv2_mixlog"``.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 2.5.
+    """
+    # Outside the caller's inference mode: the cached tensor may be trained with later.
+    with torch.inference_mode(False), torch.no_grad():
+        return _make_bins(strategy, count, low, high).to(device)
+
+
+def _make_bins(strategy: BinsStrategy, count: int, low: float, high: float) -> Tensor:
+    top = high / TARGET_SCALE if strategy == "chmv2_mixlog" else high
+    linear = _even(low, top, count)
+    if strategy == "linear":
+        return linear
+    # The logarithms of the ends are rounded to float32, as they were in training.
+    ends = torch.tensor([low, top], dtype=torch.float32, device="cpu").log()
+    log = _even(ends[0].item(), ends[1].item(), count).exp()
+    return log if strategy == "log" else log.lerp(linear, _even(0.0, 1.0, count))
+
+
+def _even(start: float, end: float, count: int) -> Tensor:
+    return torch.linspace(start, end, count, dtype=torch.float32, device="cpu")
+
+
+def _bin_weights(logits: Tensor, norm: str) -> Tensor:
+    """Weights of the bins up to a factor, without the norm's offset.
+
+    Parameters
+    ----------
+    logits : Tensor [..., bins], float32
+    norm : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
+
+    Returns
+    -------
+    Tensor [..., bins], float32
+        Not negative.
+    """
+    if norm in ("linear", "chmv2_mixlog"):
+        return F.relu(logits)
+    if norm == "sigmoid":
+        # Normalised sigmoids are the softmax of their logarithms, which cannot sum to 0.
+        logits = F.logsigmoid(logits)
+    return torch.softmax(logits, dim=-1)
 
 
 @dataclass(frozen=True)
-class Reduction:
+class _Reduction:
     """How logits become a height.
 
     Parameters
@@ -245,7 +242,7 @@ class Reduction:
     norm : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
         Normalisation of the bins' weights.
     offset : float
-        What is added to every weight.
+        Added to every weight.
     tiny : float
         Smallest sum of weights and smallest mean.
     scale : float
@@ -258,32 +255,26 @@ class Reduction:
     scale: float
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Tell whether triton is installed."""
-    return importlib.util.find_spec("triton") is not None
-
-
 def can_fuse(pixels: Tensor, weight: Tensor) -> bool:
-    """Tell whether the kernel can take features [P, C] and weights [bins, C], and pays.
+    """Tell whether the kernel can take features [P, C] and weights [bins, C].
 
     Parameters
     ----------
     pixels, weight : Tensor
-        On their device, in the arithmetic of the product.
+        On their device, in the precision of the product.
 
     Returns
     -------
     bool
-        False where gradients are wanted, off CUDA, without triton, and for sizes that are no
-        powers of two.
+        False where gradients are needed, without CUDA or triton, and for sizes that are no powers
+        of two.
     """
     return (
         pixels.is_cuda
         and not torch.is_grad_enabled()
         and len(pixels) > 0
         and fits(pixels.dtype, *weight.shape)
-        and has_triton()
+        and _has_triton()
         and str(pixels.device) not in _broken
     )
 
@@ -301,12 +292,43 @@ def _is_power(size: int, least: int, most: int) -> bool:
     return least <= size <= most and size & (size - 1) == 0
 
 
+@functools.cache
+def _has_triton() -> bool:
+    """Tell whether triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def try_reduce(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bins: Tensor,
+    how: _Reduction,
+    *,
+    spread: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """Run the kernel; if it fails, warn once and return None from then on."""
+    try:
+        with torch.cuda.device(pixels.device):
+            return reduce_features(pixels, weight, bias, bins, how, spread=spread)
+    except torch.OutOfMemoryError:
+        raise  # smaller batches help
+    except Exception as error:  # a compiler, a driver or a card that this was not tried on
+        _broken.add(str(pixels.device))
+        warnings.warn(
+            f"the fused kernel does not run on {pixels.device} ({type(error).__name__}: {error}); "
+            "heights are computed without it, more slowly. Another version of triton may help.",
+            stacklevel=2,
+        )
+        return None
+
+
 def reduce_features(
     pixels: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     bins: Tensor,
-    how: Reduction,
+    how: _Reduction,
     *,
     spread: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -321,7 +343,7 @@ def reduce_features(
     bias : Tensor [bins] or None
     bins : Tensor [bins], float32
         Centres.
-    how : Reduction
+    how : _Reduction
     spread : bool
         Whether to compute the spread too.
 
@@ -355,28 +377,3 @@ def reduce_features(
         num_warps=8,
     )
     return height, deviation
-
-
-def try_reduce(
-    pixels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bins: Tensor,
-    how: Reduction,
-    *,
-    spread: bool,
-) -> tuple[Tensor, Tensor] | None:
-    """Run the kernel, or say why not once and give None from then on; see `reduce_features`."""
-    try:
-        with torch.cuda.device(pixels.device):
-            return reduce_features(pixels, weight, bias, bins, how, spread=spread)
-    except torch.OutOfMemoryError:
-        raise  # smaller batches cure it
-    except Exception as error:  # a compiler, a driver or a card that this was not tried on
-        _broken.add(str(pixels.device))
-        warnings.warn(
-            f"the fused kernel does not run on {pixels.device} ({type(error).__name__}: {error}); "
-            "heights come from the plain, slower way. Another version of triton may cure it.",
-            stacklevel=2,
-        )
-        return None

@@ -29,8 +29,8 @@ def _height_kernel(
 ):
     """Reduce the features of ``ROWS`` pixels to heights; all logits of a pixel stay in registers.
 
-    The arithmetic is that of `xchmv2.model.height.FeaturesToHeight`, line by line. Triton compiles
-    the annotations too and knows none but its own, so the arguments it passes have no types here.
+    The computation is that of `xchmv2.model.height.FeaturesToHeight`, line by line. Triton compiles
+    annotations too and knows only its own, so the other arguments have no types here.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column, channel = tl.arange(0, BINS), tl.arange(0, STEP)

@@ -22,7 +22,7 @@ from torch import Tensor
 from xchmv2.errors import ImageryError
 from xchmv2.model.height import TARGET_SCALE
 
-#: Heights below this tell nothing: logarithms start here [m].
+#: Smallest height whose logarithm is taken; lower ones count as this [m].
 _LOWEST = 0.1
 #: Weights of Patch Gradient's three terms: magnitude, local range, direction.
 _MAGNITUDE, _RANGE, _DIRECTION = 0.3, 0.6, 0.4
@@ -30,6 +30,85 @@ _SCALES = (1, 2, 4)
 _WINDOWS = (3, 5)
 #: Gradients smaller than this have no direction.
 _FLAT = 1e-3
+
+
+def chmv2_loss(
+    predicted: Tensor,
+    target: Tensor,
+    *,
+    progress: float = 1.0,
+    curriculum: Curriculum | None = None,
+) -> Tensor:
+    """Training loss of CHMv2.
+
+    Parameters
+    ----------
+    predicted, target : Tensor [B, H, W], float32
+        Heights [m]; NaN in the target is ignored.
+    progress : float, default 1
+        Share of the training that is done, from 0 to 1.
+    curriculum : Curriculum, optional
+        The published one by default.
+
+    Returns
+    -------
+    Tensor []
+
+    Raises
+    ------
+    ImageryError
+        If the two differ in shape.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 2.6 and Algorithm 1.
+    """
+    if predicted.shape != target.shape:
+        raise ImageryError(
+            f"labels of the heights' shape, {tuple(predicted.shape)}",
+            f"{tuple(target.shape)}",
+            "give heights (B, H, W) in metres on the pixels of pixel_values",
+        )
+    predicted, target = predicted.float(), target.to(predicted.device, torch.float32)
+    weights = (curriculum or Curriculum()).weights(progress)
+    losses: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (silog, charbonnier, patch_gradient)
+    terms = [w * f(predicted, target) for w, f in zip(weights, losses, strict=True) if w > 0]
+    return torch.stack(terms).sum()
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Weights of the three losses as training goes on.
+
+    Parameters
+    ----------
+    silog_until : float, default 0.3
+        Share of the training by which SiLog has given way to Charbonnier.
+    gradient_from, gradient_until : float
+        Shares of the training over which Patch Gradient is warmed up.
+    gradient_weight : float, default 0.075
+        Final weight of Patch Gradient.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 2.6: 30k, 5k and 50k of 100k iterations.
+    """
+
+    silog_until: float = 0.3
+    gradient_from: float = 0.05
+    gradient_until: float = 0.5
+    gradient_weight: float = 0.075
+
+    def weights(self, progress: float) -> tuple[float, float, float]:
+        """Weights of SiLog, Charbonnier and Patch Gradient at a share of the training."""
+        smooth = _share(progress, 0.0, self.silog_until)
+        gradient = _share(progress, self.gradient_from, self.gradient_until)
+        return 1 - smooth, smooth, self.gradient_weight * gradient
+
+
+def _share(value: float, start: float, stop: float) -> float:
+    """Position of a value between start and stop, from 0 to 1."""
+    return min(1.0, max(0.0, (value - start) / (stop - start))) if stop > start else 1.0
 
 
 def silog(predicted: Tensor, target: Tensor, *, variance_focus: float = 0.85) -> Tensor:
@@ -84,6 +163,10 @@ def charbonnier(predicted: Tensor, target: Tensor, *, epsilon: float = 1e-3) -> 
     return (error.square() + epsilon**2).sqrt().mean()
 
 
+def _log(height: Tensor) -> Tensor:
+    return (height.clamp_min(_LOWEST) / TARGET_SCALE).log()
+
+
 def patch_gradient(
     predicted: Tensor,
     target: Tensor,
@@ -119,89 +202,6 @@ def patch_gradient(
         if min(predicted.shape[-2:]) >= 5 * scale
     ]
     return torch.stack(terms).mean() if terms else predicted.sum() * 0
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """Weights of the three losses as training goes on.
-
-    Parameters
-    ----------
-    silog_until : float, default 0.3
-        Share of the training by which SiLog has given way to Charbonnier.
-    gradient_from, gradient_until : float
-        Shares of the training over which Patch Gradient is warmed up.
-    gradient_weight : float, default 0.075
-        Final weight of Patch Gradient.
-
-    References
-    ----------
-    CHMv2, arXiv 2603.06382, section 2.6: 30k, 5k and 50k of 100k iterations.
-    """
-
-    silog_until: float = 0.3
-    gradient_from: float = 0.05
-    gradient_until: float = 0.5
-    gradient_weight: float = 0.075
-
-    def weights(self, progress: float) -> tuple[float, float, float]:
-        """Weights of SiLog, Charbonnier and Patch Gradient at a share of the training."""
-        smooth = _share(progress, 0.0, self.silog_until)
-        gradient = _share(progress, self.gradient_from, self.gradient_until)
-        return 1 - smooth, smooth, self.gradient_weight * gradient
-
-
-def chmv2_loss(
-    predicted: Tensor,
-    target: Tensor,
-    *,
-    progress: float = 1.0,
-    curriculum: Curriculum | None = None,
-) -> Tensor:
-    """Training loss of CHMv2.
-
-    Parameters
-    ----------
-    predicted, target : Tensor [B, H, W], float32
-        Heights [m]; NaN in the target is ignored.
-    progress : float, default 1
-        Share of the training that is over, from 0 to 1.
-    curriculum : Curriculum, optional
-        The published one by default.
-
-    Returns
-    -------
-    Tensor []
-
-    Raises
-    ------
-    ImageryError
-        If the two differ in shape.
-
-    References
-    ----------
-    CHMv2, arXiv 2603.06382, section 2.6 and Algorithm 1.
-    """
-    if predicted.shape != target.shape:
-        raise ImageryError(
-            f"labels of the heights' shape, {tuple(predicted.shape)}",
-            f"{tuple(target.shape)}",
-            "give heights (B, H, W) in metres on the pixels of pixel_values",
-        )
-    predicted, target = predicted.float(), target.to(predicted.device, torch.float32)
-    weights = (curriculum or Curriculum()).weights(progress)
-    losses: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (silog, charbonnier, patch_gradient)
-    terms = [w * f(predicted, target) for w, f in zip(weights, losses, strict=True) if w > 0]
-    return torch.stack(terms).sum()
-
-
-def _share(value: float, start: float, stop: float) -> float:
-    """How far a value is from start to stop, between 0 and 1."""
-    return min(1.0, max(0.0, (value - start) / (stop - start))) if stop > start else 1.0
-
-
-def _log(height: Tensor) -> Tensor:
-    return (height.clamp_min(_LOWEST) / TARGET_SCALE).log()
 
 
 def _centred(x: Tensor, valid: Tensor) -> Tensor:

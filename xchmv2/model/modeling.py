@@ -121,7 +121,7 @@ class CHMv2ForDepthEstimation(nn.Module):
         return output.to_tuple() if return_dict is False else output
 
     def height(self, pixel_values: Tensor, *, spread: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Estimate canopy height, and nothing that is not asked for.
+        """Estimate canopy height in less memory than `forward`.
 
         Parameters
         ----------
@@ -153,7 +153,7 @@ class CHMv2ForDepthEstimation(nn.Module):
         return height, _join(deviations, batch) if deviations else None
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Run all of the network but its last stage.
+        """Run the network up to its last stage.
 
         Parameters
         ----------
@@ -163,7 +163,7 @@ class CHMv2ForDepthEstimation(nn.Module):
         Returns
         -------
         Tensor [B, head_hidden_size, H', W']
-            What `to_height` takes.
+            Input of `to_height`.
 
         Raises
         ------
@@ -187,7 +187,7 @@ class CHMv2ForDepthEstimation(nn.Module):
         Raises
         ------
         ImageryError
-            If it has not.
+            If one of them is missing.
         """
         bands, patch = self.config.backbone.num_channels, self.config.backbone.patch_shape
         wanted = f"pixel_values as floating point [batch, {bands}, height, width]"
@@ -240,9 +240,9 @@ class CHMv2ForDepthEstimation(nn.Module):
         ConfigError
             If ``config.json`` or ``dtype`` holds a value that is not allowed.
         DeviceError
-            If the device is not there.
+            If there is no such device.
         """
-        device = resolve_device(device_map)
+        device = _find_device(device_map)
         checkpoint = resolve_checkpoint(id_or_folder, revision)
         to = weights_dtype(checkpoint.folder) if dtype == "auto" else _as_dtype(dtype)
         # Weights made in inference mode could not be trained.
@@ -259,19 +259,19 @@ class CHMv2ForDepthEstimation(nn.Module):
 
 
 def _join(parts: Sequence[Tensor], batch: int) -> Tensor:
-    """Put parts [b, rows, W], image by image from top to bottom, together to [B, H, W]."""
+    """Join parts [b, rows, W], image by image from top to bottom, to [B, H, W]."""
     if len(parts) == 1:
         return parts[0]  # all images at once
     return torch.cat(tuple(parts), dim=1).view(batch, -1, parts[0].shape[-1])
 
 
-def resolve_device(device: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
+def _find_device(device: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
     """Turn ``device_map`` into one device.
 
     Raises
     ------
     DeviceError
-        If torch does not know it, or this machine does not have it.
+        If torch does not know it, or this machine has none.
     """
     if isinstance(device, Mapping) and set(device) == {""}:
         device = device[""]
@@ -325,7 +325,7 @@ def _initialise(module: nn.Module, std: float) -> None:
 
 @dataclass(eq=False)
 class DepthEstimatorOutput(Mapping[str, Any]):
-    """What the model gives, by attribute, by name or by position among what is not ``None``.
+    """Output of the model, by attribute, by name or by position among what is not ``None``.
 
     Attributes
     ----------
@@ -362,13 +362,13 @@ class DepthEstimatorOutput(Mapping[str, Any]):
         return {name: value for name, value in values.items() if value is not None}
 
 
-Model = TypeVar("Model", bound=nn.Module)
+_Model = TypeVar("_Model", bound=nn.Module)
 
 # What autocast would convert the parameters of, each time: 337 million for the published model.
 _CONVERTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Attention)
 
 
-def convert_weights(model: Model, dtype: torch.dtype) -> Model:
+def convert_weights(model: _Model, dtype: torch.dtype) -> _Model:
     """Copy a model, with the weights of its matrix products in another data type.
 
     Parameters
@@ -376,15 +376,15 @@ def convert_weights(model: Model, dtype: torch.dtype) -> Model:
     model : nn.Module
         The model; it stays as it is.
     dtype : torch.dtype
-        The arithmetic of the autocast that the copy will run under.
+        Precision of the autocast that the copy will run under.
 
     Returns
     -------
     nn.Module
-        For inference. Norms, scales and tokens keep their data type, so that under autocast it
-        gives the same bits as the model itself.
+        For inference. Norms, scales and tokens keep their data type, so that under autocast its
+        results equal those of the model to the bit.
     """
-    # What is in the memo is not copied: the converted weights are the only new ones.
+    # Parameters in the memo are not copied: the converted weights are the only new ones.
     memo: dict[int, object] = {}
     for part in model.modules():
         if isinstance(part, _CONVERTED):

@@ -1,4 +1,4 @@
-"""Linear layers, by the faster of the two libraries that torch brings for a processor."""
+"""Linear layers, through oneDNN where it beats MKL on a CPU."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply by a weight and add a bias, as `torch.nn.functional.linear`.
 
     In float32 torch gives matrix products to MKL and convolutions to oneDNN. A 1x1 convolution of
-    maps in channels_last is the same product on the same memory, and there the faster one: oneDNN
-    adds the bias on the way, where MKL is handed an output that was filled with it first.
+    maps in channels_last is the same product on the same memory, and it is faster: oneDNN adds the
+    bias on the way, while for MKL the output is filled with it first.
 
     Parameters
     ----------
@@ -42,16 +42,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*outer, len(weight))
 
 
-def infers_on_processor(x: Tensor) -> bool:
-    """Tell whether rearranged arithmetic may serve: no gradients, no compiler, something to do."""
+def infers_on_cpu(x: Tensor) -> bool:
+    """Tell whether operations may be rearranged: inference on a CPU, not compiled, not empty."""
     busy = torch.is_grad_enabled() or torch.compiler.is_compiling()
     return x.device.type == "cpu" and not busy and x.numel() > 0
 
 
 def _convolves(x: Tensor) -> bool:
-    """Tell whether the product goes to oneDNN: float32 inference on a processor."""
+    """Tell whether the product goes to oneDNN: float32 inference on a CPU."""
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and infers_on_processor(x) and _has_both()
+    return plain and infers_on_cpu(x) and _has_both()
 
 
 @functools.cache

@@ -1,9 +1,9 @@
-"""Footprints of the imagery behind the published map, and the dates they carry."""
+"""Footprints of the imagery behind the published map, and its acquisition dates."""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -12,24 +12,28 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyproj
+import pyproj.exceptions
 import shapely
 import shapely.errors
 import shapely.geometry
 from affine import Affine
+from rasterio.features import rasterize
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.published.tiles import CRS, Mirror, TilePart
+from xchmv2.published.tiles import CRS, Mirror
 
 #: Days since 1970 of a pixel whose acquisition date is not known.
 UNKNOWN_DAY = np.iinfo(np.int32).min
-#: Property of a footprint that holds its date.
-_DATE = "acq_date"
+#: The same inside a footprint, while footprints are burned.
+_UNDATED = UNKNOWN_DAY + 1
 #: GeoJSON without a CRS of its own is in longitude and latitude (RFC 7946).
 _LON_LAT = "OGC:CRS84"
 _POLYGON = 3
-#: Tiles whose footprints stay in memory: more than a row of chunks is likely to cross. 32 bytes a
-#: vertex; half a million vertices is much.
+#: Tiles whose footprints stay in memory: more than a row of chunks is likely to cross.
 _KEPT = 64
+_LIBRARY_ERRORS = (shapely.errors.ShapelyError, pyproj.exceptions.ProjError)
+
+_guard = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +42,26 @@ class Footprints:
 
     Parameters
     ----------
-    edges : tuple of numpy.ndarray
-        Per polygon (4, n) in EPSG:3857, as of `edges_of`; the latest date last.
+    polygons : numpy.ndarray of shapely.Polygon
+        In EPSG:3857, valid; the latest date last.
     days : numpy.ndarray of int32
-        Per polygon, its acquisition date [days since 1970], ``UNKNOWN_DAY`` where not known.
+        Of each polygon, its acquisition date [days since 1970], ``UNKNOWN_DAY`` where not known.
     """
 
-    edges: tuple[npt.NDArray[np.float64], ...]
+    polygons: npt.NDArray[np.object_]
     days: npt.NDArray[np.int32]
 
-    def burn(self, part: TilePart) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
+    def burn(
+        self, transform: Affine, shape: tuple[int, int]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
         """Rasterise by pixel centres; where footprints overlap, the later date counts.
 
         Parameters
         ----------
-        part : TilePart
-            Pixels (h, w) of the tile these footprints belong to.
+        transform : Affine
+            From pixels to EPSG:3857, north up.
+        shape : tuple of int
+            (h, w) [px].
 
         Returns
         -------
@@ -62,19 +70,17 @@ class Footprints:
         days : numpy.ndarray of int32
             (h, w) acquisition dates [days since 1970] or ``UNKNOWN_DAY``.
         """
-        shape = part.inside.shape
-        imaged, days = np.zeros(shape, bool), np.full(shape, UNKNOWN_DAY, np.int32)
-        for edges, day in zip(self.edges, self.days, strict=True):
-            inside = fill(edges, part.transform, shape)
-            if inside is not None:
-                imaged |= inside
-                days[inside] = day
+        # Clipped to the pixels and one more around them, as GDAL goes through every vertex.
+        left, right = (transform.c + transform.a * col for col in (-1, shape[1] + 1))
+        top, bottom = (transform.f + transform.e * row for row in (-1, shape[0] + 1))
+        near, index = _polygons_of(shapely.clip_by_rect(self.polygons, left, bottom, right, top))
+        days = np.full(shape, UNKNOWN_DAY, np.int32)
+        if len(near):
+            values = np.maximum(self.days, _UNDATED)[index].tolist()
+            rasterize(zip(near, values, strict=True), out=days, transform=transform)
+        imaged = days != UNKNOWN_DAY
+        days[days == _UNDATED] = UNKNOWN_DAY
         return imaged, days
-
-
-_cache: OrderedDict[tuple[str, str], Footprints | None] = OrderedDict()
-_locks: dict[tuple[str, str], Lock] = {}
-_guard = Lock()
 
 
 def read_footprints(mirror: Mirror, quadkey: str) -> Footprints | None:
@@ -97,158 +103,62 @@ def read_footprints(mirror: Mirror, quadkey: str) -> Footprints | None:
     CHMv2Error
         If the file cannot be reached or is no GeoJSON of footprints.
     """
-    key = (mirror.base, quadkey)
     with _guard:
-        lock = _locks.setdefault(key, Lock())
+        lock, found = _slot(mirror, quadkey)
     with lock:  # one thread downloads; the others of the same tile wait for it
-        with _guard:
-            if key in _cache:
-                _cache.move_to_end(key)
-                return _cache[key]
-        address = mirror.footprints(quadkey)
-        content = mirror.read(address)
-        found = None if content is None else parse_footprints(content, address)
-        with _guard:
-            _cache[key] = found
-            while len(_cache) > _KEPT:
-                _locks.pop(_cache.popitem(last=False)[0], None)
-    return found
+        if not found:
+            address = mirror.footprints(quadkey)
+            content = mirror.read(address)
+            found.append(None if content is None else _parse(content, address))
+    return found[0]
 
 
-def parse_footprints(content: bytes, address: str) -> Footprints | None:
-    """Read a tile's GeoJSON; None if it has no outlines.
+@functools.lru_cache(_KEPT)
+def _slot(mirror: Mirror, quadkey: str) -> tuple[Lock, list[Footprints | None]]:
+    """One tile's lock, and its footprints once they are read."""
+    return Lock(), []
 
-    Parameters
-    ----------
-    content : bytes
-        The file.
-    address : str
-        The file's address, for errors.
 
-    Returns
-    -------
-    Footprints or None
-        Sorted by date, unknown dates first.
-
-    Raises
-    ------
-    CHMv2Error
-        If the content is no GeoJSON of footprints.
-    """
+def _parse(content: bytes, address: str) -> Footprints | None:
+    """Read a tile's GeoJSON, sorted by date, unknown dates first; None if it has no outlines."""
     try:
         collection = json.loads(content)
         features = [f for f in collection["features"] if f.get("geometry")]
         shapes = np.array([shapely.geometry.shape(f["geometry"]) for f in features], object)
-        days = _to_days([(f.get("properties") or {}).get(_DATE) for f in features])
-        shapes = _to_mercator(shapes, _crs_of(collection))
-    except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+        days = _to_days([(f.get("properties") or {}).get("acq_date") for f in features])
+        # Older files may name another CRS than longitude and latitude.
+        named = (collection.get("crs") or {}).get("properties", {}).get("name")
+        project = pyproj.Transformer.from_crs(named or _LON_LAT, CRS, always_xy=True).transform
+        shapes = shapely.transform(shapes, lambda points: np.column_stack(project(*points.T)))
+        polygons, index = _polygons_of(np.asarray(shapes, object))
+        # Of an outline that crosses itself, what is inside by the even-odd rule.
+        polygons, part = _polygons_of(shapely.make_valid(polygons))
+    except (ValueError, KeyError, TypeError, AttributeError, *_LIBRARY_ERRORS) as error:
         raise CHMv2Error(
             "a GeoJSON of imagery footprints",
             f"{type(error).__name__}: {error} at {address}",
             "download the file again, or pass another base_url",
         ) from error
-    polygons, index = _single_polygons(shapes)
-    if not len(features):
+    if not features:
         return None
-    order = np.argsort(days[index], kind="stable")
-    return Footprints(tuple(edges_of(polygons[n]) for n in order), days[index][order])
+    days = days[index[part]]
+    order = np.argsort(days, kind="stable")
+    return Footprints(polygons[order], days[order])
 
 
 def _to_days(dates: list[Any]) -> npt.NDArray[np.int32]:
-    """Days since 1970; what is no date counts as not known."""
-    dates = [date if isinstance(date, str) else None for date in dates]  # numbers are not dates
-    parsed = pd.to_datetime(
-        pd.Series(dates, dtype=object), errors="coerce", utc=True, format="ISO8601"
-    )
+    """Days since 1970, ``UNKNOWN_DAY`` for anything but an ISO 8601 text."""
+    texts = pd.Series([date if isinstance(date, str) else None for date in dates], dtype=object)
+    parsed = pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601")
     stamps = parsed.dt.tz_localize(None).to_numpy().astype("datetime64[D]")
     return np.where(np.isnat(stamps), UNKNOWN_DAY, stamps.astype(np.int64)).astype(np.int32)
 
 
-def _crs_of(collection: dict[str, Any]) -> str:
-    """Find the CRS of a GeoJSON file; older ones may name another than longitude and latitude."""
-    named = (collection.get("crs") or {}).get("properties", {}).get("name")
-    return str(named) if named else _LON_LAT
-
-
-def _to_mercator(shapes: npt.NDArray[np.object_], crs: str) -> npt.NDArray[np.object_]:
-    project = pyproj.Transformer.from_crs(crs, CRS, always_xy=True).transform
-
-    def move(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.column_stack(project(points[:, 0], points[:, 1]))
-
-    return np.asarray(shapely.transform(shapes, move), object)
-
-
-def _single_polygons(
+def _polygons_of(
     shapes: npt.NDArray[np.object_],
 ) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.intp]]:
-    """Take shapes apart into polygons; which shape each comes from. Lines and points fall away."""
+    """Split shapes into polygons and the index of the shape of each, without lines and points."""
     parts, outer = shapely.get_parts(shapes, return_index=True)
     parts, inner = shapely.get_parts(parts, return_index=True)  # collections of multipolygons
     keep = (shapely.get_type_id(parts) == _POLYGON) & ~shapely.is_empty(parts)
     return parts[keep], outer[inner][keep]
-
-
-def edges_of(polygon: shapely.Polygon) -> npt.NDArray[np.float64]:
-    """Take a polygon apart into its edges.
-
-    Parameters
-    ----------
-    polygon : shapely.Polygon
-        With or without holes.
-
-    Returns
-    -------
-    numpy.ndarray of float64
-        (4, n): x and y of the southern end, x and y of the northern end. Of two polygons that
-        share an edge both get the same numbers.
-    """
-    points, ring = shapely.get_coordinates(shapely.get_rings(polygon), return_index=True)
-    joined = ring[1:] == ring[:-1]
-    edges = np.concatenate([points[:-1], points[1:]], axis=1)[joined]
-    turned = edges[:, 1] > edges[:, 3]
-    edges[turned] = edges[turned][:, [2, 3, 0, 1]]
-    flat: npt.NDArray[np.float64] = np.ascontiguousarray(edges.T)
-    return flat
-
-
-def fill(
-    edges: npt.NDArray[np.float64], transform: Affine, shape: tuple[int, int]
-) -> npt.NDArray[np.bool_] | None:
-    """Find the pixels whose centres lie inside a polygon.
-
-    Parameters
-    ----------
-    edges : numpy.ndarray of float64
-        (4, n) as of `edges_of`.
-    transform : Affine
-        From pixels to the polygon's coordinates, north up.
-    shape : tuple of int
-        (h, w) [px].
-
-    Returns
-    -------
-    numpy.ndarray of bool or None
-        (h, w), by the even-odd rule; None where no pixel is inside. Of two polygons that share an
-        edge exactly one gets each pixel along it.
-    """
-    height, width = shape
-    bottom = transform.f + height * transform.e
-    x0, y0, x1, y1 = edges[:, (edges[3] > bottom) & (edges[1] <= transform.f)]
-    # Row r is crossed where south <= its centre < north; rows grow southwards.
-    first = np.floor((transform.f - y1) / -transform.e - 0.5).astype(np.int64) + 1
-    last = np.floor((transform.f - y0) / -transform.e - 0.5).astype(np.int64)
-    first, last = np.maximum(first, 0), np.minimum(last, height - 1)
-    near = (first <= last) & (np.minimum(x0, x1) < transform.c + width * transform.a)
-    counts = (last - first + 1)[near]
-    if not counts.size:
-        return None
-    edge = np.repeat(np.flatnonzero(near), counts)
-    row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-    centre = transform.f + (row + 0.5) * transform.e
-    crossing = x0[edge] + (centre - y0[edge]) * ((x1 - x0) / (y1 - y0 + (y1 == y0)))[edge]
-    col = np.ceil((crossing - transform.c) / transform.a - 0.5).astype(np.int64)
-    inside = np.zeros((height, width + 1), np.uint8)
-    np.bitwise_xor.at(inside, (row, np.clip(col, 0, width)), 1)
-    np.bitwise_xor.accumulate(inside, axis=1, out=inside)
-    return inside[:, :width].astype(bool)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from typing import Any, Literal
 
@@ -21,10 +22,12 @@ from odc.geo.xr import spatial_dims, xr_coords
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.published.footprints import UNKNOWN_DAY
-from xchmv2.published.target import Frame, Target, resolve_target
-from xchmv2.published.tile_reading import Reader, TimeLabel, resolve_time, tile_size
-from xchmv2.published.tiles import CRS, HALF, PUBLISHED_MAP, Mirror, Span, TileGrid, Window
+from xchmv2.published.target import Frame, Target
+from xchmv2.published.tile_reading import CONNECTIONS, Reader, resolve_time, tile_size
+from xchmv2.published.tiles import CRS, HALF, PUBLISHED_MAP, Mirror, TileGrid, Window
 from xchmv2.raster import HEIGHT_ATTRS, HEIGHT_NAME, find_crs_coordinate, find_grid
+
+_Layer = Literal["heights", "dates"]
 
 _DATE_NAME = "acquisition_date"
 _LICENSE = "CC BY 4.0 according to the registry of the data, DINOv3 License according to the paper"
@@ -34,9 +37,12 @@ _WHOLE_METRES = (
 )
 #: Side of a tile of the published map [px].
 _TILE = 32768
-#: More tiles than this are a mistake in the area rather than a wish.
+#: An area of more tiles than this is taken for a mistake.
 _MOST_TILES = 10_000
-_CONNECTIONS = 16
+#: Latitude where the Mercator square ends [degrees].
+_LAST_LATITUDE = 85.0511287798066
+#: Edges this near to a pixel's edge lie on it [px].
+_SNAP = 1e-6
 
 
 def open_published(
@@ -70,7 +76,7 @@ def open_published(
         Side of a chunk [px]. By default the chunks of ``like`` where it has any, else about 4096
         pixels of the map.
     base_url : str or path
-        Where the map lies: an http(s):// or s3:// address, or a folder, with the layout of the
+        Where the map is: an http(s):// or s3:// address, or a folder, with the layout of the
         published one: ``chm/{quadkey}.tif`` and ``metadata/{quadkey}.geojson``.
 
     Returns
@@ -83,7 +89,7 @@ def open_published(
     Raises
     ------
     CHMv2Error
-        If the area, grid or address makes no sense, the map has no tile there, or it cannot be
+        If the area, grid or address is not valid, the map has no tile there, or it cannot be
         reached; when computed, if a tile cannot be read.
     ImageryError
         If the pixels of ``like`` are not on a regular grid.
@@ -106,44 +112,73 @@ def open_published(
     >>> published = xchmv2.open_published(like=prediction)  # doctest: +SKIP
     >>> xr.concat([published["canopy_height"], prediction], "time")  # doctest: +SKIP
     """
-    area = resolve_area(bbox, like, geobox)
+    area = _resolve_area(bbox, like, geobox)
     _validate_chunks(chunks)
     reader = _open_reader(Mirror.at(base_url), area)
-    target = resolve_target(reader, area.geobox(reader.grid))
-    sizes = _resolve_chunks(chunks, area, target)
-    label = resolve_time(time, reader, area.window(reader.grid))
-    arrays = {layer: _lazy(ReadBlock(target, layer), sizes) for layer in ("heights", "days")}
-    return _label(arrays, area, reader, target, label)
+    frame = Frame(reader.grid, area.geobox(reader.grid))
+    target = Target(reader, frame)
+    sizes = area.chunks if chunks is None and area.chunks else None
+    sizes = sizes or da.core.normalize_chunks(chunks or target.block, frame.geobox.shape)
+    label = resolve_time(time, reader, frame.whole())
+    return _label(target, area.coords or dict(xr_coords(frame.geobox)), sizes, label)
 
 
-@dataclass(frozen=True)
-class ReadBlock:
-    """The task of one chunk.
+def _label(
+    target: Target,
+    coords: dict[Hashable, xr.DataArray],
+    sizes: tuple[tuple[int, ...], ...],
+    label: tuple[np.datetime64, str, dict[str, str]],
+) -> xr.Dataset:
+    """Heights and dates with their names, coordinates, CRS, units and source."""
+    time, meaning, coverage = label
+    mapping = find_crs_coordinate(coords)
+    dims: tuple[Hashable, ...] = ("time", *(name for name in coords if name != mapping))
+    origin = {
+        "source": f"CHMv2 global canopy height map, Meta and World Resources Institute; "
+        f"read from {target.reader.mirror.base}",
+        "license": _LICENSE,
+        "references": _REFERENCES,
+    }
+    common = {"grid_mapping": mapping, **origin}
+    height = {**HEIGHT_ATTRS, **common, "comment": f"{_WHOLE_METRES}; {target.method}"}
+    date = {"long_name": "acquisition date of the imagery", **common}
+    heights, dates = (_lazy(target, layer, sizes) for layer in ("heights", "dates"))
+    found = xr.Dataset(
+        {HEIGHT_NAME: (dims, heights, height), _DATE_NAME: (dims, dates, date)},
+        {**coords, "time": xr.Variable("time", [time], {"long_name": meaning})},
+        {"title": "CHMv2 global canopy height map", **origin, **coverage},
+    )
+    # Tells rioxarray and GDAL that NaN is nodata, as with predictions.
+    found[HEIGHT_NAME].encoding["_FillValue"] = np.float32(np.nan)
+    # Without these, writing would compute all dates to choose an encoding.
+    found[_DATE_NAME].encoding |= {
+        "units": "days since 1970-01-01",
+        "dtype": "int32",
+        "_FillValue": np.int32(UNKNOWN_DAY),
+    }
+    return found
 
-    Parameters
-    ----------
-    target : Target
-        Pixels of the grid.
-    layer : {"heights", "days"}
-        What to read.
-    """
 
-    target: Target
-    layer: Literal["heights", "days"]
+def _lazy(target: Target, layer: _Layer, sizes: tuple[tuple[int, ...], ...]) -> da.Array:
+    """One task per chunk, named by what it reads."""
+    dtype = np.dtype("float32" if layer == "heights" else "datetime64[ns]")
+    return da.map_blocks(
+        partial(_read_chunk, target, layer),
+        chunks=((1,), *sizes),
+        dtype=dtype,
+        meta=np.empty((0, 0, 0), dtype),
+        name=f"chmv2-published-{layer}-{tokenize(target, layer, sizes)}",
+    )
 
-    def __call__(self, block_info: Any = None) -> npt.NDArray[Any]:
-        """Read the chunk that dask describes: (1, h, w)."""
-        _, rows, cols = block_info[None]["array-location"]
-        if self.layer == "heights":
-            return self.target.heights(rows, cols)[None]
-        days = self.target.days(rows, cols)[None]
-        dates = np.where(days == UNKNOWN_DAY, 0, days).astype("datetime64[D]")
-        return np.where(days == UNKNOWN_DAY, np.datetime64("NaT"), dates.astype("datetime64[ns]"))
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the chunk."""
-        return np.dtype("float32" if self.layer == "heights" else "datetime64[ns]")
+def _read_chunk(target: Target, layer: _Layer, block_info: Any = None) -> npt.NDArray[Any]:
+    """Read the chunk that dask describes: (1, h, w)."""
+    _, rows, cols = block_info[None]["array-location"]
+    if layer == "heights":
+        return target.heights(rows, cols)[None]
+    days = target.days(rows, cols)[None]
+    dates = np.where(days == UNKNOWN_DAY, 0, days).astype("datetime64[D]")
+    return np.where(days == UNKNOWN_DAY, np.datetime64("NaT"), dates.astype("datetime64[ns]"))
 
 
 def _validate_chunks(chunks: Any) -> None:
@@ -156,8 +191,8 @@ def _validate_chunks(chunks: Any) -> None:
     )
 
 
-def _open_reader(mirror: Mirror, area: Area | GivenGrid) -> Reader:
-    """Find out which tiles exist under an area, and how many pixels they have."""
+def _open_reader(mirror: Mirror, area: _Area) -> Reader:
+    """Find the tiles that exist under an area, and their size."""
     grid = TileGrid(_TILE)
     tiles = _existing_tiles(mirror, grid, area.window(grid))
     size = tile_size(mirror, tiles[0])
@@ -179,7 +214,7 @@ def _existing_tiles(mirror: Mirror, grid: TileGrid, window: Window) -> tuple[str
     wanted = sorted({part.quadkey for part in grid.parts(window)})
     # The first one alone: without a network there is one failure to wait for, not hundreds.
     first = mirror.exists(mirror.raster(wanted[0]))
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
         rest = list(pool.map(lambda key: mirror.exists(mirror.raster(key)), wanted[1:]))
     tiles = tuple(key for key, there in zip(wanted, [first, *rest], strict=True) if there)
     if not tiles:
@@ -191,173 +226,50 @@ def _existing_tiles(mirror: Mirror, grid: TileGrid, window: Window) -> tuple[str
     return tiles
 
 
-def _resolve_chunks(
-    chunks: int | None, area: Area | GivenGrid, target: Target
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of chunks along y and x."""
-    if chunks is None and area.chunks is not None:
-        return area.chunks
-    side = chunks or target.block
-    height, width = target.shape
-    sizes = da.core.normalize_chunks((side, side), (height, width))
-    return sizes[0], sizes[1]
-
-
-def _lazy(task: ReadBlock, sizes: tuple[tuple[int, ...], tuple[int, ...]]) -> da.Array:
-    """One task per chunk, under a name that tells what it reads."""
-    return da.map_blocks(
-        task,
-        chunks=((1,), *sizes),
-        dtype=task.dtype,
-        meta=np.empty((0, 0, 0), task.dtype),
-        name=f"chmv2-published-{task.layer}-{tokenize(task, sizes)}",
-    )
-
-
-def _label(
-    arrays: dict[str, da.Array],
-    area: Area | GivenGrid,
-    reader: Reader,
-    target: Target,
-    label: TimeLabel,
-) -> xr.Dataset:
-    """Give the pixels names, coordinates, CRS, units and their origin."""
-    coords = area.coords(reader.grid)
-    mapping = find_crs_coordinate(coords)
-    dims: tuple[Hashable, ...] = ("time", *(name for name in coords if name != mapping))
-    time = xr.Variable("time", [label.time], {"long_name": label.meaning})
-    origin = {
-        "source": f"CHMv2 global canopy height map, Meta and World Resources Institute; "
-        f"read from {reader.mirror.base}",
-        "license": _LICENSE,
-        "references": _REFERENCES,
-    }
-    common = {"grid_mapping": mapping, **origin}
-    height = {**HEIGHT_ATTRS, **common, "comment": f"{_WHOLE_METRES}; {target.method}"}
-    date = {"long_name": "acquisition date of the imagery", **common}
-    found = xr.Dataset(
-        {HEIGHT_NAME: (dims, arrays["heights"], height), _DATE_NAME: (dims, arrays["days"], date)},
-        {**coords, "time": time},
-        {"title": "CHMv2 global canopy height map", **origin, **label.attrs},
-    )
-    # Tells rioxarray and GDAL that NaN is nodata, as with predictions.
-    found[HEIGHT_NAME].encoding["_FillValue"] = np.float32(np.nan)
-    # Said here, or writing would have to compute all dates to choose.
-    found[_DATE_NAME].encoding |= {
-        "units": "days since 1970-01-01",
-        "dtype": "int32",
-        "_FillValue": np.int32(UNKNOWN_DAY),
-    }
-    return found
-
-
-#: Latitude where the Mercator square ends [degrees].
-_LAST_LATITUDE = 85.0511287798066
-# Edges this near to a pixel's edge lie on it [px].
-_SNAP = 1e-6
-
-
-@dataclass(frozen=True)
-class Area:
-    """An area in the map's own pixels.
-
-    Parameters
-    ----------
-    bounds : tuple of float
-        West, south, east, north [m of EPSG:3857]; east may lie past 180 degrees.
-    """
-
-    bounds: tuple[float, float, float, float]
-
-    @property
-    def chunks(self) -> None:
-        """No chunks that should be followed."""
-        return None
-
-    def window(self, grid: TileGrid) -> Window:
-        """Pixels of the map that the area touches."""
-        west, south, east, north = self.bounds
-        rows = _whole((HALF - north) / grid.pixel, (HALF - south) / grid.pixel)
-        cols = _whole((west + HALF) / grid.pixel, (east + HALF) / grid.pixel)
-        return Window((max(rows[0], 0), min(rows[1], grid.side)), cols)
-
-    def geobox(self, grid: TileGrid) -> GeoBox:
-        """Grid of the result."""
-        return grid.geobox(self.window(grid))
-
-    def coords(self, grid: TileGrid) -> dict[Hashable, xr.DataArray]:
-        """Coordinates of the result: y, x and spatial_ref."""
-        return dict(xr_coords(self.geobox(grid)))
-
-
 @dataclass(frozen=True, eq=False)
-class GivenGrid:
-    """A grid that is given.
+class _Area:
+    """The area that the user asks for.
 
     Parameters
     ----------
-    box : GeoBox
-        The grid, along the axes of its CRS.
-    given : mapping
-        Coordinates (y, x, CRS) to keep as they are.
+    place : tuple of float or GeoBox
+        West, south, east, north [m of EPSG:3857] in the map's own pixels, where east may lie past
+        180 degrees; or another grid.
+    coords : dict
+        Coordinates (y, x, CRS) to keep as they are; empty for those of the grid.
     chunks : tuple of tuple of int or None
         Sizes of chunks along y and x to follow [px].
     """
 
-    box: GeoBox
-    given: Mapping[Hashable, xr.DataArray] = field(default_factory=dict)
-    chunks: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-
-    def window(self, grid: TileGrid) -> Window:
-        """Pixels of the map under the grid."""
-        frame = Frame(grid, self.box)
-        height, width = self.box.shape
-        window = frame.native or frame.window((0, height), (0, width))
-        if window is None:
-            raise CHMv2Error(
-                "an area on the Earth between 85 degrees south and north",
-                f"{self.box.crs} coordinates {tuple(self.box.boundingbox)}",
-                "correct the CRS or the coordinates",
-            )
-        return window
+    place: tuple[float, float, float, float] | GeoBox
+    coords: dict[Hashable, xr.DataArray] = field(default_factory=dict)
+    chunks: tuple[tuple[int, ...], ...] | None = None
 
     def geobox(self, grid: TileGrid) -> GeoBox:
         """Grid of the result."""
-        return self.box
+        if isinstance(self.place, GeoBox):
+            return self.place
+        west, south, east, north = self.place
+        top, bottom = _whole((HALF - north) / grid.pixel, (HALF - south) / grid.pixel)
+        cols = _whole((west + HALF) / grid.pixel, (east + HALF) / grid.pixel)
+        window = Window((max(top, 0), min(bottom, grid.side)), cols)
+        return GeoBox(window.shape, grid.transform(window), CRS)
 
-    def coords(self, grid: TileGrid) -> dict[Hashable, xr.DataArray]:
-        """Coordinates of the result, those of the cube where it was given one."""
-        return dict(self.given or xr_coords(self.box))
+    def window(self, grid: TileGrid) -> Window:
+        """Pixels of the map under the area."""
+        return Frame(grid, self.geobox(grid)).whole()
 
 
-def resolve_area(
-    bbox: tuple[float, float, float, float] | None,
-    like: xr.DataArray | xr.Dataset | None,
-    geobox: GeoBox | None,
-) -> Area | GivenGrid:
-    """Take the area as the user gives it.
+def _whole(start: float, stop: float) -> tuple[int, int]:
+    """Whole pixels over a stretch; at least one."""
+    first = math.floor(start + _SNAP)
+    return first, max(math.ceil(stop - _SNAP), first + 1)
 
-    Parameters
-    ----------
-    bbox : tuple of float or None
-        West, south, east, north [degrees].
-    like : DataArray or Dataset or None
-        A cube on the wanted grid.
-    geobox : GeoBox or None
-        The wanted grid.
 
-    Returns
-    -------
-    Area or GivenGrid
-        What was given, validated.
-
-    Raises
-    ------
-    CHMv2Error
-        If not exactly one is given, or it is no area on the Earth.
-    """
-    given = [name for name, value in (("bbox", bbox), ("like", like), ("geobox", geobox))
-             if value is not None]  # fmt: skip
+def _resolve_area(bbox: Any, like: Any, geobox: Any) -> _Area:
+    """Validate the one of the three that is given."""
+    choices = {"bbox": bbox, "like": like, "geobox": geobox}
+    given = [name for name, value in choices.items() if value is not None]
     if len(given) != 1:
         raise CHMv2Error(
             "one of bbox, like and geobox",
@@ -367,15 +279,13 @@ def resolve_area(
         )
     if bbox is not None:
         return _from_bbox(bbox)
-    if like is not None:
-        return _from_cube(like)
-    return _from_geobox(geobox)
+    return _from_geobox(geobox) if like is None else _from_cube(like)
 
 
-def _from_bbox(bbox: Any) -> Area:
-    corners = tuple(bbox) if isinstance(bbox, tuple | list) or hasattr(bbox, "__iter__") else ()
+def _from_bbox(bbox: Any) -> _Area:
+    corners = tuple(bbox) if hasattr(bbox, "__iter__") else ()
     numbers = len(corners) == 4 and all(isinstance(v, Real) and math.isfinite(v) for v in corners)
-    if not numbers or not _on_earth(*corners):
+    if not numbers or not _on_map(*corners):
         raise CHMv2Error(
             "bbox=(west, south, east, north) in degrees, south below north, within 85.05 degrees "
             "of the equator and 180 of Greenwich (west above east: across 180 degrees)",
@@ -387,19 +297,16 @@ def _from_bbox(bbox: Any) -> Area:
     (left, right), (bottom, top) = project(
         [west, east], [max(south, -_LAST_LATITUDE), min(north, _LAST_LATITUDE)]
     )
-    return Area((left, bottom, right + 2 * HALF if west > east else right, top))
+    return _Area((left, bottom, right + 2 * HALF if west > east else right, top))
 
 
-def _on_earth(west: float, south: float, east: float, north: float) -> bool:
+def _on_map(west: float, south: float, east: float, north: float) -> bool:
     longitudes = -180 <= west <= 180 and -180 <= east <= 180 and west != east
-    return longitudes and -90 <= south < north <= 90 and _overlaps_map(south, north)
+    latitudes = -90 <= south < north <= 90
+    return longitudes and latitudes and south < _LAST_LATITUDE and north > -_LAST_LATITUDE
 
 
-def _overlaps_map(south: float, north: float) -> bool:
-    return south < _LAST_LATITUDE and north > -_LAST_LATITUDE
-
-
-def _from_cube(like: Any) -> GivenGrid:
+def _from_cube(like: Any) -> _Area:
     array = _spatial_array(like)
     grid = find_grid(array)
     if grid.crs is None:
@@ -409,18 +316,15 @@ def _from_cube(like: Any) -> GivenGrid:
             "write it: cube.rio.write_crs('EPSG:...')",
         )
     name = find_crs_coordinate(array.coords) or "spatial_ref"
-    coords: dict[Hashable, xr.DataArray] = dict(
-        xr_coords(grid.geobox, crs_coord_name=name, dims=grid.dims)
-    )
+    coords = dict(xr_coords(grid.geobox, crs_coord_name=name, dims=grid.dims))
     # Exactly the cube's own labels: recomputed ones may differ in their last bits.
     coords |= {dim: array[dim].reset_coords(drop=True) for dim in grid.dims if dim in array.coords}
     sizes = array.chunksizes
-    chunks = (sizes[grid.dims[0]], sizes[grid.dims[1]]) if sizes else None
-    return GivenGrid(grid.geobox, coords, chunks)
+    return _Area(grid.geobox, coords, tuple(sizes[dim] for dim in grid.dims) if sizes else None)
 
 
 def _spatial_array(like: Any) -> xr.DataArray:
-    """Pick the array that tells the grid: of a Dataset, the first variable with spatial dims."""
+    """Pick the array with the grid: of a Dataset, the first variable with spatial dims."""
     if isinstance(like, xr.DataArray):
         return like
     if isinstance(like, xr.Dataset):
@@ -434,18 +338,12 @@ def _spatial_array(like: Any) -> xr.DataArray:
     )
 
 
-def _from_geobox(geobox: Any) -> GivenGrid:
+def _from_geobox(geobox: Any) -> _Area:
     usable = isinstance(geobox, GeoBox) and geobox.crs is not None and geobox.axis_aligned
     if usable and all(geobox.shape):
-        return GivenGrid(geobox)
+        return _Area(geobox)
     raise CHMv2Error(
         "a GeoBox with a CRS, along its axes, of at least one pixel",
         f"geobox={geobox!r}",
         "for example odc.geo.geobox.GeoBox.from_bbox(bounds, crs='EPSG:32619', resolution=1)",
     )
-
-
-def _whole(start: float, stop: float) -> Span:
-    """Whole pixels over a stretch; at least one."""
-    first = math.floor(start + _SNAP)
-    return first, max(math.ceil(stop - _SNAP), first + 1)

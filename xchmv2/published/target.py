@@ -1,4 +1,4 @@
-"""The grid that heights of the published map are brought to."""
+"""The grid that heights and dates of the published map are resampled to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,71 +30,23 @@ _SIDE = 512
 _COARSEST = 4096
 #: GDAL may interpolate coordinates to this share of a pixel of the map.
 _TOLERANCE = 0.01
-# Half a pixel's area, less what float32 rounds away.
+#: Half a pixel's area, less what float32 rounds away.
 _HALF = 0.5 - 1e-4
-
-
-class Target(Protocol):
-    """Pixels of the grid the user wants."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) [px]."""
-        ...
-
-    @property
-    def block(self) -> int:
-        """Side of a chunk that suits [px]."""
-        ...
-
-    @property
-    def method(self) -> str:
-        """How the pixels came about, in words."""
-        ...
-
-    def heights(self, rows: Span, cols: Span) -> npt.NDArray[np.float32]:
-        """Canopy heights (h, w) [m], NaN where there is none."""
-        ...
-
-    def days(self, rows: Span, cols: Span) -> npt.NDArray[np.int32]:
-        """Acquisition dates (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known."""
-        ...
+#: The map's projection, cut open at Greenwich: for areas near 180 degrees.
+_CRS_AROUND_180 = "+proj=webmerc +lon_0=180 +datum=WGS84 +type=crs"
+#: Grids this near to the map's own, in pixels, are the map's own.
+_SAME = 1e-3
+_BOUNDARY_POINTS = 33
+#: Pixels of the map around a part of the target that its resampling may need.
+_MARGIN = 2
 
 
 @dataclass(frozen=True)
-class NativeTarget:
-    """The map's own pixels.
+class Target:
+    """Pixels of the grid that the user wants: the map's own, or resampled from them.
 
-    Parameters
-    ----------
-    reader : Reader
-        Reads the map.
-    window : Window
-        The area.
-    """
-
-    reader: Reader
-    window: Window
-    block: ClassVar[int] = BLOCK
-    method: ClassVar[str] = "pixels as published"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) [px]."""
-        return self.window.shape
-
-    def heights(self, rows: Span, cols: Span) -> npt.NDArray[np.float32]:
-        """Canopy heights (h, w) [m], NaN where there is none."""
-        return self.reader.heights(self.window.part(rows, cols))
-
-    def days(self, rows: Span, cols: Span) -> npt.NDArray[np.int32]:
-        """Acquisition dates (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known."""
-        return self.reader.days(self.window.part(rows, cols))
-
-
-@dataclass(frozen=True)
-class WarpedTarget:
-    """Another grid: area average of the map where it is coarser, bilinear where it is finer.
+    Resampling is the area average where the target is coarser than the map, bilinear where it is
+    finer, and the nearest pixel for dates.
 
     Parameters
     ----------
@@ -102,51 +54,57 @@ class WarpedTarget:
         Reads the map.
     frame : Frame
         How the grid lies on the map.
+
+    Raises
+    ------
+    CHMv2Error
+        If its pixels are too coarse to be averaged from the full map.
     """
 
     reader: Reader
     frame: Frame
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) [px]."""
-        height, width = self.frame.geobox.shape
-        return height, width
+    def __post_init__(self) -> None:
+        if self.frame.native is None and self.frame.ratio > _COARSEST:
+            raise CHMv2Error(
+                f"pixels of at most {_COARSEST} x {_COARSEST} of the map's",
+                f"pixels of {self.frame.ratio:.0f} x {self.frame.ratio:.0f}",
+                "open a finer grid and coarsen it: height.coarsen(y=10, x=10).mean()",
+            )
 
-    @property
-    def ratio(self) -> float:
-        """Side of a target pixel in pixels of the map."""
-        return self.frame.ratio
+    @cached_property
+    def _side(self) -> int:
+        """Side of the squares of the target that are resampled at a time [px]."""
+        return 1 << max(0, int(math.log2(_SIDE / max(self.frame.ratio, 1))))
 
     @property
     def block(self) -> int:
-        """Side of a chunk that suits [px]: whole squares over about 4096 pixels of the map."""
-        return self.side * max(1, int(BLOCK / max(self.ratio, 1) / self.side))
-
-    @property
-    def averages(self) -> bool:
-        """Whether target pixels are larger than those of the map."""
-        return self.ratio > 1
+        """Side of a chunk [px]: whole squares over about 4096 pixels of the map."""
+        if self.frame.native is not None:
+            return BLOCK
+        return self._side * max(1, int(BLOCK / max(self.frame.ratio, 1) / self._side))
 
     @property
     def method(self) -> str:
-        """How the pixels came about, in words."""
-        return f"resampled from the map's pixels: {'area average' if self.averages else 'bilinear'}"
-
-    @cached_property
-    def side(self) -> int:
-        """Side of the squares of the target that are resampled at a time [px]."""
-        return 1 << max(0, int(math.log2(_SIDE / max(self.ratio, 1))))
+        """How the pixels are derived, in words."""
+        if self.frame.native is not None:
+            return "pixels as published"
+        kind = "area average" if self.frame.ratio > 1 else "bilinear"
+        return f"resampled from the map's pixels: {kind}"
 
     def heights(self, rows: Span, cols: Span) -> npt.NDArray[np.float32]:
         """Canopy heights (h, w) [m], NaN where less than half of a pixel has one."""
+        if self.frame.native is not None:
+            return self.reader.heights(self.frame.native.part(rows, cols))
         found = np.full((rows[1] - rows[0], cols[1] - cols[0]), np.nan, np.float32)
         for square, target, wanted in self._squares(rows, cols):
             found[target] = self._heights(square)[wanted]
         return found
 
     def days(self, rows: Span, cols: Span) -> npt.NDArray[np.int32]:
-        """Acquisition date (h, w) [days since 1970] of the map's pixel nearest to each centre."""
+        """Acquisition dates (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known."""
+        if self.frame.native is not None:
+            return self.reader.days(self.frame.native.part(rows, cols))
         found = np.full((rows[1] - rows[0], cols[1] - cols[0]), UNKNOWN_DAY, np.int32)
         for square, target, wanted in self._squares(rows, cols):
             found[target] = self._days(square)[wanted]
@@ -155,10 +113,10 @@ class WarpedTarget:
     def _squares(
         self, rows: Span, cols: Span
     ) -> Iterator[tuple[Window, tuple[slice, slice], tuple[slice, slice]]]:
-        """Whole squares over a part: their pixels, where they go, what is wanted of them."""
+        """Whole squares over a part: their pixels, their place in it, and what it needs of them."""
         height, width = self.frame.geobox.shape
-        for row, to_row, of_row in _cut(rows, self.side, height):
-            for col, to_col, of_col in _cut(cols, self.side, width):
+        for row, to_row, of_row in _cut(rows, self._side, height):
+            for col, to_col, of_col in _cut(cols, self._side, width):
                 yield Window(row, col), (to_row, to_col), (of_row, of_col)
 
     def _heights(self, square: Window) -> npt.NDArray[np.float32]:
@@ -172,7 +130,7 @@ class WarpedTarget:
             return missing
         # Heights and validity are weighed alike, so what is missing never counts as 0 m.
         source = np.stack([np.where(valid, heights, 0), valid]).astype(np.float32)
-        kernel = Resampling.average if self.averages else Resampling.bilinear
+        kernel = Resampling.average if self.frame.ratio > 1 else Resampling.bilinear
         total, share = self._warp(source, window, square, kernel)
         return np.where(share >= _HALF, total / np.where(share > 0, share, 1), missing)
 
@@ -200,8 +158,8 @@ class WarpedTarget:
         geobox, frame = self.frame.geobox, self.frame
         count, height, width = source.shape
         options = {"driver": "GTiff", "count": count, "dtype": source.dtype, "nodata": nodata}
-        # A file in memory rather than an array: rasterio's arrays silence a warning by filters
-        # that all threads share, and so it comes up now and then all the same.
+        # A file in memory rather than an array: for arrays rasterio silences a warning by filters
+        # that all threads share, so that it appears now and then nevertheless.
         with MemoryFile() as memory:
             with memory.open(
                 **options,
@@ -214,7 +172,7 @@ class WarpedTarget:
                 memory.open() as file,
                 WarpedVRT(
                     file,
-                    src_crs=frame.crs,  # GeoTIFF cannot tell the one around 180 degrees
+                    src_crs=frame.crs,  # GeoTIFF cannot hold the one around 180 degrees
                     crs=geobox.crs.to_wkt(),
                     transform=geobox.affine * Affine.translation(square.cols[0], square.rows[0]),
                     height=square.shape[0],
@@ -230,7 +188,7 @@ class WarpedTarget:
 
 
 def _cut(span: Span, side: int, size: int) -> Iterator[tuple[Span, slice, slice]]:
-    """Cut an axis at multiples of a side; what goes where of each whole piece."""
+    """Cut an axis at multiples of a side: each piece, its place in the span, and its share."""
     start, stop = span
     for first in range(start // side * side, stop, side):
         last = min(first + side, size)
@@ -238,48 +196,9 @@ def _cut(span: Span, side: int, size: int) -> Iterator[tuple[Span, slice, slice]
         yield (first, last), slice(low - start, high - start), slice(low - first, high - first)
 
 
-def resolve_target(reader: Reader, geobox: GeoBox) -> Target:
-    """Choose how to fill a grid: by the map's own pixels where they are its pixels.
-
-    Parameters
-    ----------
-    reader : Reader
-        Reads the map.
-    geobox : GeoBox
-        The grid, along the axes of its CRS.
-
-    Returns
-    -------
-    Target
-        Nothing is read yet.
-
-    Raises
-    ------
-    CHMv2Error
-        If its pixels are too coarse to be averaged from the full map.
-    """
-    frame = Frame(reader.grid, geobox)
-    if frame.native is not None:
-        return NativeTarget(reader, frame.native)
-    if frame.ratio > _COARSEST:
-        raise CHMv2Error(
-            f"pixels of at most {_COARSEST} x {_COARSEST} of the map's",
-            f"pixels of {frame.ratio:.0f} x {frame.ratio:.0f}",
-            "open a finer grid and coarsen it: height.coarsen(y=10, x=10).mean()",
-        )
-    return WarpedTarget(reader, frame)
-
-
-#: The same projection, cut open at Greenwich: for areas near 180 degrees.
-_CRS_AROUND_180 = "+proj=webmerc +lon_0=180 +datum=WGS84 +type=crs"
-# Grids this near to the map's own, in pixels, are the map's own.
-_SAME = 1e-3
-_BOUNDARY_POINTS = 33
-
-
 @dataclass(frozen=True)
 class Frame:
-    """How a target grid lies on the map.
+    """How a target grid, along the axes of its CRS, lies on the map.
 
     Parameters
     ----------
@@ -292,75 +211,41 @@ class Frame:
     grid: TileGrid
     geobox: GeoBox
 
-    @cached_property
-    def around_180(self) -> bool:
-        """Whether the target is nearer to 180 degrees than to Greenwich."""
-        (height, width), affine = self.geobox.shape, self.geobox.affine
-        x, y = affine.c + affine.a * width / 2, affine.f + affine.e * height / 2
-        to_degrees = pyproj.Transformer.from_crs(self.geobox.crs.proj, "OGC:CRS84", always_xy=True)
-        longitude = to_degrees.transform(x, y)[0]
-        return math.isfinite(longitude) and abs((longitude + 180) % 360 - 180) > 90
+    def whole(self) -> Window:
+        """Pixels of the map under the whole target.
 
-    @property
-    def crs(self) -> str:
-        """The map's CRS, cut open far from the target."""
-        return _CRS_AROUND_180 if self.around_180 else CRS
-
-    @property
-    def start(self) -> int:
-        """Column of the map that lies at the western edge of ``crs``."""
-        return self.grid.side // 2 if self.around_180 else 0
-
-    @cached_property
-    def _project(self) -> pyproj.Transformer:
-        return pyproj.Transformer.from_crs(self.geobox.crs.proj, self.crs, always_xy=True)
-
-    def positions(
-        self, rows: npt.NDArray[np.float64], cols: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
-        """Rows and columns of the map, (2, n), at rows and columns (n,) of the target."""
-        affine = self.geobox.affine
-        east, north = self._project.transform(
-            affine.c + affine.a * cols, affine.f + affine.e * rows
-        )
-        return np.stack(
-            [(HALF - north) / self.grid.pixel, (east + HALF) / self.grid.pixel + self.start]
-        )
-
-    def _boundary(self, rows: Span, cols: Span) -> npt.NDArray[np.float64]:
-        """Positions (2, n) on the map of points around a part of the target."""
-        y, x = (np.linspace(*span, _BOUNDARY_POINTS) for span in (rows, cols))
-        ys = np.concatenate([np.repeat(rows, len(x)), np.tile(y, 2)])
-        xs = np.concatenate([np.tile(x, 2), np.repeat(cols, len(y))])
-        found = self.positions(ys, xs)
-        return found[:, np.isfinite(found).all(axis=0)]
-
-    def window(self, rows: Span, cols: Span, margin: int = 2) -> Window | None:
-        """Pixels of the map under a part of the target; None where it lies outside the map."""
-        points = self._boundary(rows, cols)
-        if not points.size:
-            return None
-        first, last = np.floor(points.min(axis=1)) - margin, np.ceil(points.max(axis=1)) + margin
-        top, bottom = max(int(first[0]), 0), min(int(last[0]), self.grid.side)
-        left = max(int(first[1]), self.start)
-        right = min(int(last[1]), self.start + self.grid.side)
-        return Window((top, bottom), (left, right)) if top < bottom and left < right else None
-
-    @cached_property
-    def ratio(self) -> float:
-        """Side of a target pixel in the middle of the target, in pixels of the map."""
-        row, col = (size // 2 for size in self.geobox.shape)
-        corner, below, beside = self.positions(
-            np.array([row, row + 1.0, row]), np.array([col, col, col + 1.0])
-        ).T
-        area = float(np.linalg.det(np.stack([below - corner, beside - corner])))
-        if not math.isfinite(area) or area == 0:
+        Raises
+        ------
+        CHMv2Error
+            If the target lies outside the map.
+        """
+        if self.native is not None:
+            return self.native
+        height, width = self.geobox.shape
+        window = self.window((0, height), (0, width))
+        if window is None or not math.isfinite(self.ratio) or self.ratio == 0:
             raise CHMv2Error(
                 "an area on the Earth between 85 degrees south and north",
                 f"{self.geobox.crs} coordinates {tuple(self.geobox.boundingbox)}",
                 "correct the CRS or the coordinates",
             )
-        return math.sqrt(abs(area))
+        return window
+
+    def window(self, rows: Span, cols: Span) -> Window | None:
+        """Pixels of the map under a part of the target; None where it lies outside the map."""
+        y, x = (np.linspace(*span, _BOUNDARY_POINTS) for span in (rows, cols))
+        points = self._positions(  # around the part
+            np.concatenate([np.repeat(rows, len(x)), np.tile(y, 2)]),
+            np.concatenate([np.tile(x, 2), np.repeat(cols, len(y))]),
+        )
+        points = points[:, np.isfinite(points).all(axis=0)]
+        if not points.size:
+            return None
+        first, last = np.floor(points.min(axis=1)) - _MARGIN, np.ceil(points.max(axis=1)) + _MARGIN
+        top, bottom = max(int(first[0]), 0), min(int(last[0]), self.grid.side)
+        left = max(int(first[1]), self.start)
+        right = min(int(last[1]), self.start + self.grid.side)
+        return Window((top, bottom), (left, right)) if top < bottom and left < right else None
 
     @cached_property
     def native(self) -> Window | None:
@@ -378,3 +263,47 @@ class Frame:
         first_row, first_col = round(top), round(left)
         window = Window((first_row, first_row + height), (first_col, first_col + width))
         return window if first_row >= 0 and window.rows[1] <= grid.side else None
+
+    @cached_property
+    def ratio(self) -> float:
+        """Side of a target pixel in the middle of the target, in pixels of the map."""
+        row, col = (size // 2 for size in self.geobox.shape)
+        corner, below, beside = self._positions(
+            np.array([row, row + 1.0, row]), np.array([col, col, col + 1.0])
+        ).T
+        return math.sqrt(abs(float(np.linalg.det(np.stack([below - corner, beside - corner])))))
+
+    @cached_property
+    def _around_180(self) -> bool:
+        """Whether the target is nearer to 180 degrees than to Greenwich."""
+        (height, width), affine = self.geobox.shape, self.geobox.affine
+        x, y = affine.c + affine.a * width / 2, affine.f + affine.e * height / 2
+        to_degrees = pyproj.Transformer.from_crs(self.geobox.crs.proj, "OGC:CRS84", always_xy=True)
+        longitude = to_degrees.transform(x, y)[0]
+        return math.isfinite(longitude) and abs((longitude + 180) % 360 - 180) > 90
+
+    @property
+    def crs(self) -> str:
+        """The map's CRS, cut open far from the target."""
+        return _CRS_AROUND_180 if self._around_180 else CRS
+
+    @property
+    def start(self) -> int:
+        """Column of the map that lies at the western edge of ``crs``."""
+        return self.grid.side // 2 if self._around_180 else 0
+
+    @cached_property
+    def _project(self) -> pyproj.Transformer:
+        return pyproj.Transformer.from_crs(self.geobox.crs.proj, self.crs, always_xy=True)
+
+    def _positions(
+        self, rows: npt.NDArray[np.float64], cols: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Rows and columns of the map, (2, n), at rows and columns (n,) of the target."""
+        affine = self.geobox.affine
+        east, north = self._project.transform(
+            affine.c + affine.a * cols, affine.f + affine.e * rows
+        )
+        return np.stack(
+            [(HALF - north) / self.grid.pixel, (east + HALF) / self.grid.pixel + self.start]
+        )

@@ -1,25 +1,36 @@
-"""Windows of the published map's tiles, their masks and acquisition dates."""
+"""Heights and acquisition dates of windows over the published map's tiles."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import mercantile
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import rasterio
+from affine import Affine
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.published.footprints import UNKNOWN_DAY, read_footprints
-from xchmv2.published.tiles import CRS, Mirror, TileGrid, TilePart, Window, tile_bounds, unreachable
+from xchmv2.published.tiles import CRS, Mirror, TileGrid, TilePart, Window, unreachable
 
-# Corners of a tile may be off by this share of a pixel.
+#: Requests at a time, while opening.
+CONNECTIONS = 16
+#: Corners of a tile may be off by this share of a pixel.
 _TOLERANCE = 0.01
+#: Date of an area without any.
+_NOMINAL = np.datetime64("2019-01-01", "ns")
+#: Footprints of more tiles than this are not read for the median date alone.
+_MOST_TILES = 25
+#: Side of the grid of points by which the dates of a tile are weighted.
+_SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -41,162 +52,79 @@ class Reader:
     tiles: tuple[str, ...]
 
     def heights(self, window: Window) -> npt.NDArray[np.float32]:
-        """Read canopy heights.
+        """Read canopy heights (h, w) [m].
 
-        Parameters
-        ----------
-        window : Window
-            Pixels (h, w) of the map.
-
-        Returns
-        -------
-        numpy.ndarray of float32
-            (h, w) [m]; NaN where no tile is, the file's mask or nodata value says so, or no
-            imagery was taken.
-
-        Raises
-        ------
-        CHMv2Error
-            If a tile or its footprints cannot be read.
+        They are NaN where no tile is, the file's mask or nodata value says so, or no imagery was
+        taken. Raises CHMv2Error if a tile or its footprints cannot be read.
         """
         found = np.full(window.shape, np.nan, np.float32)
-        for part in self._parts(window):
+        for part in self.parts(window):
             heights = self._read(part)
             footprints = read_footprints(self.mirror, part.quadkey)
             if footprints is not None:
-                heights[~footprints.burn(part)[0]] = np.nan
+                heights[~footprints.burn(part.transform, heights.shape)[0]] = np.nan
             found[part.target] = heights
         return found
 
     def days(self, window: Window) -> npt.NDArray[np.int32]:
-        """Look up acquisition dates; no heights are read.
+        """Look up acquisition dates (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known.
 
-        Parameters
-        ----------
-        window : Window
-            Pixels (h, w) of the map.
-
-        Returns
-        -------
-        numpy.ndarray of int32
-            (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known.
-
-        Raises
-        ------
-        CHMv2Error
-            If footprints cannot be read.
+        No heights are read. Raises CHMv2Error if footprints cannot be read.
         """
         found = np.full(window.shape, UNKNOWN_DAY, np.int32)
-        for part in self._parts(window):
+        for part in self.parts(window):
             footprints = read_footprints(self.mirror, part.quadkey)
             if footprints is not None:
-                found[part.target] = footprints.burn(part)[1]
+                found[part.target] = footprints.burn(part.transform, part.inside.shape)[1]
         return found
 
-    def _parts(self, window: Window) -> list[TilePart]:
+    def parts(self, window: Window) -> list[TilePart]:
+        """Where a window meets the tiles that exist."""
         return [part for part in self.grid.parts(window) if part.quadkey in self.tiles]
 
     def _read(self, part: TilePart) -> npt.NDArray[np.float32]:
         """One window of one file, NaN where its mask or its nodata value says so."""
         (top, bottom), (left, right) = part.inside.rows, part.inside.cols
         window = RasterWindow(left, top, right - left, bottom - top)
-        address = self.mirror.raster(part.quadkey)
-        try:
-            with rasterio.Env(**self.mirror.gdal_options), rasterio.open(address) as file:
-                _validate_tile(file, part.quadkey, self.grid.size)
-                values = file.read(1, window=window)
-                valid = file.dataset_mask(window=window) > 0
-                nodata = file.nodata
-        except RasterioError as error:
-            raise unreachable(address, error) from error
-        if nodata is not None:  # GDAL forgets it where there is a mask band
-            valid &= values != nodata
+        with _open_tile(self.mirror, part.quadkey, self.grid.size) as file:
+            values = file.read(1, window=window)
+            valid = file.dataset_mask(window=window) > 0
+            if file.nodata is not None:  # GDAL forgets it where there is a mask band
+                valid &= values != file.nodata
         return np.where(valid, values, np.nan).astype(np.float32)
 
 
 def tile_size(mirror: Mirror, quadkey: str) -> int:
-    """Read the side of the map's tiles [px] from the header of one.
+    """Read the side of the map's tiles [px] from the header of one that exists."""
+    with _open_tile(mirror, quadkey) as file:
+        return int(file.width)
 
-    Parameters
-    ----------
-    mirror : Mirror
-        Where the map lies.
-    quadkey : str
-        A tile that exists.
 
-    Returns
-    -------
-    int
-        32768 in the published map.
-
-    Raises
-    ------
-    CHMv2Error
-        If the tile cannot be read or is not laid out as the published map is.
-    """
+@contextmanager
+def _open_tile(mirror: Mirror, quadkey: str, size: int | None = None) -> Iterator[Any]:
+    """Open a tile that fills its quadkey: pixels of another would land in the wrong place."""
     address = mirror.raster(quadkey)
     try:
         with rasterio.Env(**mirror.gdal_options), rasterio.open(address) as file:
-            _validate_tile(file, quadkey, file.width)
-            return int(file.width)
+            size = size or file.width
+            bounds = mercantile.xy_bounds(mercantile.quadkey_to_tile(quadkey))
+            placed = np.allclose(file.bounds, bounds, rtol=0, atol=_TOLERANCE * file.transform.a)
+            if file.crs != CRS or not placed or file.shape != (size, size):
+                raise CHMv2Error(
+                    f"a tile of {size} x {size} px that fills its quadkey in {CRS}",
+                    f"{file.width} x {file.height} px in {file.crs} over {tuple(file.bounds)} "
+                    f"at {address}",
+                    "pass base_url= of a copy with the published map's layout",
+                )
+            yield file
     except RasterioError as error:
         raise unreachable(address, error) from error
 
 
-def _validate_tile(file: Any, quadkey: str, size: int) -> None:
-    """Refuse a file that does not fill its quadkey: its pixels would land in the wrong place."""
-    tolerance = _TOLERANCE * (file.transform.a or 1)
-    placed = all(
-        math.isclose(found, wanted, rel_tol=0, abs_tol=tolerance)
-        for found, wanted in zip(file.bounds, tile_bounds(quadkey), strict=True)
-    )
-    if file.crs is not None and file.crs == CRS and placed and file.shape == (size, size):
-        return
-    raise CHMv2Error(
-        f"a tile of {size} x {size} px that fills its quadkey in {CRS}",
-        f"{file.width} x {file.height} px in {file.crs} over {tuple(file.bounds)} at {file.name}",
-        "pass base_url= of a copy with the published map's layout",
-    )
-
-
-#: The middle of the years most of the imagery is from; for areas without any date.
-_NOMINAL = np.datetime64("2019-01-01", "D")
-#: Footprints are read for so many tiles without being asked; each may take megabytes.
-_MOST_TILES = 25
-_CONNECTIONS = 8
-#: Dates are looked up at so many by so many places of a tile.
-_SAMPLES = 512
-
-
-@dataclass(frozen=True)
-class TimeLabel:
-    """A date for the heights of an area.
-
-    Parameters
-    ----------
-    time : numpy.datetime64
-        The date, in nanoseconds.
-    meaning : str
-        What it is.
-    coverage : tuple of str or None
-        Earliest and latest acquisition in the area, as ISO dates, where they were looked up.
-    """
-
-    time: np.datetime64
-    meaning: str
-    coverage: tuple[str, str] | None = None
-
-    @property
-    def attrs(self) -> dict[str, str]:
-        """Attributes that tell when the area was imaged (ACDD)."""
-        if self.coverage is None:
-            return {}
-        first, last = self.coverage
-        return {"time_coverage_start": first, "time_coverage_end": last}
-
-
-def resolve_time(time: Any, reader: Reader, window: Window) -> TimeLabel:
-    """Take the user's date, or look up the median acquisition date of an area.
+def resolve_time(
+    time: Any, reader: Reader, window: Window
+) -> tuple[np.datetime64, str, dict[str, str]]:
+    """Validate the user's date, or look up the median acquisition date of an area.
 
     Parameters
     ----------
@@ -209,8 +137,12 @@ def resolve_time(time: Any, reader: Reader, window: Window) -> TimeLabel:
 
     Returns
     -------
-    TimeLabel
-        The median is weighted by area; where nothing is dated it is 2019-01-01.
+    time : numpy.datetime64
+        The median, by which half of the area had been imaged; 2019-01-01 where nothing is dated.
+    meaning : str
+        Its description.
+    coverage : dict
+        Attributes (ACDD) with the earliest and latest date in the area, where they are known.
 
     Raises
     ------
@@ -218,22 +150,29 @@ def resolve_time(time: Any, reader: Reader, window: Window) -> TimeLabel:
         If ``time`` is no date, too many footprints would have to be read, or they cannot be.
     """
     if time is not None:
-        return TimeLabel(_validate_time(time), "date given for the whole map")
-    parts = [part for part in reader.grid.parts(window) if part.quadkey in reader.tiles]
+        return _validate_time(time), "date given for the whole map", {}
+    parts = reader.parts(window)
     if len(parts) > _MOST_TILES:
         raise CHMv2Error(
             f"at most {_MOST_TILES} tiles, to look up the median acquisition date in",
             f"{len(parts)}",
             "give a date: open_published(..., time='2019-07-01')",
         )
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        found = list(pool.map(lambda part: _dated_areas(reader, part), parts))
-    days = np.concatenate([days for days, _ in found])
-    areas = np.concatenate([areas for _, areas in found])
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        sampled = list(pool.map(lambda part: _sample_days(reader, part), parts))
+    days = np.concatenate([found[0] for found in sampled])
     if not days.size:
-        label = "nominal date: the imagery in this area has no acquisition dates"
-        return TimeLabel(_NOMINAL.astype("datetime64[ns]"), label)
-    return _median(days, areas)
+        return _NOMINAL, "nominal date: the imagery in this area has no acquisition dates", {}
+    order = np.argsort(days, kind="stable")
+    grown = np.cumsum(np.concatenate([found[1] for found in sampled])[order])
+    dates = days[order].astype("datetime64[D]")
+    median = dates[np.searchsorted(grown, grown[-1] / 2)].astype("datetime64[ns]")
+    first, last = str(dates[0]), str(dates[-1])
+    return (
+        median,
+        "median acquisition date of the imagery in this area",
+        {"time_coverage_start": first, "time_coverage_end": last},
+    )
 
 
 def _validate_time(time: Any) -> np.datetime64:
@@ -250,23 +189,16 @@ def _validate_time(time: Any) -> np.datetime64:
         ) from error
 
 
-def _dated_areas(
+def _sample_days(
     reader: Reader, part: TilePart
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     """Dates in a part of a tile, and the area of each there [px of the map], by sampling."""
     footprints = read_footprints(reader.mirror, part.quadkey)
     if footprints is None:
         return np.empty(0, np.int32), np.empty(0)
-    sampled = footprints.burn(part.coarsened(_SAMPLES))[1]
+    rows, cols = part.inside.shape
+    height, width = min(rows, _SAMPLES), min(cols, _SAMPLES)
+    coarse = part.transform * Affine.scale(cols / width, rows / height)
+    sampled = footprints.burn(coarse, (height, width))[1]
     days, counts = np.unique(sampled[sampled != UNKNOWN_DAY], return_counts=True)
-    return days, counts * (np.prod(part.inside.shape) / sampled.size)
-
-
-def _median(days: npt.NDArray[np.int32], areas: npt.NDArray[np.float64]) -> TimeLabel:
-    """Find the date by which half of the area had been imaged."""
-    order = np.argsort(days, kind="stable")
-    grown = np.cumsum(areas[order])
-    middle = int(days[order][np.searchsorted(grown, grown[-1] / 2)])
-    first, last = (str(np.datetime64(int(day), "D")) for day in (days.min(), days.max()))
-    time = np.datetime64(middle, "D").astype("datetime64[ns]")
-    return TimeLabel(time, "median acquisition date of the imagery in this area", (first, last))
+    return days, counts.astype(np.float64) * (rows * cols / sampled.size)

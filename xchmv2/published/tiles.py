@@ -1,4 +1,4 @@
-"""Tiles of the published map: where they lie, and where their files are."""
+"""The published map's tiles: its pixel grid, and the addresses of its files."""
 
 from __future__ import annotations
 
@@ -14,36 +14,24 @@ from urllib.parse import unquote, urlsplit
 
 import mercantile
 from affine import Affine
-from odc.geo.geobox import GeoBox
 
 from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 
-#: Zoom level whose tiles the files are.
-ZOOM = 10
-#: Tiles along each axis of the Mercator square.
-TILES: int = 2**ZOOM
+CRS = "EPSG:3857"
 #: Half the side of the Mercator square [m of EPSG:3857].
 HALF = 20037508.342789244
-#: Side of a tile [m of EPSG:3857].
-TILE_SIDE: float = 2 * HALF / TILES
-CRS = "EPSG:3857"
+#: The files are the tiles of this zoom level, and so many along each axis of the square.
+_ZOOM = 10
+_TILES: int = 2**_ZOOM
 
 #: (start, stop) along one axis [px].
 Span = tuple[int, int]
-#: (left, bottom, right, top) [m of EPSG:3857].
-Bounds = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Pixels ``[start, stop)`` of the whole map.
-
-    Parameters
-    ----------
-    rows, cols : tuple of int
-        Rows from the north, columns from 180 degrees west [px].
-    """
+    """Rows from the north and columns from 180 degrees west of the whole map [px]."""
 
     rows: Span
     cols: Span
@@ -80,70 +68,38 @@ class TilePart:
     target: tuple[slice, slice]
     transform: Affine
 
-    @property
-    def bounds(self) -> Bounds:
-        """Extent in EPSG:3857 [m]."""
-        height, width = self.inside.shape
-        left, top, pixel = self.transform.c, self.transform.f, self.transform.a
-        return left, top - height * pixel, left + width * pixel, top
-
-    def coarsened(self, side: int) -> TilePart:
-        """Cover the same ground by at most ``side`` x ``side`` pixels."""
-        height, width = (max(1, min(size, side)) for size in self.inside.shape)
-        rows, cols = self.inside.shape
-        scale = Affine.scale(cols / width, rows / height)
-        return TilePart(
-            self.quadkey,
-            Window((0, height), (0, width)),
-            (slice(0, height), slice(0, width)),
-            self.transform * scale,
-        )
-
 
 @dataclass(frozen=True)
 class TileGrid:
-    """The pixel grid of the map.
-
-    Parameters
-    ----------
-    size : int
-        Side of a tile [px]; 32768 in the published map.
-    """
+    """The pixel grid of the map, of tiles of ``size`` px a side; 32768 in the published map."""
 
     size: int
 
     @property
     def pixel(self) -> float:
         """Side of a pixel [m of EPSG:3857]."""
-        return TILE_SIDE / self.size
+        return 2 * HALF / self.side
 
     @property
     def side(self) -> int:
         """Side of the Mercator square [px]."""
-        return TILES * self.size
+        return _TILES * self.size
 
     def transform(self, window: Window, start: int = 0) -> Affine:
         """From pixels of a window to metres; column ``start`` lies at the western edge -HALF."""
         left = (window.cols[0] - start) * self.pixel - HALF
         return Affine(self.pixel, 0.0, left, 0.0, -self.pixel, HALF - window.rows[0] * self.pixel)
 
-    def geobox(self, window: Window) -> GeoBox:
-        """Give the window in odc-geo's terms; x goes on past 180 degrees east."""
-        return GeoBox(window.shape, self.transform(window), CRS)
-
     def parts(self, window: Window) -> Iterator[TilePart]:
         """Split a window into the tiles it touches, from the north-west."""
         for y, inside_rows, target_rows in self._along(window.rows):
             for x, inside_cols, target_cols in self._along(window.cols):
-                tile = mercantile.Tile(x % TILES, y, ZOOM)
                 inside = Window(inside_rows, inside_cols)
-                origin = Window((y * self.size, 0), (x % TILES * self.size, 0))
-                yield TilePart(
-                    mercantile.quadkey(tile),
-                    inside,
-                    (target_rows, target_cols),
-                    self.transform(origin.part(inside_rows, inside_cols)),
-                )
+                tile = mercantile.Tile(x % _TILES, y, _ZOOM)
+                origin = Window((tile.y * self.size, 0), (tile.x * self.size, 0))
+                transform = self.transform(origin.part(inside_rows, inside_cols))
+                target = target_rows, target_cols
+                yield TilePart(mercantile.quadkey(tile), inside, target, transform)
 
     def count(self, window: Window) -> int:
         """How many tiles a window touches."""
@@ -160,13 +116,6 @@ class TileGrid:
             last = min(stop, (index + 1) * self.size)
             inside = first - index * self.size, last - index * self.size
             yield index, inside, slice(first - start, last - start)
-
-
-def tile_bounds(quadkey: str) -> Bounds:
-    """Extent of a tile in EPSG:3857 [m]."""
-    tile = mercantile.quadkey_to_tile(quadkey)
-    left, top = tile.x * TILE_SIDE - HALF, HALF - tile.y * TILE_SIDE
-    return left, top - TILE_SIDE, left + TILE_SIDE, top
 
 
 #: Public address of the map.
@@ -205,23 +154,10 @@ class Mirror:
 
     @classmethod
     def at(cls, base_url: str | os.PathLike[str]) -> Mirror:
-        """Take an address as the user gives it.
+        """Read the user's folder, or http://, https://, file:// or s3:// address.
 
-        Parameters
-        ----------
-        base_url : str or path
-            Folder, or http://, https://, file:// or s3:// address; buckets are read over HTTPS,
-            without credentials.
-
-        Returns
-        -------
-        Mirror
-            Not looked at yet, unless it is a folder.
-
-        Raises
-        ------
-        CHMv2Error
-            If the folder does not exist or the kind of address is unknown.
+        Buckets are read over HTTPS, without credentials. Raises CHMv2Error if the folder does not
+        exist or the kind of address is unknown.
         """
         text = os.fspath(base_url).rstrip("/")
         parts = urlsplit(text)
@@ -267,13 +203,13 @@ class Mirror:
         return f"{self.base}/metadata/{quadkey}.geojson"
 
     def exists(self, address: str) -> bool:
-        """Whether there is such a file; raises CHMv2Error where that cannot be told."""
+        """Whether a file exists; raises CHMv2Error where that cannot be determined."""
         if self.remote:
             return _ask(address, "HEAD") is not None
         return Path(address).is_file()
 
     def read(self, address: str) -> bytes | None:
-        """Read a whole file; None if there is none, CHMv2Error where that cannot be told."""
+        """Read a whole file; None if there is none, CHMv2Error if it cannot be reached."""
         if self.remote:
             return _ask(address, "GET")
         path = Path(address)
@@ -304,8 +240,8 @@ def _ask(url: str, method: str) -> bytes | None:
 
 
 def unreachable(address: str, error: Exception) -> CHMv2Error:
-    """Say which file could not be read, and why."""
-    # Of GDAL's errors the first in the chain says what happened.
+    """Error that names the file that could not be read, and the reason."""
+    # Of GDAL's errors the first in the chain names the cause.
     reason = getattr(error, "reason", None) or error.__cause__ or error
     status = f"HTTP status {error.code}, " if isinstance(error, urllib.error.HTTPError) else ""
     return CHMv2Error(

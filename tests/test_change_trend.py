@@ -135,5 +135,5 @@ def test_bad_input():
         trend(heights, 1)
     with pytest.raises(CHMv2Error, match="a confidence between 0 and 1, found 95"):
         trend(heights, confidence=95)
-    with pytest.raises(CHMv2Error, match="heights as numbers, found bool"):
+    with pytest.raises(CHMv2Error, match="canopy heights, found a mask"):
         trend(heights > 3)

@@ -60,8 +60,16 @@ SIZE = (1.6, 0.56)
 
 
 def read_imports() -> dict[str, set[str]]:
-    """Which room imports which, without those that every room may import."""
+    """Which room imports which, without those that every room may import.
+
+    Raises
+    ------
+    ValueError
+        If imports form a circle or point up.
+    """
     rooms = structure.read_rooms(structure.read_modules())
+    if wrong := structure.find_circle(rooms) or structure.upward_arrows(rooms):
+        raise ValueError(f"these imports do not point down: {wrong}")
     return {room: rooms[room] - EVERYWHERE for room in rooms.keys() - EVERYWHERE}
 
 
@@ -71,14 +79,11 @@ def arrows(imports: Mapping[str, set[str]]) -> set[tuple[str, str]]:
     Raises
     ------
     ValueError
-        If a room has no column, or imports form a circle or point up.
+        If a room has no column.
     """
     unplaced = set(imports) ^ set(ROOMS)
     if unplaced:
         raise ValueError(f"give these rooms a column, or remove it: {sorted(unplaced)}")
-    wrong = structure.find_circle(imports) or structure.upward_arrows(imports)
-    if wrong:
-        raise ValueError(f"these imports do not point down: {wrong}")
     return {
         (room, below)
         for room, rooms in imports.items()

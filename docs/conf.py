@@ -36,14 +36,14 @@ myst_heading_anchors = 3
 
 
 os.environ.pop("MPLBACKEND", None)  # a kernel draws into its notebook
-# A notebook that did not change is not run again; XCHMV2_DOCS_EXECUTE=off shows all as they are.
+# An unchanged notebook does not run again; XCHMV2_DOCS_EXECUTE=off runs none.
 nb_execution_mode = os.environ.get("XCHMV2_DOCS_EXECUTE", "cache")
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
-# Interactive maps come as HTML too, beside what only holoviews' own front end knows.
+# Interactive maps have an HTML form besides the one of holoviews' own front end.
 suppress_warnings = ["mystnb.unknown_mime_type"]
-# Bars mean nothing once they are full.
+# Progress bars of finished cells carry no information.
 nb_output_stderr = "remove"
 
 autosummary_generate = True
@@ -69,7 +69,7 @@ html_show_sourcelink = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-# Sphinx reads what lies below docs/ alone; notebooks lie beside it, where people look for them.
+# Sphinx reads only docs/, while users look for notebooks at the top of the repository.
 _NOTEBOOKS = HERE / "notebooks"
 _NOTEBOOKS.mkdir(exist_ok=True)
 for _path in sorted((HERE.parent / "notebooks").glob("*.ipynb")):

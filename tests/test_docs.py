@@ -99,8 +99,8 @@ def figure_script(name):
 def test_imports_point_one_way_as_the_figure_shows():
     script = figure_script("make_architecture_figure")
     drawn = script.arrows(script.read_imports())
-    assert {("accessor", "predict"), ("_dask", "inference"), ("imagery", "tiling")} <= drawn
-    assert not {below for above, below in drawn if above in ("model", "tiling")}
+    assert {("store", "predict"), ("predict", "inference"), ("imagery", "raster")} <= drawn
+    assert not {below for above, below in drawn if above in ("model", "raster")}
 
 
 def test_figures_that_pages_show_are_there():

@@ -16,6 +16,7 @@ import xarray as xr
 from pystac.utils import make_absolute_href
 
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster.labels import LARGEST_OFF_NADIR, LOWEST_SUN
 
 _FIX = (
     "pass items, an ItemCollection, a static catalogue, a pystac-client search, or the path or "
@@ -260,9 +261,6 @@ def _described(items: object) -> str:
 def _not_stac(items: object) -> CHMv2Error:
     return CHMv2Error("STAC items", f"{type(items).__name__} {str(items)[:60]!r}", _FIX)
 
-
-#: The published evaluation uses imagery within these limits only [degrees] (arXiv:2603.06382).
-LOWEST_SUN, LARGEST_OFF_NADIR = 45.0, 25.0
 
 #: Joins what several items of one date say.
 SEPARATOR = ";"

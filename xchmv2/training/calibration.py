@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ import xarray as xr
 from scipy import optimize
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.raster import Grid, find_grid
-from xchmv2.training.pairs import align_reference
+from xchmv2.raster import find_grid
+from xchmv2.validation.matching import place_reference
 
 #: Fewest reference heights that a line is fitted to.
 _FEWEST = 10
@@ -180,30 +179,19 @@ def _matched(
             "choose one: height.isel(time=0)",
         )
     layers = [array.transpose(*grid.dims) for array in (height, spread) if array is not None]
-    known, picked = _under_raster(layers, grid, reference)
+    heights, where = place_reference(reference, grid)
+    picked = [array.isel(where) for array in layers]
     # Together: height and spread come out of one run of the network.
     predicted, *deviation = dask.compute(*(array.data for array in picked))
-    usable = np.isfinite(known) & np.isfinite(predicted)
+    usable = np.isfinite(heights) & np.isfinite(predicted)
     if usable.sum() < _FEWEST or np.ptp(predicted[usable]) == 0:
         raise ImageryError(
             f"at least {_FEWEST} reference heights on predicted ones that differ",
             f"{int(usable.sum())}",
             "give more reference heights inside the predicted area, in its CRS",
         )
-    found = [array[usable].astype(np.float64) for array in (known, predicted, *deviation)]
+    found = [array[usable].astype(np.float64) for array in (heights, predicted, *deviation)]
     return found[0], found[1], found[2] if deviation else None
-
-
-def _under_raster(
-    layers: Sequence[xr.DataArray], grid: Grid, reference: xr.DataArray
-) -> tuple[npt.NDArray[np.float32], list[xr.DataArray]]:
-    """Cut the part of the layers that has reference heights."""
-    known = align_reference(reference, grid, like=layers[0])
-    where = tuple(
-        slice(int(found.min()), int(found.max()) + 1) if found.size else slice(0, 0)
-        for found in (np.flatnonzero(np.isfinite(known).any(axis=axis)) for axis in (1, 0))
-    )
-    return known[where], [array.isel(dict(zip(grid.dims, where, strict=True))) for array in layers]
 
 
 def _fit(predicted: npt.NDArray[Any], known: npt.NDArray[Any]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Bias correction on a raster of reference heights: two numbers, no GPU."""
+"""Bias correction of heights by a line fitted to a raster of reference heights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAD_TO_SIGMA = 1.4826
 
 @dataclass(frozen=True)
 class Calibration:
-    """A line from predicted to reference heights, and how honest the stated spread is.
+    """A line from predicted to reference heights, and the calibration of the predicted spread.
 
     Parameters
     ----------
@@ -37,12 +37,12 @@ class Calibration:
     count : int
         Reference heights used.
     mae_before, mae_after : float
-        Mean absolute error on them, as predicted and corrected [m].
+        Mean absolute error on them before and after the correction [m].
     coverage : float
-        Share of reference heights within one ``bin_spread`` of the corrected height; of a normal
-        distribution's standard deviation it would be 0.683. NaN without ``bin_spread``.
+        Share of reference heights within one ``bin_spread`` of the corrected height; 0.683 if that
+        is one standard deviation of a normal distribution. NaN without ``bin_spread``.
     spread_factor : float
-        What ``bin_spread`` must be multiplied by for that share to be right; NaN without it.
+        Factor by which ``bin_spread`` becomes one standard deviation; NaN without it.
     """
 
     slope: float
@@ -54,7 +54,7 @@ class Calibration:
     spread_factor: float
 
     def apply(self, height: xr.DataArray) -> xr.DataArray:
-        """Correct heights; lazy where they are.
+        """Correct heights, lazily where they are lazy.
 
         Parameters
         ----------
@@ -93,17 +93,17 @@ def calibrate(
     -------
     corrected : DataArray or Dataset
         Lazy where the heights are, with the correction in attrs; ``bin_spread`` is multiplied by
-        the factor that makes it one standard deviation.
+        ``spread_factor``.
     calibration : Calibration
-        The correction and what it achieved.
+        The correction and the errors before and after it.
 
     Raises
     ------
     ImageryError
         If the reference is points instead of a raster, fewer than 10 reference heights fall on
-        predicted ones, or they do not vary.
+        predicted ones, or the latter do not vary.
     CHMv2Error
-        If reference heights lie outside 0 to 120 m.
+        If reference heights lie outside 0 to 120 m, or only one of heights and reference has a CRS.
 
     Notes
     -----
@@ -181,7 +181,7 @@ def _matched(
     layers = [array.transpose(*grid.dims) for array in (height, spread) if array is not None]
     heights, where = place_reference(reference, grid)
     picked = [array.isel(where) for array in layers]
-    # Together: height and spread come out of one run of the network.
+    # Together, because one run of the network gives height and spread.
     predicted, *deviation = dask.compute(*(array.data for array in picked))
     usable = np.isfinite(heights) & np.isfinite(predicted)
     if usable.sum() < _FEWEST or np.ptp(predicted[usable]) == 0:

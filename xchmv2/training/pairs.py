@@ -1,4 +1,4 @@
-"""Pairs of imagery and reference heights on one grid, and the crops drawn from them."""
+"""Pairs of imagery and reference heights on one grid, and the training crops drawn from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xchmv2.validation.matching import place_reference
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One image and the heights that belong to it.
+    """One image and its reference heights on the same pixels.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ class Pair:
     valid : numpy.ndarray of bool
         (H, W) pixels that hold imagery.
     height : numpy.ndarray
-        (H, W) float32 reference heights [m], NaN where there is none or no imagery.
+        (H, W) float32 reference heights [m], NaN where there is none or the imagery is invalid.
     grid : Grid, optional
-        Where the pixels lie; two pairs of the same ground are told by it.
+        Grid of the pixels, by which two pairs of the same ground are recognised.
     """
 
     image: npt.NDArray[np.float32]
@@ -63,7 +63,7 @@ def read_pair(
     Returns
     -------
     Pair
-        In memory: chunked input is computed.
+        In memory; chunked input is computed.
 
     Raises
     ------
@@ -123,8 +123,8 @@ def _scaled(values: npt.NDArray[Any], ranges: Sequence[tuple[float, float]]) -> 
     return np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
 
 
-#: Edges of the height classes that crops are drawn from alike [m].
-CLASS_EDGES = (1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 35.0)
+#: Edges of the height classes that crops are drawn by [m].
+_CLASS_EDGES = (1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 35.0)
 #: Least share of a crop's pixels that must have a reference height.
 _LEAST_COVER = 0.5
 # Candidate crops start at every eighth of a tile.
@@ -179,7 +179,7 @@ class CropSampler:
         count : int
             Number of crops.
         rng : numpy.random.Generator
-            Source of randomness.
+            Random number generator.
 
         Returns
         -------
@@ -281,7 +281,7 @@ def _blocks(pairs: Sequence[Pair], index: int, tile: int) -> list[Crop]:
 def _seen_from(
     pair: Pair, other: Pair, crop: Crop, tile: int
 ) -> tuple[float, float, float, float] | None:
-    """Rows and columns that a block of another pair covers in this one, which may be the same."""
+    """Rows and columns of a pair that a block of another pair, or of the same, covers."""
     spans: list[tuple[float, float]] = [
         (crop.top, crop.top + tile),
         (crop.left, crop.left + tile),
@@ -299,10 +299,10 @@ def _seen_from(
 def _candidates(
     index: int, pair: Pair, tile: int, blocked: list[tuple[float, float, float, float]]
 ) -> tuple[list[Crop], npt.NDArray[np.float64]]:
-    """Crops off the blocked areas, and how many pixels of each height class they hold."""
+    """Crops outside the held-out areas, and their pixel counts by height class."""
     rows, cols = pair.height.shape
     if min(rows, cols) < tile:
-        return [], np.zeros((0, len(CLASS_EDGES) + 1))
+        return [], np.zeros((0, len(_CLASS_EDGES) + 1))
     step = max(1, tile // _STEPS_PER_TILE)
     top, left = (
         grid.ravel()
@@ -313,12 +313,12 @@ def _candidates(
     free = np.ones(top.size, bool)
     for first, last, near, far in blocked:
         free &= (top + tile <= first) | (top >= last) | (left + tile <= near) | (left >= far)
-    label = np.digitize(pair.height, CLASS_EDGES)  # NaN goes to the last class, masked below
+    label = np.digitize(pair.height, _CLASS_EDGES)  # NaN goes to the last class, masked below
     known = np.isfinite(pair.height)
     counts = np.stack(
         [
             _window_sum(_integral((label == k) & known), top, left, tile)
-            for k in range(len(CLASS_EDGES) + 1)
+            for k in range(len(_CLASS_EDGES) + 1)
         ],
         axis=1,
     )
@@ -328,10 +328,10 @@ def _candidates(
 
 
 def _by_class(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Probability of each crop, if a height class is drawn first, then a crop that holds it.
+    """Probability of each crop, if a height class is drawn first, then a crop with that class.
 
-    Classes are drawn with the square root of their share: rare tall trees come up far more often
-    than their area, and do not fill the training either.
+    Classes are drawn by the square root of their share, so that rare tall trees are drawn more
+    often than by area, without dominating the training.
     """
     totals = counts.sum(axis=0)
     share = np.sqrt(totals / totals.sum())

@@ -339,7 +339,7 @@ def test_unreadable_files_are_counted(tmp_path):
     ]
     (tmp_path / "1.tif").unlink()
     (tmp_path / "3.tif").write_bytes(b"no image")
-    with pytest.raises(ImageryError, match="on_error='nodata' goes on"):
+    with pytest.raises(ImageryError, match="on_error='nodata' leaves out files"):
         xchmv2.load(items)
     cube = xchmv2.load(items, resolution=None, on_error="nodata")
     np.testing.assert_array_equal(cube.unreadable_assets, [1, 0, 1])

@@ -106,7 +106,12 @@ def _write_blocks(cube: Cube, path: Path, *, show: bool) -> Written:
             path, "w", count=len(arrays), height=height, width=width, **_PLAIN, **place
         ) as raster,
     ):
-        _describe(raster, cube)
+        for band, (name, variable) in enumerate(cube.dataset.data_vars.items(), 1):
+            raster.set_band_description(band, str(name))
+            if "units" in variable.attrs:
+                raster.set_band_unit(band, variable.attrs["units"])
+            kept = {str(k): str(v) for k, v in variable.attrs.items() if k != "grid_mapping"}
+            raster.update_tags(band, **kept)
 
         def write(rows: slice, cols: slice, parts: Sequence[npt.NDArray[Any]]) -> int:
             """Write one block of each band; GDAL allows one at a time."""
@@ -120,13 +125,3 @@ def _write_blocks(cube: Cube, path: Path, *, show: bool) -> Written:
         name = f"chmv2-raster-{path.parent.name}"
         run_sinks(arrays, sinks, name=name, done=lambda _, pixels: bar.add(pixels))
     return Written(len(blocks), 0, bar.pixels, bar.seconds)
-
-
-def _describe(raster: Any, cube: Cube) -> None:
-    """Name the bands, and keep the attributes that tell how they were computed."""
-    for band, (name, variable) in enumerate(cube.dataset.data_vars.items(), 1):
-        raster.set_band_description(band, str(name))
-        if "units" in variable.attrs:
-            raster.set_band_unit(band, variable.attrs["units"])
-        kept = {str(k): str(v) for k, v in variable.attrs.items() if k != "grid_mapping"}
-        raster.update_tags(band, **kept)

@@ -34,10 +34,7 @@ _TOKENS: set[str] = set()
 
 
 class WriterLock:
-    """A context in which only this process writes to a store, which need not exist yet.
-
-    Entering raises a StoreError if another writer is active.
-    """
+    """A context in which only this process writes; a StoreError refuses to enter a second one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

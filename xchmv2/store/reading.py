@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +47,15 @@ def open_zarr(
     """
     source = resolve_store(store, storage_options, read_only=True)
     manifest = _find(source)
-    _warn_if_incomplete(source, manifest)
+    total = len(manifest.dates) * math.prod(manifest.blocks)
+    missing = total - len(manifest.done())
+    if missing:
+        warnings.warn(
+            f"{missing} of {total} regions of {source} are not written yet and read as NaN; the "
+            "same call of .chmv2.to_zarr() writes them",
+            IncompleteStoreWarning,
+            stacklevel=2,
+        )
     content = manifest.fingerprint
     chunks = dict(zip(content["grid"]["dims"][-2:], content["block"], strict=True))
     dataset: xr.Dataset = xr.open_zarr(
@@ -78,19 +87,6 @@ def _find(store: Any) -> Manifest:
             "wait for the writer; if it was killed, the same call of .chmv2.to_zarr() completes it",
         )
     return manifest
-
-
-def _warn_if_incomplete(store: Any, manifest: Manifest) -> None:
-    y, x = manifest.blocks
-    total = len(manifest.dates) * y * x
-    missing = total - len(manifest.done())
-    if missing:
-        warnings.warn(
-            f"{missing} of {total} regions of {store} are not written yet and read as NaN; the "
-            "same call of .chmv2.to_zarr() writes them",
-            IncompleteStoreWarning,
-            stacklevel=3,
-        )
 
 
 def _as_float32(variable: xr.DataArray) -> xr.DataArray:

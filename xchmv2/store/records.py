@@ -81,12 +81,6 @@ class Manifest:
         """Change attributes, all at once."""
         self._group.update_attributes(attrs)
 
-    def add_records(self, count: int) -> None:
-        """Make room for the records of more dates."""
-        record = self.record
-        if record.shape[0] < count:
-            record.resize((count, *record.shape[1:]))
-
 
 def create_manifest(
     store: Store,
@@ -125,17 +119,16 @@ def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | Non
         ``half_removed`` the last counts as empty.
     """
     attrs = _attributes(store)
-    if attrs.get("state") == "creating":
+    state = attrs.get("state")
+    if state == "creating" or (state == "removing" and half_removed):
         return None
-    if attrs.get("state") == "removing":
-        if half_removed:
-            return None
+    if state == "removing":
         raise StoreError(
             "a whole store",
             f"one that is half removed, because its removal was interrupted: {store}",
             "remove it again: xchmv2.store.remove_store(...), or xchmv2 predict --overwrite",
         )
-    if attrs.get("state") != "ready":
+    if state != "ready":
         foreign = _foreign_names(store)
         if not foreign:
             return None

@@ -178,11 +178,9 @@ def _as_slice(part: slice | int, size: int) -> slice:
 
 def _touches(wanted: list[dict[str, slice]] | None, cube: Cube, pixels: tuple[slice, ...]) -> bool:
     """Whether a block has a pixel in one of the regions."""
-    if wanted is None:
-        return True
     dims = [*([cube.date_dim] if cube.date_dim else []), *cube.dims]
     block = dict(zip(dims, pixels, strict=True))
-    return any(
+    return wanted is None or any(
         all(block[d].start < part.stop and part.start < block[d].stop for d, part in region.items())
         for region in wanted
     )

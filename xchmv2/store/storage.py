@@ -16,8 +16,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Wrap
 
 from xchmv2.errors import StoreError
 
-#: A path, a URL such as "s3://bucket/canopy.zarr", a zarr store, an obstore store, or an icechunk
-#: session.
+#: A path, URL, zarr store, obstore store, or icechunk session.
 StoreLike = Any
 
 

@@ -10,7 +10,6 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 
@@ -67,11 +66,6 @@ def write_coordinates(store: Store, path: str, cube: Cube) -> list[str]:
         store, group=path, mode="w", zarr_format=3, consolidated=False
     )
     return along
-
-
-def data_arrays(store: Store, cube: Cube) -> tuple[zarr.Array[Any], ...]:
-    """Open the arrays of a store that hold the pixels."""
-    return tuple(zarr.open_array(store, path=name, mode="r+") for name in cube.arrays)
 
 
 def _georeference(cube: Cube) -> dict[str, Any]:
@@ -307,10 +301,8 @@ def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     _validate_dims(dataset, wanted)
     dataset = _with_coordinates_in_memory(dataset.transpose(*wanted), date_dim)
     if date_dim is not None:
-        _validate_dates(dataset, date_dim)
-    cube = Cube(_in_equal_blocks(dataset, dims), date_dim, dims)
-    _validate_labels(cube)
-    return cube
+        _validate_dates(dataset[date_dim], date_dim)
+    return Cube(_in_equal_blocks(dataset, dims), date_dim, dims)
 
 
 def date_label(value: Any) -> str:
@@ -375,27 +367,8 @@ def _in_equal_blocks(dataset: xr.Dataset, dims: tuple[str, str]) -> xr.Dataset:
     return dataset.assign({name: variable.chunk(sizes) for name, variable in variables.items()})
 
 
-def _validate_labels(cube: Cube) -> None:
-    labels = cube.labels
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise StoreError(
-            f"every {cube.date_dim} once",
-            f"{twice[0]} {labels.count(twice[0])} times",
-            f"combine them first, for example height.groupby({cube.date_dim!r}).max(), or load "
-            "with groupby='solar_day'",
-        )
-    if "NaT" in labels:
-        raise StoreError(
-            f"a date for every {cube.date_dim}",
-            "NaT",
-            f"leave it out: height.sel({cube.date_dim}=height.{cube.date_dim}.notnull())",
-        )
-
-
-def _validate_dates(dataset: xr.Dataset, date_dim: str) -> None:
-    """Refuse dates of a kind that a store cannot hold and compare."""
-    dates = dataset[date_dim]
+def _validate_dates(dates: xr.DataArray, date_dim: str) -> None:
+    """Refuse dates of a kind that a store cannot hold and compare, missing and repeated ones."""
     text = dates.dtype.kind in "UT" or all(isinstance(value, str) for value in dates.values)
     if dates.dtype.kind not in "Miuf" and not text:
         raise StoreError(
@@ -403,6 +376,21 @@ def _validate_dates(dataset: xr.Dataset, date_dim: str) -> None:
             f"{dates.dtype} of {type(dates.values[0]).__name__}",
             "for example height.convert_calendar('standard', use_cftime=False), or "
             f"height.assign_coords({date_dim}=pandas.to_datetime([...]))",
+        )
+    labels = [date_label(value) for value in dates.values]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise StoreError(
+            f"every {date_dim} once",
+            f"{twice[0]} {labels.count(twice[0])} times",
+            f"combine them first, for example height.groupby({date_dim!r}).max(), or load with "
+            "groupby='solar_day'",
+        )
+    if "NaT" in labels:
+        raise StoreError(
+            f"a date for every {date_dim}",
+            "NaT",
+            f"leave it out: height.sel({date_dim}=height.{date_dim}.notnull())",
         )
 
 

@@ -24,8 +24,6 @@ _ASIDE = f"{GROUP}/next"
 
 def in_order(cube: Cube) -> Cube:
     """Sort the dates of a cube, for its labels and coordinates alone."""
-    if cube.date_dim is None:
-        return cube
     return Cube(_sorted(cube.dataset, cube.date_dim), cube.date_dim, cube.dims)
 
 
@@ -80,7 +78,10 @@ def finish_extension(store: Store, manifest: Manifest) -> None:
     for record in pending["forget"]:
         manifest.forget(record)
     for name in pending["variables"]:
-        _make_room(zarr.open_array(store, path=name, mode="r+"), count, pending["named"])
+        array = zarr.open_array(store, path=name, mode="r+")
+        _lengthen(array, count)
+        named = {*str(array.attrs.get("coordinates", "")).split(), *pending["named"]}
+        array.update_attributes({"coordinates": " ".join(sorted(named))})
     while pending["moves"]:
         old, new = pending["moves"][0]
         for name in pending["variables"]:
@@ -90,17 +91,14 @@ def finish_extension(store: Store, manifest: Manifest) -> None:
     for name in pending["coordinates"]:
         delete_below(store, f"{name}/c")
         copy_below(store, f"{_ASIDE}/{name}", name)
-    manifest.add_records(count)
+    _lengthen(manifest.record, count)
     manifest.update(dates=pending["dates"], order=pending["order"], pending=None)
     delete_below(store, _ASIDE)
 
 
-def _make_room(array: zarr.Array[Any], count: int, coordinates: list[str]) -> None:
-    """Lengthen an array along the dates, and name all coordinates that it will have."""
+def _lengthen(array: zarr.Array[Any], count: int) -> None:
     if array.shape[0] < count:
         array.resize((count, *array.shape[1:]))
-    named = set(str(array.attrs.get("coordinates", "")).split()) | set(coordinates)
-    array.update_attributes({"coordinates": " ".join(sorted(named))})
 
 
 def _along_dates(dataset: xr.Dataset, dim: str) -> xr.Dataset:
@@ -148,7 +146,7 @@ def _missing(like: xr.DataArray, count: int) -> np.ndarray[Any, Any]:
     )
 
 
-def _sorted(dataset: xr.Dataset, dim: str) -> xr.Dataset:
+def _sorted(dataset: xr.Dataset, dim: str | None) -> xr.Dataset:
     """Sort by date or number; text labels keep their order."""
     if dim not in dataset.coords or dataset[dim].dtype.kind not in "Mmifu":
         return dataset

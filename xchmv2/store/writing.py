@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
+import zarr
 from dask.base import tokenize
 from zarr.abc.store import Store
 
@@ -35,7 +36,6 @@ from xchmv2.store.storage import (
 from xchmv2.store.template import (
     Cube,
     EncodingName,
-    data_arrays,
     read_cube,
     resolve_encoding,
     write_template,
@@ -155,7 +155,7 @@ def to_zarr(
             )
         content = {"encoding": encoding, "variables": list(cube.arrays), **fingerprint(cube)}
         manifest = _prepare(target, found, cube, content, encodings, shards=shards)
-        arrays = data_arrays(target, cube)
+        arrays = tuple(zarr.open_array(target, path=name, mode="r+") for name in cube.arrays)
         sinks, present = missing_blocks(cube, manifest, arrays, encodings, wanted)
         name = f"chmv2-write-{tokenize(str(target), list(cube.arrays), sorted(sinks))}"
         if not compute:

@@ -206,8 +206,8 @@ def test_events_of_south_up_data_without_a_crs():
 
 
 def test_events_know_their_dates():
-    before = heights(seed=1).assign_coords(time=pd.Timestamp("2012-08-01")) * 0 + 40
-    after = (40 + heights(seed=2)).assign_coords(time=pd.Timestamp("2014-08-20"))
+    before = heights(seed=1).assign_coords(time=pd.Timestamp("2012-08-01")) * 0 + 60
+    after = (60 + heights(seed=2)).assign_coords(time=pd.Timestamp("2014-08-20"))
     change = difference(before, after, sigma=3.0)
     _, table = label_events(loss(change), change)
     assert set(table["before"]) == {pd.Timestamp("2012-08-01")}
@@ -334,7 +334,7 @@ def test_bad_input(monkeypatch):
         with pytest.raises(CHMv2Error, match="2 different labels, none of them 'missing'"):
             transition(change, change, (5,), labels=labels)
     with pytest.raises(CHMv2Error, match="on the same grid"):
-        transition(heights(), heights()[1:], (5,))
+        transition(abs(heights()), abs(heights())[1:], (5,))
     monkeypatch.setitem(sys.modules, "geopandas", None)
     with pytest.raises(CHMv2Error, match=r'pip install "xchmv2\[zonal\]"'):
         label_events(change < 0, change, polygons=True)

@@ -199,7 +199,7 @@ class TestFineTune:
                 ["image.tif", "lidar.tif", "out", "--epochs", "0"],
                 "epochs, batch_size and patience above 0",
             ),
-            (["image.tif", "image.tif", "out"], "reference heights with dims y and x"),
+            (["image.tif", "image.tif", "out"], "reference heights of one date, dims y and x"),
             (["image.tif", "lidar.tif", "out", "--device", "abacus"], "abacus"),
         ],
     )

@@ -339,7 +339,7 @@ def test_unreadable_files_are_counted(tmp_path):
     ]
     (tmp_path / "1.tif").unlink()
     (tmp_path / "3.tif").write_bytes(b"no image")
-    with pytest.raises(ImageryError, match="on_error='nodata' goes on"):
+    with pytest.raises(ImageryError, match="on_error='nodata' leaves out files"):
         xchmv2.load(items)
     cube = xchmv2.load(items, resolution=None, on_error="nodata")
     np.testing.assert_array_equal(cube.unreadable_assets, [1, 0, 1])
@@ -502,13 +502,13 @@ def test_native_pixels_need_one_grid(tmp_path):
         ({"bbox": (15, 46, 16, 45)}, "bbox as .west, south, east, north. in degrees"),
         ({"bbox": (5e5, 4.9e6, 5.1e5, 5e6)}, "for other coordinates pass geobox="),
         ({"bbox": (15, 45, 16)}, "bbox as .west, south"),
-        ({"bbox": (15, 45, 16, 46), "like": 1}, "one way to say where, found bbox, like"),
+        ({"bbox": (15, 45, 16, 46), "like": 1}, "one way to give the place, found bbox, like"),
         ({"geobox": GeoBox((9, 9), rasterio.Affine(1, 0, 0, 0, -1, 0), 32633), "crs": 3857},
          "found geobox, crs"),
         ({"like": GeoBox((9, 9), rasterio.Affine(1, 0, 0, 0, -1, 0), 32633), "resolution": 1.0},
          "found like, resolution=1.0"),
         ({"like": xr.DataArray(0)}, "geobox or like with coordinates and a CRS"),
-        ({"lon": (15, 16)}, "one way to say where, found lon"),
+        ({"lon": (15, 16)}, "one way to give the place, found lon"),
         ({"resolution": "fine"}, "resolution as metres on the ground"),
         ({"resolution": 5}, "a ground resolution of 0.25 to 1.5 m"),
         ({"crs": "EPSG:nonsense"}, "expected a CRS, found crs='EPSG:nonsense'"),
@@ -516,7 +516,7 @@ def test_native_pixels_need_one_grid(tmp_path):
         ({"chunks": {"band": 1}}, "the side of a chunk"),
         ({"on_error": "ignore"}, "on_error as 'raise' or 'nodata'"),
         ({"clear_values": 1}, "clear_values together with the mask"),
-        ({"resolutoin": 1}, r"options out of .*found \['resolutoin'\]"),
+        ({"resolutoin": 1}, r"options among .*found \['resolutoin'\]"),
         ({"groupby": "quadkey"}, "a property 'quadkey' in every item"),
     ],
 )  # fmt: skip

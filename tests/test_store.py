@@ -373,7 +373,7 @@ def test_foreign_places_are_left_alone(model, tmp_path):
     (tmp_path / "folder" / "thesis.tex").write_text("years of work")
     xr.Dataset({"a": ("x", [1.0])}).to_zarr(tmp_path / "other.zarr", consolidated=False)
     for name in ("folder", "other.zarr"):
-        with pytest.raises(StoreError, match="nothing there was touched"):
+        with pytest.raises(StoreError, match="nothing there was changed"):
             write(heights(model), tmp_path / name)
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "years of work"
     assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["thesis.tex"]
@@ -384,7 +384,7 @@ def test_a_folder_of_our_name_that_is_not_ours_is_left_alone(model, tmp_path):
     precious = tmp_path / "src" / "xchmv2" / "lib" / "precious.py"
     precious.parent.mkdir(parents=True)
     precious.write_text("work")
-    with pytest.raises(StoreError, match="nothing there was touched"):
+    with pytest.raises(StoreError, match="nothing there was changed"):
         write(heights(model), tmp_path / "src")
     assert precious.read_text() == "work"
 
@@ -535,7 +535,7 @@ def test_coordinates_that_only_some_dates_have(model, tmp_path):
     assert found.flown.values[1] == flown[0]
     np.testing.assert_array_equal(found.wind, [np.nan, 3.5, np.nan])
     flagged = later(imagery(times=1, seed=6), 200).assign_coords(flags=("time", [1]))
-    with pytest.raises(StoreError, match="'flags' with old and new dates alike"):
+    with pytest.raises(StoreError, match="'flags' on both old and new dates"):
         write(heights(model, flagged), root)
 
 
@@ -688,7 +688,7 @@ def test_removal_leaves_no_folder_and_takes_no_foreign_one(model, tmp_path):
     remove_store(tmp_path / "h.zarr")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").write_text("years of work")
-    with pytest.raises(StoreError, match="nothing there was touched"):
+    with pytest.raises(StoreError, match="nothing there was changed"):
         remove_store(tmp_path / "folder")
     assert (tmp_path / "folder" / "thesis.tex").exists()
 
@@ -851,7 +851,7 @@ def test_disks_without_hard_links(model, tmp_path, monkeypatch):
         raise PermissionError("no hard links")
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(StoreError, match="must know hard links"):
+    with pytest.raises(StoreError, match="must support hard links"):
         write(heights(model), tmp_path / "h.zarr")
 
 

@@ -20,7 +20,9 @@ from xchmv2.store.records import open_manifest
 from xchmv2.store.storage import resolve_store
 
 HERE = Path(__file__).parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+# The processes that are started import this checkout, wherever the installed package lies.
+PYTHONPATH = os.pathsep.join([str(HERE), str(HERE.parent)])
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
 REGIONS = 2 * 4 * 5
 
 
@@ -31,7 +33,7 @@ def start(store, checkpoint, log, **options):
 
 
 def finish(run):
-    _, errors = run.communicate(timeout=120)
+    _, errors = run.communicate(timeout=600)
     assert run.returncode == 0, errors
 
 

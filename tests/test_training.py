@@ -39,6 +39,14 @@ def forest(shape=(200, 260), **options):
     return imagery.odc.assign_crs(32633), height.odc.assign_crs(32633)
 
 
+def without_crs(obj):
+    bare = obj.drop_vars("spatial_ref")
+    for array in bare.data_vars.values() if isinstance(bare, xr.Dataset) else [bare]:
+        array.attrs.pop("grid_mapping", None)
+        array.encoding.clear()
+    return bare
+
+
 @pytest.fixture
 def start():
     torch.manual_seed(3)
@@ -90,10 +98,10 @@ class TestPairs:
             (lambda h: h.where(h.x > h.x[40], -9999),
              r"reference heights of 0 to 120 m, found 8200 outside, from -9999 .*feet"),
             (lambda h: h * 30, r"outside, from .*feet: reference \* 0.3048"),
-            (lambda h: h * np.nan, r"reference heights \[m\], found not one"),
+            (lambda h: h * np.nan, r"reference heights under the imagery, found none.*is nodata"),
             (lambda h: h.assign_coords(x=h.x + 5000),
              r"reference heights under the imagery, found none"),
-            (lambda h: h.expand_dims(time=2), r"reference heights with dims y and x"),
+            (lambda h: h.expand_dims(time=2), r"reference heights of one date, dims y and x"),
         ],
     )  # fmt: skip
     def test_unusable_references(self, change, message):
@@ -109,21 +117,33 @@ class TestPairs:
         assert len(np.unique(found[known])) > 0.8 * known.sum()
 
     @pytest.mark.parametrize("turn", [dict(y=slice(None, None, -1)), dict(x=slice(None, None, -1))])
-    def test_reference_without_crs_is_placed_by_its_coordinates(self, turn):
-        imagery, height = forest()
-        bare = height.drop_vars("spatial_ref").isel(turn)
-        bare.attrs.pop("grid_mapping", None)
-        bare.encoding.clear()
+    def test_without_crs_the_reference_is_placed_by_its_coordinates(self, turn):
+        imagery, height = (without_crs(array) for array in forest())
+        bare = height.isel(turn)
         np.testing.assert_allclose(read_pair(imagery, bare).height, height, atol=1e-6)
         np.testing.assert_allclose(read_pair(imagery, bare.T).height, height, atol=1e-6)
         with pytest.raises(ImageryError, match=r"reference heights under the imagery"):
             read_pair(imagery, bare.assign_coords(x=bare.x + 1e5))
-        with pytest.raises(ImageryError, match=r"a CRS on imagery and reference, or equal dims"):
-            read_pair(imagery, bare.isel(y=slice(1, None)))
+        found = read_pair(imagery, height.isel(y=slice(1, None))).height
+        assert np.isnan(found[0]).all()
+        np.testing.assert_allclose(found[1:], height[1:], atol=1e-6)
+
+    def test_a_crs_on_one_of_the_two_alone_is_refused_as_by_validate(self):
+        imagery, height = forest()
+        bare = without_crs(height)
+        with pytest.raises(CHMv2Error, match=r"or on neither, found none on the reference") as said:
+            read_pair(imagery, bare)
+        with pytest.raises(CHMv2Error) as validated:
+            height.chmv2.validate(bare)
+        assert str(validated.value) == str(said.value)
+        with pytest.raises(CHMv2Error, match=r"none on the heights or imagery; write it"):
+            read_pair(without_crs(imagery), height)
+        written = bare.rio.write_crs("EPSG:32633")  # the call that the message names
+        np.testing.assert_allclose(read_pair(imagery, written).height, height, atol=1e-6)
 
     def test_reference_that_is_no_array(self):
         imagery, height = forest()
-        with pytest.raises(ImageryError, match=r"as a DataArray, found Dataset"):
+        with pytest.raises(CHMv2Error, match=r"as a DataArray, found Dataset"):
             read_pair(imagery, height.to_dataset(name="chm"))
 
     def test_noise_around_the_ground_is_ground(self):
@@ -135,6 +155,69 @@ class TestPairs:
         imagery, height = forest()
         with pytest.raises(ImageryError, match=r"one image.*\['time'\]; choose one: imagery.isel"):
             read_pair(imagery.expand_dims(time=2), height)
+
+
+class TestImageryIsReadAsByPredict:
+    @pytest.mark.parametrize(
+        ("change", "options"),
+        [
+            (lambda i: i[["red", "green"]], {}),
+            (lambda i: i.rename(red="one"), {}),
+            (lambda i: i.astype("uint16"), {}),
+            (lambda i: i.astype(bool), {}),
+            (lambda i: i.isel(y=slice(0, 0)), {}),
+            (lambda i: i.assign_coords(x=i.x**2), {}),
+            (lambda i: i.odc.assign_crs(4326), {}),
+            (lambda i: i.assign_coords(x=i.x * 9, y=i.y * 9), {}),
+            (lambda i: i, dict(bands=("red", "green", "nir"))),
+            (lambda i: i, dict(value_range=(9, 3))),
+            (lambda i: i, dict(nodata="0")),
+            (lambda i: i, dict(erode=-1)),
+            (lambda i: i, dict(resolution="fine")),
+            (lambda i: i, dict(resolution=9.0)),
+            (lambda i: i, dict(valid=xr.DataArray(np.ones((2, 2)), dims=("y", "x")))),
+            (lambda i: i, dict(valid=xr.DataArray(np.ones((2, 2), bool), dims=("y", "x")))),
+        ],
+    )
+    def test_what_predict_refuses_is_refused_in_the_same_words(
+        self, start, tmp_path, change, options
+    ):
+        imagery, height = forest()
+        with pytest.raises(CHMv2Error) as predicted:
+            change(imagery).chmv2.predict(start, tile=64, overlap=16, **options)
+        with pytest.raises(type(predicted.value)) as trained:
+            fine_tune(change(imagery), height, start, output=tmp_path / "mine", **FAST, **options)
+        assert str(trained.value) == str(predicted.value)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("resolution", [None, 1.2])
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            ("uint8", {}),
+            ("uint8", dict(nodata=0, erode=2)),
+            ("float32", dict(value_range=(0, 255), nodata=7)),
+        ],
+    )
+    def test_pixels_without_imagery_are_left_out_as_by_predict(self, kind, options, resolution):
+        imagery, height = forest((120, 140))
+        imagery = imagery.astype(kind)
+        if "nodata" not in options:
+            imagery = imagery.map(lambda band: band.assign_attrs(nodata=0))
+        missing = options.get("nodata", 0)
+        for band in imagery.data_vars:
+            imagery[band][20:40, 30:60] = missing  # in all bands: no imagery
+        imagery["red"][70, 70:80] = missing  # in one alone: a dark crown, where whole numbers tell
+        mask = xr.ones_like(imagery["red"], bool)
+        mask[:, :5] = False
+        options = {**options, "valid": mask, "resolution": resolution}
+        pair = read_pair(imagery, height, **options)
+        model = reference.whole_tile_model()
+        predicted = imagery.chmv2.predict(model, tile=64, overlap=16, **options)
+        np.testing.assert_array_equal(pair.valid, predicted.notnull())
+        assert 0 < (~pair.valid).sum() < pair.valid.size / 2
+        assert np.isnan(pair.height[~pair.valid]).all()
+        assert (pair.image[:, ~pair.valid] == 0).all()
 
 
 def pairs_of(height):

@@ -10,7 +10,13 @@ import pandas as pd
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Raster, choose_heights, spatial_dims
+from xchmv2.raster import (
+    LARGEST_OFF_NADIR,
+    LOWEST_SUN,
+    Raster,
+    choose_heights,
+    spatial_dims,
+)
 
 
 def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> str:
@@ -156,8 +162,6 @@ def _in_utc(label: Any) -> Any:
 SEASON_DAYS = 45
 #: Suns further apart than this cast other shadows [degrees].
 SUN_DEGREES = 15.0
-#: Limits of the published evaluation [degrees] (arXiv:2603.06382).
-LOWEST_SUN, LARGEST_OFF_NADIR = 45.0, 25.0
 
 _YEAR = 365.25
 

@@ -9,13 +9,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.change.dates import find_dates
+from xchmv2.change.masks import THRESHOLD
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, spatial_dims
 
 Floats = npt.NDArray[np.float64]
 
-#: Smallest drop that counts [m].
-THRESHOLD = 5.0
 _CONFIRM, _LEVEL = 2, 3
 # Numbers in memory at once, per array.
 _SLAB = 4_000_000

@@ -7,12 +7,19 @@ import xarray as xr
 from scipy.special import ndtr, ndtri
 
 from xchmv2.change.correlation import effective_cells
-from xchmv2.change.masks import MIN_AREA, OPENING, Change, gain, grow, loss, read_left_out
+from xchmv2.change.masks import (
+    MIN_AREA,
+    OPENING,
+    THRESHOLD,
+    Change,
+    gain,
+    grow,
+    loss,
+    read_left_out,
+)
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas, has_true_areas, name_contents, pixel_size, read_change
 
-#: Smallest change that counts [m].
-THRESHOLD = 5.0
 #: Errors hide losses so near to those that are found [m]: about a crown's radius.
 RIM = 3.0
 

@@ -23,6 +23,8 @@ from xchmv2.raster import (
 #: Change as a DataArray [m], or as the Dataset of ``difference`` or ``events``.
 Change = xr.DataArray | xr.Dataset
 
+#: Smallest change that counts where no significance is known [m].
+THRESHOLD = 5.0
 #: Smallest patch by default [m2], and side of the square it is opened by [px].
 MIN_AREA, OPENING = 200.0, 3
 

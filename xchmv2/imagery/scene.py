@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import xarray as xr
 
-from xchmv2.errors import ImageryError
+from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery.bands import BAND_DIM, Band, select_bands
 from xchmv2.imagery.resampling import WindowReader, resolve_target
 from xchmv2.imagery.values import Range, ValueRange, resolve_value_range
-from xchmv2.raster import Grid, ValidPixels, find_grid, is_crs_variable, resolve_nodata
+from xchmv2.raster import (
+    Grid,
+    ValidPixels,
+    find_grid,
+    is_crs_variable,
+    is_whole,
+    resolve_nodata,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +72,10 @@ def resolve_imagery(
     ------
     ImageryError
         If the imagery does not fit the model; the message says how to make it fit.
+    CHMv2Error
+        If ``nodata``, ``erode`` or ``resolution`` is no number, or ``erode`` is below 0.
     """
+    _validate_numbers(nodata, erode, resolution)
     scene = read_scene(imagery, bands, valid)
     target, rows, cols = resolve_target(scene.grid, resolution)
     arrays = [band.array for band in scene.bands]
@@ -194,6 +205,25 @@ def _same_dims(arrays: Sequence[xr.DataArray]) -> Sequence[xr.DataArray]:
             "bring them onto one grid first: imagery.odc.reproject(...)",
         )
     return xr.broadcast(*arrays)
+
+
+def _validate_numbers(nodata: object, erode: object, resolution: object) -> None:
+    for name, value, example in (
+        ("nodata", nodata, "nodata=0"),
+        ("resolution", resolution, "resolution=0.6"),
+    ):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise CHMv2Error(
+                f"{name} as one number",
+                f"{name}={value!r}",
+                f"for example .predict(..., {example})",
+            )
+    if not is_whole(erode, 0):
+        raise CHMv2Error(
+            "a number of pixels, 0 or more",
+            f"erode={erode!r}",
+            "pass how many pixels to trim around nodata: .predict(..., erode=2)",
+        )
 
 
 def _validate_mask_type(valid: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import dask
@@ -279,9 +278,7 @@ def prepare(
         Of the kinds that ``predict`` raises.
     """
     validate_grid(tile, overlap, block)
-    wanted = _validate_options(layers, batch_size, erode)
-    _validate_number("nodata", nodata, "nodata=0")
-    _validate_number("resolution", resolution, "resolution=0.6")
+    wanted = _validate_options(layers, batch_size)
     found = resolve_imagery(
         imagery,
         bands=bands,
@@ -368,9 +365,7 @@ def _as_dask(array: xr.DataArray, name: str, lazy: bool, further: int) -> da.Arr
     return da.from_array(array.values, chunks=chunks, name=None if lazy else name)
 
 
-def _validate_options(
-    layers: Layer | Sequence[Layer], batch_size: int | str, erode: int
-) -> tuple[Layer, ...]:
+def _validate_options(layers: Layer | Sequence[Layer], batch_size: int | str) -> tuple[Layer, ...]:
     wanted: tuple[Any, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
     known = get_args(Layer)
     if not wanted or not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
@@ -385,20 +380,7 @@ def _validate_options(
             f"batch_size={batch_size!r}",
             "leave it out: .predict(..., batch_size='auto')",
         )
-    if not is_whole(erode, 0):
-        raise CHMv2Error(
-            "a number of pixels, 0 or more",
-            f"erode={erode!r}",
-            "pass how many pixels to trim around nodata: .predict(..., erode=2)",
-        )
     return wanted
-
-
-def _validate_number(name: str, value: object, example: str) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise CHMv2Error(
-            f"{name} as one number", f"{name}={value!r}", f"for example .predict(..., {example})"
-        )
 
 
 def _default_block(scene: Scene, tile: int, ratio: float) -> int:

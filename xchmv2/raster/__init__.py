@@ -32,7 +32,13 @@ from xchmv2.raster.ground import (
     has_true_areas,
     stepped_ground_scale,
 )
-from xchmv2.raster.labels import HEIGHT_ATTRS, HEIGHT_NAME, label_quantity
+from xchmv2.raster.labels import (
+    HEIGHT_ATTRS,
+    HEIGHT_NAME,
+    LARGEST_OFF_NADIR,
+    LOWEST_SUN,
+    label_quantity,
+)
 from xchmv2.raster.patches import label_patches, resolve_rule, sieve
 from xchmv2.raster.quantities import (
     Raster,
@@ -69,6 +75,8 @@ __all__ = [
     "HEIGHT_ATTRS",
     "HEIGHT_NAME",
     "LARGEST_BLOCK",
+    "LARGEST_OFF_NADIR",
+    "LOWEST_SUN",
     "Chunks",
     "Connectivity",
     "FloatArray",

@@ -1,4 +1,4 @@
-"""What quantities are called: the labels of canopy height, and of what is derived from it."""
+"""Labels of canopy height and of derived quantities, and limits of sun and view to trust them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from xchmv2.raster.grid import find_crs_coordinate
 
 #: Name of the variable.
 HEIGHT_NAME = "canopy_height"
+#: Lowest sun elevation and largest view angle of the imagery that the published evaluation used
+#: [degrees] (arXiv:2603.06382).
+LOWEST_SUN, LARGEST_OFF_NADIR = 45.0, 25.0
 #: CF attributes of a canopy height [m].
 HEIGHT_ATTRS = {
     "standard_name": "canopy_height",

@@ -1,4 +1,4 @@
-"""Which files and bands of an item hold red, green and blue, and which its mask."""
+"""The files and bands of an item that hold red, green and blue, and its mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xchmv2.errors import ImageryError
 from xchmv2.imagery import COLOUR_NAMES, COLOURS
 from xchmv2.stac.items import Asset, StacItem
 
-#: What a user may call bands by: an asset; or names or numbers of red, green and blue.
+#: An asset; or names or numbers of red, green and blue.
 BandNames = str | Sequence[str | int]
 
 _NOT_DATA = {"thumbnail", "overview", "metadata", "tiles", "browse", "preview"}
@@ -22,12 +22,12 @@ _RASTER_NAMES = re.compile(r"\.(tiff?|jp2|vrt|img)($|\?)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class BandInfo:
-    """What an item's metadata say of one band.
+    """Metadata of one band.
 
     Parameters
     ----------
     words : tuple of str
-        Its names, lower case, the common name first.
+        Its names in lower case, the common name first.
     colour : str or None
         Red, green or blue, if the names mean one.
     dtype : str or None
@@ -35,7 +35,7 @@ class BandInfo:
     nodata : float or None
         Nodata value.
     classes : tuple of mapping
-        The classes of the classification extension.
+        Classes of the classification extension.
     """
 
     words: tuple[str, ...]
@@ -46,34 +46,15 @@ class BandInfo:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One band of one asset, counted from 1."""
+class AssetBand:
+    """One band of one asset, counted from 1; 0 if only the file may name its bands."""
 
     asset: str
     band: int
 
-    def __str__(self) -> str:
-        return f"{self.asset}.{self.band}"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Where an item's colours are.
-
-    Parameters
-    ----------
-    assets : tuple of str
-        Asset of red, green and blue.
-    bands : tuple of int or None
-        Their bands, counted from 1; None if only the file can tell.
-    """
-
-    assets: tuple[str, str, str]
-    bands: tuple[int, int, int] | None
-
 
 def band_infos(asset: Asset) -> tuple[BandInfo, ...]:
-    """Merge ``eo:bands``, ``raster:bands`` and STAC 1.1 ``bands``; empty where there is none."""
+    """Merge ``eo:bands``, ``raster:bands`` and STAC 1.1 ``bands``; empty without any of them."""
     fields = asset.fields
     lists = [fields.get(key) or () for key in ("raster:bands", "eo:bands", "bands")]
     if not any(lists) and (fields.get("eo:common_name") or fields.get("data_type")):
@@ -101,7 +82,7 @@ def _band_info(band: Mapping[str, Any], asset: Mapping[str, Any]) -> BandInfo:
     )
 
 
-def find_colours(item: StacItem, bands: BandNames | None) -> Choice:
+def find_colours(item: StacItem, bands: BandNames | None) -> dict[str, AssetBand]:
     """Find red, green and blue.
 
     Parameters
@@ -114,14 +95,15 @@ def find_colours(item: StacItem, bands: BandNames | None) -> Choice:
 
     Returns
     -------
-    Choice
-        A ``visual`` asset before others, then one file that has all three colours, then one file
-        for each; among equals cloud-optimised before other files, then by name.
+    dict
+        Band of red, green and blue, of a ``visual`` asset if there is one, else of a file that has
+        all three colours, else of one file each; among equals cloud-optimised before other files,
+        then by name.
 
     Raises
     ------
     ImageryError
-        If they cannot be told.
+        If the metadata do not name the colours.
     """
     if isinstance(bands, str):
         return _in_asset(item, bands)
@@ -131,27 +113,17 @@ def find_colours(item: StacItem, bands: BandNames | None) -> Choice:
     infos = {asset.name: band_infos(asset) for asset in rasters}
     for asset in rasters:
         if _is_visual(asset) and not infos[asset.name]:
-            return Choice((asset.name,) * 3, None)
+            return _undescribed(asset.name)
         choice = _complete(asset.name, infos[asset.name])
         if choice is not None:
             return choice
     return _one_file_each(infos) or _only_file(item, infos)
 
 
-def find_band(item: StacItem, name: str) -> Source:
+def find_band(item: StacItem, name: str) -> AssetBand:
     """Find one band, such as a mask, by asset, ``asset.number``, or name of the band.
 
-    Parameters
-    ----------
-    item : StacItem
-        The item.
-    name : str
-        What it is called.
-
-    Raises
-    ------
-    ImageryError
-        If the item has no such band, or the asset several.
+    An ImageryError refuses an item that has no such band, and an asset of several.
     """
     if name in item.assets:
         found = len(band_infos(item.assets[name]))
@@ -161,22 +133,22 @@ def find_band(item: StacItem, name: str) -> Source:
                 f"{found} bands in asset {name!r} of item {item}",
                 f"name one of them: {_listed(item)}",
             )
-        return Source(name, 1)
+        return AssetBand(name, 1)
     asset, _, number = name.rpartition(".")
     if asset in item.assets and number.isdecimal() and int(number) > 0:
-        return Source(asset, int(number))
+        return AssetBand(asset, int(number))
     for raster in sorted(_rasters(item), key=_preference):
         for index, info in enumerate(band_infos(raster), start=1):
             if name.lower() in info.words:
-                return Source(raster.name, index)
+                return AssetBand(raster.name, index)
     raise ImageryError(
         f"a band or asset {name!r} in every item",
         f"{_listed(item)} in item {item}",
-        "leave such items out, or name what they have",
+        "leave such items out, or name a band they have",
     )
 
 
-def _named(item: StacItem, bands: Sequence[str | int]) -> Choice:
+def _named(item: StacItem, bands: Sequence[str | int]) -> dict[str, AssetBand]:
     if len(bands) != 3 or len(set(bands)) != 3:
         raise ImageryError(
             "an asset, or three different bands as red, green, blue",
@@ -192,50 +164,49 @@ def _named(item: StacItem, bands: Sequence[str | int]) -> Choice:
                 "say in which: xchmv2.load(..., bands=('asset.1', 'asset.2', 'asset.3'))",
             )
         bands = [f"{rasters[0].name}.{band}" for band in bands]
-    red, green, blue = (find_band(item, str(band)) for band in bands)
-    return Choice((red.asset, green.asset, blue.asset), (red.band, green.band, blue.band))
+    return {c: find_band(item, str(band)) for c, band in zip(COLOURS, bands, strict=True)}
 
 
-def _in_asset(item: StacItem, name: str) -> Choice:
+def _in_asset(item: StacItem, name: str) -> dict[str, AssetBand]:
     if name not in item.assets:
         raise ImageryError(
             f"an asset {name!r} in every item",
             f"{_listed(item)} in item {item}",
             "leave such items out, or name an asset they have",
         )
-    infos = band_infos(item.assets[name])
-    return _complete(name, infos) or Choice((name,) * 3, None)
+    return _complete(name, band_infos(item.assets[name])) or _undescribed(name)
 
 
-def _complete(name: str, infos: Sequence[BandInfo]) -> Choice | None:
+def _undescribed(name: str) -> dict[str, AssetBand]:
+    """Leave the bands of an asset to its file, which alone may name them."""
+    return dict.fromkeys(COLOURS, AssetBand(name, 0))
+
+
+def _complete(name: str, infos: Sequence[BandInfo]) -> dict[str, AssetBand] | None:
     """All three colours in one asset."""
     colours = [info.colour for info in infos]
     if not set(COLOURS) <= set(colours):
         return None
-    red, green, blue = (colours.index(colour) + 1 for colour in COLOURS)
-    return Choice((name,) * 3, (red, green, blue))
+    return {colour: AssetBand(name, colours.index(colour) + 1) for colour in COLOURS}
 
 
-def _one_file_each(infos: Mapping[str, Sequence[BandInfo]]) -> Choice | None:
-    first: dict[str, Source] = {}
+def _one_file_each(infos: Mapping[str, Sequence[BandInfo]]) -> dict[str, AssetBand] | None:
+    first: dict[str, AssetBand] = {}
     for name, bands in infos.items():
         for index, info in enumerate(bands, start=1):
             if info.colour:
-                first.setdefault(info.colour, Source(name, index))
+                first.setdefault(info.colour, AssetBand(name, index))
         if not bands and name.lower() in COLOUR_NAMES:
-            first.setdefault(COLOUR_NAMES[name.lower()], Source(name, 1))
-    if len(first) < 3:
-        return None
-    red, green, blue = (first[colour] for colour in COLOURS)
-    return Choice((red.asset, green.asset, blue.asset), (red.band, green.band, blue.band))
+            first.setdefault(COLOUR_NAMES[name.lower()], AssetBand(name, 1))
+    return {colour: first[colour] for colour in COLOURS} if len(first) == 3 else None
 
 
-def _only_file(item: StacItem, infos: Mapping[str, Sequence[BandInfo]]) -> Choice:
-    """Take a single image of which the metadata tell no band: the file itself may."""
+def _only_file(item: StacItem, infos: Mapping[str, Sequence[BandInfo]]) -> dict[str, AssetBand]:
+    """Take a single image whose bands the metadata do not describe: its file may."""
     if len(infos) == 1:
         ((name, bands),) = infos.items()
         if not any(info.words for info in bands):
-            return Choice((name,) * 3, None)
+            return _undescribed(name)
     raise ImageryError(
         "red, green and blue bands",
         f"{_listed(item)} in item {item}",

@@ -1,4 +1,4 @@
-"""Pixels of a cube: each date mosaicked from its files, under masks of valid pixels."""
+"""The lazy cube: each date mosaicked from its images, and the rule for clear pixels of a mask."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from odc.geo.geobox import GeoBox
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.stac.asset_bands import BandInfo
 from xchmv2.stac.grids import DEGREES
-from xchmv2.stac.pictures import BandValues, Picture
+from xchmv2.stac.item_images import BandValues, ItemImage
 
 #: One of odc-stac's names, or its function of (item, parsed item, index).
 GroupBy = str | Callable[[pystac.Item, Any, int], Any] | None
 
 #: File and band of each variable.
-Layout = Mapping[str, tuple[str, int]]
+_Layout = Mapping[str, tuple[str, int]]
 
 #: Pixels that differ by less than this share are of one size.
 _TOLERANCE = 0.01
@@ -34,17 +34,13 @@ _EXTENSIONS = [
 
 @dataclass(frozen=True, eq=False)
 class Date:
-    """The pictures of one date.
+    """The images of one date in order of time.
 
-    Parameters
-    ----------
-    pictures : tuple of Picture
-        In order of time.
-    native, wanted : float
-        Coarsest native pixel, NaN if unknown, and pixel of the grid to load on [m].
+    ``native`` is their coarsest pixel [m], NaN if unknown, ``wanted`` the pixel of the grid to load
+    on [m].
     """
 
-    pictures: tuple[Picture, ...]
+    images: tuple[ItemImage, ...]
     native: float
     wanted: float
 
@@ -55,56 +51,39 @@ class Date:
 
     @property
     def resampling(self) -> str:
-        """How it is resampled: by area where finer than the grid."""
+        """Resampling of the date: by area where it is finer than the grid."""
         return "average" if self.native < self.wanted * (1 - _TOLERANCE) else "bilinear"
 
     @property
     def readable(self) -> bool:
-        """Whether there is anything to read."""
-        return any(picture.sources for picture in self.pictures)
+        """Whether any image can be read."""
+        return any(image.sources for image in self.images)
 
 
-def group_pictures(
-    pictures: Sequence[Picture], groupby: GroupBy, geobox: GeoBox
-) -> list[tuple[Picture, ...]]:
-    """Put pictures of one date together, as odc-stac would, in order of time.
+def group_images(
+    images: Sequence[ItemImage], groupby: GroupBy, geobox: GeoBox
+) -> list[tuple[ItemImage, ...]]:
+    """Group the images of one date, as odc-stac does, in order of the earliest time in each group.
 
-    Parameters
-    ----------
-    pictures : sequence of Picture
-        All pictures.
-    groupby : str, callable or None
-        "solar_day" (by the place's own time of day), "time", "id", an item property, or a
-        function of (item, parsed item, index).
-    geobox : GeoBox
-        The place.
-
-    Returns
-    -------
-    list of tuple of Picture
-        By the earliest time in each.
-
-    Raises
-    ------
-    CHMv2Error
-        If an item lacks the property.
+    ``groupby`` is "solar_day" (in the local time of the grid), "time", "id", a property that every
+    item must have, or a function of (item, parsed item, index).
     """
     ((longitude, _),) = geobox.extent.centroid.to_crs(DEGREES).points
     shift = timedelta(hours=int(longitude / 15))
-    groups: dict[Any, list[Picture]] = {}
-    for index, picture in enumerate(pictures):
-        groups.setdefault(_group_key(picture, index, groupby, shift), []).append(picture)
+    groups: dict[Any, list[ItemImage]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(_group_key(image, index, groupby, shift), []).append(image)
     ordered = [tuple(sorted(g, key=lambda p: (p.item.time, p.item.id))) for g in groups.values()]
     return sorted(ordered, key=lambda group: (group[0].item.time, group[0].item.id))
 
 
-def _group_key(picture: Picture, index: int, groupby: GroupBy, shift: timedelta) -> Any:
-    item = picture.item
+def _group_key(image: ItemImage, index: int, groupby: GroupBy, shift: timedelta) -> Any:
+    item = image.item
     if callable(groupby):
         import odc.stac
 
-        values = {name: BandValues("uint8", None) for name in picture.sources}
-        plain = plain_item(picture, values, {})
+        values = {name: BandValues("uint8", None) for name in image.sources}
+        plain = _plain_item(image, values, {})
         return groupby(item.source, next(iter(odc.stac.parse_items([plain]))), index)
     if groupby == "solar_day":
         return (item.time + shift).date()
@@ -116,7 +95,7 @@ def _group_key(picture: Picture, index: int, groupby: GroupBy, shift: timedelta)
         raise CHMv2Error(
             f"a property {groupby!r} in every item",
             f"item {item} with {sorted(item.properties)}",
-            "group by 'solar_day', 'time', 'id' or a property they all have",
+            "group by 'solar_day', 'time', 'id' or a property that all items have",
         )
     return item.properties[groupby]
 
@@ -131,7 +110,7 @@ def load_cube(
     driver: Any,
     options: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Load all dates with ``odc.stac.load``, each resampled as suits its own pixels.
+    """Load all dates lazily, (time, y, x), with ``odc.stac.load``.
 
     Parameters
     ----------
@@ -140,51 +119,34 @@ def load_cube(
     geobox : GeoBox
         The grid to load on.
     values : mapping
-        How each variable is stored.
-    chunks : mapping
-        As for odc-stac.
+        Data type and nodata value of each variable.
     resampling : str, dict or None
-        The user's, in place of each date's own.
-    driver : object
-        As for odc-stac.
-    options : mapping
-        Handed on.
-
-    Returns
-    -------
-    Dataset
-        (time, y, x), lazy.
+        The user's; None resamples each date as its own pixels need.
+    chunks, driver, options
+        As of odc-stac.
     """
+    some = next(date.resampling for date in dates if date.readable)
+    members: dict[str, list[int]] = {}  # dates without a readable file join any others
+    for number, date in enumerate(dates):
+        members.setdefault(date.resampling if date.readable else some, []).append(number)
     parts = []
-    for way, members in _ways(dates).items():
-        items = [(picture, number) for number in members for picture in dates[number].pictures]
+    for way, numbers in members.items():
+        items = [(image, number) for number in numbers for image in dates[number].images]
         # odc-stac learns the bands from the first item: one that has them.
         items.sort(key=lambda pair: not pair[0].sources)
-        parts.append(
-            _load_part(
-                items, geobox, values, _resampling(resampling, way, values), chunks, driver, options
-            ).assign_coords(time=list(members))
-        )
-    cube = parts[0]
-    if len(parts) > 1:
-        cube = xr.concat(
-            parts, "time", data_vars="all", coords="minimal", compat="override", join="override",
-            combine_attrs="override",
-        ).sortby("time")  # fmt: skip
-    return cube
-
-
-def _ways(dates: Sequence[Date]) -> dict[str, list[int]]:
-    """Numbers of the dates by their way of resampling; dates without a file join the others."""
-    some = next(date.resampling for date in dates if date.readable)
-    ways: dict[str, list[int]] = {}
-    for number, date in enumerate(dates):
-        ways.setdefault(date.resampling if date.readable else some, []).append(number)
-    return ways
+        ways = _resampling(resampling, way, values)
+        part = _load_part(items, geobox, values, ways, chunks, driver, options)
+        parts.append(part.assign_coords(time=numbers))
+    if len(parts) == 1:
+        return parts[0]
+    return xr.concat(
+        parts, "time", data_vars="all", coords="minimal", compat="override", join="override",
+        combine_attrs="override",
+    ).sortby("time")  # fmt: skip
 
 
 def _resampling(wanted: Any, way: str, values: Mapping[str, BandValues]) -> dict[str, str]:
-    """Way of each variable; masks hold classes, which have no mean."""
+    """Resampling of each variable; masks hold classes, which have no mean."""
     if isinstance(wanted, Mapping):
         rest = wanted.get("*", way)
         ways = {name: wanted.get(name, rest) for name in values}
@@ -193,7 +155,7 @@ def _resampling(wanted: Any, way: str, values: Mapping[str, BandValues]) -> dict
 
 
 def _load_part(
-    items: Sequence[tuple[Picture, int]],
+    items: Sequence[tuple[ItemImage, int]],
     geobox: GeoBox,
     values: Mapping[str, BandValues],
     resampling: Mapping[str, str],
@@ -204,11 +166,11 @@ def _load_part(
     import odc.stac
 
     numbers = [number for _, number in items]
-    some = next(_layout(picture) for picture, _ in items if picture.sources)
-    plain = [plain_item(picture, values, some) for picture, _ in items]
+    some = next(_layout(image) for image, _ in items if image.sources)
+    plain = [_plain_item(image, values, some) for image, _ in items]
     aliases = {
         _collection(layout): {"aliases": layout}
-        for layout in (_layout(picture) for picture, _ in items)
+        for layout in (_layout(image) for image, _ in items)
     }
     cube: xr.Dataset = odc.stac.load(
         plain,
@@ -224,67 +186,55 @@ def _load_part(
     return cube
 
 
-def _files(picture: Picture) -> dict[str, str]:
-    """Neutral names for the assets, so that none can be taken for a band's."""
-    assets = sorted({source.asset for source in picture.sources.values()})
+def _files(image: ItemImage) -> dict[str, str]:
+    """Neutral names of the assets, so that odc-stac takes none for the name of a band."""
+    assets = sorted({source.asset for source in image.sources.values()})
     return {asset: f"file{number}" for number, asset in enumerate(assets)}
 
 
-def _layout(picture: Picture) -> Layout:
-    """Where the bands of an item are."""
-    files = _files(picture)
-    return {name: (files[s.asset], s.band) for name, s in sorted(picture.sources.items())}
+def _layout(image: ItemImage) -> _Layout:
+    """File and band of each variable of an image."""
+    files = _files(image)
+    return {name: (files[s.asset], s.band) for name, s in sorted(image.sources.items())}
 
 
-def _collection(layout: Layout) -> str:
+def _collection(layout: _Layout) -> str:
     return " ".join(f"{name}={file}.{band}" for name, (file, band) in layout.items())
 
 
-def plain_item(picture: Picture, values: Mapping[str, BandValues], some: Layout) -> pystac.Item:
-    """Write an item that tells odc-stac everything, whatever the published one left out.
+def _plain_item(image: ItemImage, values: Mapping[str, BandValues], some: _Layout) -> pystac.Item:
+    """Make an item with complete metadata for odc-stac; its collection names where its bands are.
 
-    Parameters
-    ----------
-    picture : Picture
-        What the published item offers; without sources the new item has no assets, and its part
-        of the cube stays empty.
-    values : mapping
-        How each variable is stored.
-    some : mapping
-        The layout that an item without sources is given.
-
-    Returns
-    -------
-    pystac.Item
-        A new item; its collection stands for where its bands are.
+    An image that cannot be read gets no assets and the layout ``some``: its part of the cube stays
+    empty.
     """
-    item, layout = picture.item, _layout(picture)
+    item, layout = image.item, _layout(image)
     plain = pystac.Item(
-        item.id, _geometry(picture), None, item.time, {},
+        item.id, _geometry(image), None, item.time, {},
         stac_extensions=list(_EXTENSIONS), collection=_collection(layout or some),
     )  # fmt: skip
-    for asset, file in _files(picture).items():
+    for asset, file in _files(image).items():
         names = {band: name for name, (where, band) in layout.items() if where == file}
-        told = [
+        described = [
             _band(values[names[band]]) if band in names else {} for band in range(1, max(names) + 1)
         ]
-        fields = {**_projection(picture.boxes[asset]), "raster:bands": told}
+        fields = {**_projection(image.boxes[asset]), "raster:bands": described}
         plain.add_asset(
-            file, pystac.Asset(picture.hrefs[asset], None, None, "image/tiff", ["data"], fields)
+            file, pystac.Asset(image.hrefs[asset], None, None, "image/tiff", ["data"], fields)
         )
     return plain
 
 
-def _geometry(picture: Picture) -> dict[str, Any] | None:
-    """Outline for where no grid is told: of an item without files."""
-    outline = None if picture.sources else picture.outline(DEGREES)
+def _geometry(image: ItemImage) -> dict[str, Any] | None:
+    """Outline of an image without files, whose grid odc-stac cannot know."""
+    outline = None if image.sources else image.outline(DEGREES)
     return None if outline is None else dict(outline.json)
 
 
 def _band(values: BandValues) -> dict[str, Any]:
     nodata = values.nodata
-    told = "nan" if nodata is not None and np.isnan(nodata) else nodata
-    return {"data_type": values.dtype} | ({} if nodata is None else {"nodata": told})
+    number = "nan" if nodata is not None and np.isnan(nodata) else nodata
+    return {"data_type": values.dtype} | ({} if nodata is None else {"nodata": number})
 
 
 def _projection(box: GeoBox) -> dict[str, Any]:
@@ -300,7 +250,7 @@ def _projection(box: GeoBox) -> dict[str, Any]:
 #: Values that mean a clear view, or a function from the mask's values to booleans.
 ClearValues = int | Sequence[int] | Callable[[xr.DataArray], xr.DataArray]
 
-#: Masks published with values but without telling them in each item.
+#: Clear values of masks whose items do not describe them.
 _KNOWN: dict[str, tuple[int, ...]] = {"cloud-mask-raster": (1,)}  # Maxar ARD: 2 cloud, 3 shadow
 _CLEAR_NAMES = re.compile(r"clear|valid|alpha")
 _NO_DATA = re.compile(r"no.?data|missing|fill|invalid|defective|unusable|saturated", re.IGNORECASE)
@@ -310,16 +260,9 @@ _VEILED = re.compile(r"cloud|shadow|cirrus|haze|fog|smoke", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ClearRule:
-    """Tells clear pixels by the values of a mask.
+    """Rule for the clear pixels of a mask: by values; by a function; else all but 0 and ``fill``.
 
-    Parameters
-    ----------
-    values : tuple of int or None
-        Values that mean clear; None: all but 0 and ``fill``.
-    function : callable or None
-        Tells them instead.
-    fill : float
-        Value where there is no mask.
+    ``fill`` is the value where there is no mask.
     """
 
     values: tuple[int, ...] | None
@@ -351,25 +294,10 @@ class ClearRule:
 def resolve_clear(
     name: str, info: BandInfo | None, dtype: str, nodata: float | None, values: ClearValues | None
 ) -> ClearRule:
-    """Decide which values mean clear: the argument, else what the metadata tell beyond doubt.
+    """Decide which values of a mask mean clear.
 
-    Parameters
-    ----------
-    name : str
-        What the user calls the mask.
-    info : BandInfo or None
-        Its metadata.
-    dtype : str
-        Its data type.
-    nodata : float or None
-        Its declared nodata value.
-    values : int, sequence of int or callable, optional
-        The user's rule.
-
-    Raises
-    ------
-    ImageryError
-        If nothing tells.
+    Those of the user, else those that its metadata or name state beyond doubt; otherwise an
+    ImageryError.
     """
     if callable(values):
         return ClearRule(None, values, _unlikely(dtype) if nodata is None else nodata)
@@ -417,7 +345,7 @@ def _is_clear(entry: Any) -> bool:
 
 
 def _unlikely(dtype: str, but: Sequence[int] = ()) -> float:
-    """Find a value that the mask hardly uses: the largest that means nothing else."""
+    """Find a value that the mask hardly uses: the largest but those that mean clear."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
         return float("nan")

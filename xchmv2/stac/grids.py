@@ -21,14 +21,14 @@ from xchmv2.raster import Grid, ground_pixel
 from xchmv2.stac.items import Asset, StacItem
 
 DEGREES = CRS("EPSG:4326")
-#: What ``odc.stac.load`` offers beyond ``bbox``, ``geobox`` and ``like`` to say where.
+#: Options of ``odc.stac.load`` for the place, beside ``bbox``, ``geobox`` and ``like``.
 PLACES = ("lon", "lat", "x", "y", "geopolygon", "intersects")
 _COARSE, _FINER = 0.6, 1024
 _SAME_GRID = 0.05  # share of a pixel by which native grids may differ
 
 
 def declared_geobox(asset: Asset, properties: Mapping[str, Any]) -> GeoBox | None:
-    """Read an asset's pixel grid from the projection extension; None if it is not all told."""
+    """Read an asset's pixel grid from the projection extension; None if it is incomplete."""
 
     def find(key: str) -> Any:
         own = asset.fields.get(key)
@@ -48,11 +48,11 @@ def declared_geobox(asset: Asset, properties: Mapping[str, Any]) -> GeoBox | Non
         return None
     try:
         return GeoBox((rows, cols), affine, CRS(code))
-    except Exception:  # whatever PROJ says to an unknown code: the file knows better
+    except Exception:  # PROJ does not know the code; the file may have another description
         return None
 
 
-@lru_cache(maxsize=4096)  # asked for again and again, of the same grids
+@lru_cache(maxsize=4096)  # called repeatedly for the same grids
 def pixel_on_ground(box: GeoBox) -> float:
     """Longer side of a pixel at the image's centre [m]."""
     affine, (rows, cols) = box.affine, box.shape
@@ -63,7 +63,7 @@ def pixel_on_ground(box: GeoBox) -> float:
 
 
 def validate_pixel(item: StacItem, pixel: float) -> None:
-    """Refuse imagery that is too coarse for the model whatever is done to it."""
+    """Refuse imagery that is too coarse for the model, however it is resampled."""
     try:
         validate_source((pixel, pixel))
     except ImageryError as error:
@@ -76,7 +76,7 @@ def footprint(box: GeoBox, crs: CRS) -> Geometry:
 
 
 def overlaps(one: Geometry, other: Geometry) -> bool:
-    """Whether two outlines share an area, not just an edge."""
+    """Whether two outlines share an area, not only an edge."""
     return bool(one.intersects(other) and (one & other).area > 0)
 
 
@@ -94,27 +94,17 @@ def resolve_area(
     boxes : sequence of GeoBox
         Grids of the images.
     crs : CRS, optional
-        Wanted; by default the one most images have, or the UTM zone where that is in degrees.
+        By default that of most images, or the UTM zone where that is in degrees.
     resolution : float or None
-        Wanted pixel on the ground [m]; None keeps the images' own pixels.
+        Pixel on the ground [m], at multiples from the CRS origin; None keeps the images' own
+        pixels, which must then share one grid.
     place : mapping
         One of ``bbox``, ``geobox``, ``like`` or ``PLACES``, or nothing for all of the images.
-
-    Returns
-    -------
-    GeoBox
-        Under ``resolution`` its lines are multiples of the pixel from the CRS origin.
-
-    Raises
-    ------
-    ImageryError
-        If the resolution does not suit the model, or images without one common grid are to be
-        kept as they are.
     """
     from odc.stac import output_geobox
 
     if "geobox" in place or "like" in place:
-        return given_geobox(place)
+        return _given_geobox(place)
     wanted = _resolve_crs(crs, boxes)
     if not place:
         place = {"geopolygon": _all_of(boxes, DEGREES if wanted == "utm" else wanted)}
@@ -128,7 +118,7 @@ def resolve_area(
     return target.geobox
 
 
-def given_geobox(place: Mapping[str, Any]) -> GeoBox:
+def _given_geobox(place: Mapping[str, Any]) -> GeoBox:
     """Read the grid of ``geobox`` or ``like``."""
     from odc.stac import output_geobox
 
@@ -139,7 +129,7 @@ def given_geobox(place: Mapping[str, Any]) -> GeoBox:
     if box is None or box.crs is None:
         raise CHMv2Error(
             "geobox or like with coordinates and a CRS",
-            f"{type(next(iter(place.values()))).__name__} without",
+            f"{type(next(iter(place.values()))).__name__} without them",
             "write the CRS: other.odc.assign_crs('EPSG:...')",
         )
     return box
@@ -154,17 +144,13 @@ def _resolve_crs(crs: Any, boxes: Sequence[GeoBox]) -> Any:
             return CRS(crs)
         except Exception as error:  # whatever PROJ says
             raise CHMv2Error("a CRS", f"crs={crs!r}", "such as crs='EPSG:32633'") from error
-    usual = _usual_crs(boxes)
+    counts = Counter(box.crs for box in boxes)
+    usual = min(counts, key=lambda crs: (-counts[crs], str(crs)))
     return "utm" if usual.geographic else usual
 
 
-def _usual_crs(boxes: Sequence[GeoBox]) -> CRS:
-    counts = Counter(box.crs for box in boxes)
-    return min(counts, key=lambda crs: (-counts[crs], str(crs)))
-
-
 def _metres(crs: CRS) -> float:
-    """Metres per unit; of a degree roughly, for ``resolve_target`` to refuse."""
+    """Metres per unit; roughly those of a degree, which ``resolve_target`` refuses."""
     if crs.geographic:
         return 111_000.0
     return float(crs.proj.axis_info[0].unit_conversion_factor)
@@ -175,7 +161,7 @@ def _all_of(boxes: Sequence[GeoBox], crs: CRS) -> Geometry:
 
 
 def _grid(box: GeoBox, pixel: float) -> Grid:
-    """Cover exactly the same ground by pixels of about the size given."""
+    """Cover exactly the same ground with pixels of about the given size."""
     height, width = (
         abs(side) for side in (box.shape[0] * box.affine.e, box.shape[1] * box.affine.a)
     )
@@ -185,13 +171,17 @@ def _grid(box: GeoBox, pixel: float) -> Grid:
 
 
 def _native(boxes: Sequence[GeoBox], wanted: GeoBox) -> GeoBox:
-    """Cut the wanted place out of the grid that all images share."""
+    """Cut the wanted place from the grid that all images share."""
     first = boxes[0]
-    for box in boxes:
-        if not _same_grid(first, box):
-            raise _no_common_grid(f"{_words(first)} and {_words(box)}")
+    found = [f"{_words(first)} and {_words(box)}" for box in boxes if not _same_grid(first, box)]
     if wanted.crs != first.crs:
-        raise _no_common_grid(f"{_words(first)}, to be loaded in {wanted.crs}")
+        found.append(f"{_words(first)}, to be loaded in {wanted.crs}")
+    if found:
+        raise ImageryError(
+            "images on one grid, to keep their own pixels",
+            found[0],
+            "resample them: xchmv2.load(..., resolution=0.6)",
+        )
     outline = wanted.extent & _all_of(boxes, first.crs).boundingbox.polygon
     corners = [~first.affine * (x, y) for x, y in _corners(outline.boundingbox)]
     cols, rows = (sorted(axis) for axis in zip(*corners, strict=True))
@@ -202,20 +192,12 @@ def _native(boxes: Sequence[GeoBox], wanted: GeoBox) -> GeoBox:
 
 
 def _same_grid(one: GeoBox, other: GeoBox) -> bool:
-    """Whether pixels lie on pixels."""
+    """Whether the pixels of two grids coincide."""
     step = ~one.affine * other.affine  # where a pixel of the other lies in pixels of the one
     sizes = zip((step.a, step.b, step.d, step.e), (1.0, 0.0, 0.0, 1.0), strict=True)
     off = max(abs(step.c - round(step.c)), abs(step.f - round(step.f)))
     same = all(abs(found - wanted) <= 1e-6 for found, wanted in sizes) and off <= _SAME_GRID
     return bool(one.crs == other.crs and same and one.axis_aligned)
-
-
-def _no_common_grid(found: str) -> ImageryError:
-    return ImageryError(
-        "images on one grid, to keep their own pixels",
-        found,
-        "resample them: xchmv2.load(..., resolution=0.6)",
-    )
 
 
 def _corners(bounds: Any) -> list[tuple[float, float]]:
@@ -228,7 +210,7 @@ def _words(box: GeoBox) -> str:
 
 
 def validate_resolution(resolution: Any) -> None:
-    """Check that it is a number; whether it suits the model is for ``resolve_target`` to say."""
+    """Refuse anything but a number above 0; ``resolve_target`` judges its size."""
     if (
         isinstance(resolution, bool)
         or not isinstance(resolution, Real)
@@ -257,9 +239,9 @@ def validate_bbox(bbox: Any) -> tuple[float, float, float, float]:
 
 
 def outline_in_degrees(place: Mapping[str, Any]) -> Geometry | None:
-    """Outline of the wanted place, if it is known before any image is looked at."""
+    """Outline of the wanted place, if it does not depend on the images."""
     if "bbox" in place:
         return box_geometry(*place["bbox"], crs=DEGREES)
     if "geobox" in place or "like" in place:
-        return footprint(given_geobox(place), DEGREES)
+        return footprint(_given_geobox(place), DEGREES)
     return None

@@ -1,4 +1,4 @@
-"""STAC items: which are meant, and what their properties tell of each date."""
+"""STAC items: reading them from any source, and their metadata as coordinates of the dates."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import xarray as xr
 from pystac.utils import make_absolute_href
 
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster import LARGEST_OFF_NADIR, LOWEST_SUN
 
 _FIX = (
     "pass items, an ItemCollection, a static catalogue, a pystac-client search, or the path or "
@@ -25,21 +26,7 @@ _FIX = (
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of an item.
-
-    Parameters
-    ----------
-    name : str
-        Its key among the item's assets.
-    href : str
-        Absolute path or URL, not signed.
-    media_type : str
-        MIME type, lower case; empty if the item does not tell.
-    roles : frozenset of str
-        What the file is for.
-    fields : mapping
-        All further metadata of the asset.
-    """
+    """One file of an item; ``href`` is absolute and not signed, ``fields`` all other metadata."""
 
     name: str
     href: str
@@ -50,12 +37,12 @@ class Asset:
 
 @dataclass(frozen=True, eq=False)
 class StacItem:
-    """What loading needs to know of a STAC item; the item itself is never modified.
+    """The metadata of a STAC item that loading needs.
 
     Parameters
     ----------
     id, collection : str
-        Identity; the collection is empty if the item does not tell.
+        Identity; the collection is empty if the item has none.
     time : datetime
         UTC, without a time zone: nominal time, else the start of its time span.
     geometry : mapping or None
@@ -67,7 +54,7 @@ class StacItem:
     assets : mapping
         Files by name.
     source : pystac.Item
-        The item as it came.
+        The item itself, which is never modified.
     """
 
     id: str
@@ -84,27 +71,10 @@ class StacItem:
 
 
 def find_items(items: object) -> list[StacItem]:
-    """Read items of any kind, each once, in the order they come.
-
-    Parameters
-    ----------
-    items : object
-        pystac items, collections or catalogues; dicts; an ItemCollection; a pystac-client search;
-        paths or URLs of JSON files with any of these; or an iterable of them.
-
-    Returns
-    -------
-    list of StacItem
-        At least one.
-
-    Raises
-    ------
-    CHMv2Error
-        If there is none, or something is not STAC or cannot be read.
-    """
+    """Read the items of any source that :func:`xchmv2.load` takes: each once, at least one."""
     found: dict[object, StacItem] = {}
     for item, base in _iter_items(items, None):
-        read = read_item(item, base)
+        read = _read_item(item, base)
         found.setdefault(_identity(read), read)
     if not found:
         raise CHMv2Error(
@@ -116,20 +86,20 @@ def find_items(items: object) -> list[StacItem]:
 
 
 def _identity(item: StacItem) -> object:
-    """Tell items apart; not by signatures, which are in the query of an address."""
+    """Identity of an item, without the signatures in the queries of its addresses."""
     files = frozenset(asset.href.partition("?")[0] for asset in item.assets.values())
     return item.collection, item.id, item.time, files
 
 
-def read_item(item: pystac.Item, base: str | None = None) -> StacItem:
-    """Read one item; relative paths count from the item's own address, else from ``base``."""
+def _read_item(item: pystac.Item, base: str | None = None) -> StacItem:
+    """Read one item; paths are relative to the item's own address, else to ``base``."""
     own = item.get_self_href() or base
     times = (item.datetime, item.common_metadata.start_datetime, item.common_metadata.end_datetime)
     time = next((t for t in times if t is not None), None)
     if time is None:
         raise CHMv2Error(
             "items with a datetime or start_datetime",
-            f"item {item.id!r} without",
+            f"item {item.id!r} without either",
             "give it one: item.datetime = ...",
         )
     assets = {
@@ -155,7 +125,7 @@ def read_item(item: pystac.Item, base: str | None = None) -> StacItem:
 
 
 def _absolute(href: str, base: str | None) -> str:
-    """Complete a relative address; what exists on this machine is not one of a web server."""
+    """Complete a relative address; an absolute path of an existing file is kept."""
     if href.startswith("/vsi") or (os.path.isabs(href) and os.path.exists(href)):
         return href
     return make_absolute_href(href, base, start_is_dir=False)
@@ -241,11 +211,11 @@ def _iter_file(address: str) -> Iterator[tuple[pystac.Item, str | None]]:
 
 
 def _refuse_whole_api(catalogue: Any) -> None:
-    """Do not walk a whole STAC API; a client of a static catalogue is fine."""
+    """Refuse to read all items of a STAC API; a client of a static catalogue is accepted."""
     conforms = getattr(catalogue, "conforms_to", None)
     if callable(conforms) and conforms("ITEM_SEARCH"):
         raise CHMv2Error(
-            "items out of a STAC API",
+            "items of a STAC API",
             f"the whole API {catalogue.id!r}",
             "search it: client.search(collections=[...], bbox=bbox, datetime=...)",
         )
@@ -261,11 +231,8 @@ def _not_stac(items: object) -> CHMv2Error:
     return CHMv2Error("STAC items", f"{type(items).__name__} {str(items)[:60]!r}", _FIX)
 
 
-#: The published evaluation uses imagery within these limits only [degrees] (arXiv:2603.06382).
-LOWEST_SUN, LARGEST_OFF_NADIR = 45.0, 25.0
-
-#: Joins what several items of one date say.
-SEPARATOR = ";"
+#: Joins the texts of several items of one date.
+_SEPARATOR = ";"
 
 #: Bits of ``quality_flags``, lowest first.
 FLAGS = (
@@ -293,7 +260,7 @@ def quality_flags(
     lowest_sun: float = LOWEST_SUN,
     largest_off_nadir: float = LARGEST_OFF_NADIR,
 ) -> xr.DataArray:
-    """Say per date why its heights may deserve less trust.
+    """Flag the reasons why the heights of a date may deserve less trust.
 
     Parameters
     ----------
@@ -310,7 +277,7 @@ def quality_flags(
     Returns
     -------
     DataArray of uint8
-        (time,) bits as ``flag_masks`` and ``flag_meanings`` name them; 0 is all well.
+        (time,) bits as ``flag_masks`` and ``flag_meanings`` name them; 0 means no reason.
 
     References
     ----------
@@ -346,37 +313,23 @@ def time_coordinates(
     unreadable: Sequence[int],
     upsampled: Sequence[bool],
 ) -> dict[str, xr.DataArray]:
-    """Collect what the items of each date say, the worst of several.
+    """Collect the metadata of each date as coordinates along time, the worst of several items.
 
-    Parameters
-    ----------
-    groups : sequence of sequences of StacItem
-        The items of each date.
-    native : sequence of float
-        Coarsest native pixel of each date [m].
-    unreadable : sequence of int
-        Files of each date that could not be read.
-    upsampled : sequence of bool
-        Whether a date's imagery is coarser than the grid.
-
-    Returns
-    -------
-    dict
-        Coordinates along time; NaN or "" where the items do not tell.
+    ``native`` are the coarsest native pixels [m], ``unreadable`` the numbers of files that could
+    not be read, ``upsampled`` whether the imagery is coarser than the grid. Unknown values are NaN
+    or "".
     """
     time = np.array([min(item.time for item in group) for group in groups], "datetime64[ns]")
     columns: dict[str, tuple[list[Any], Any, str, str | None]] = {
         name: ([_worst(group, key, choose) for group in groups], np.float64, words, units)
         for name, (key, words, units, choose) in _NUMBERS.items()
     }
-    columns["sun_azimuth"] = (
-        [_azimuth(group) for group in groups],
-        np.float64,
-        "sun azimuth clockwise from north",
-        "degree",
-    )
-    columns["platform"] = ([_platforms(group) for group in groups], object, "platform", None)
-    columns["item_ids"] = ([_ids(group) for group in groups], object, "STAC items", None)
+    azimuths = [_azimuth(group) for group in groups]
+    columns["sun_azimuth"] = (azimuths, float, "sun azimuth clockwise from north", "degree")
+    platforms = [_joined(item.properties.get("platform") for item in group) for group in groups]
+    columns["platform"] = (platforms, object, "platform", None)
+    ids = [_SEPARATOR.join(sorted(item.id for item in group)) for group in groups]
+    columns["item_ids"] = (ids, object, "STAC items", None)
     words = "coarsest native pixel of the imagery on the ground"
     columns["native_resolution"] = (list(native), np.float64, words, "m")
     words = "files that could not be read"
@@ -416,13 +369,13 @@ def _number(properties: Mapping[str, Any], key: str) -> float:
 def _worst(
     group: Sequence[StacItem], key: str, choose: Callable[[Iterable[float]], float]
 ) -> float:
-    """Choose among the items that tell."""
-    told = [v for item in group if not math.isnan(v := _number(item.properties, key))]
-    return choose(told) if told else math.nan
+    """Choose among the items that have the property."""
+    known = [v for item in group if not math.isnan(v := _number(item.properties, key))]
+    return choose(known) if known else math.nan
 
 
 def _azimuth(group: Sequence[StacItem]) -> float:
-    """Azimuth that belongs to the sun elevation told: that of the lowest sun."""
+    """Azimuth of the lowest sun, whose elevation is the one that is reported."""
     suns = [
         (elevation, azimuth)
         for item in group
@@ -434,10 +387,5 @@ def _azimuth(group: Sequence[StacItem]) -> float:
     return _worst(group, "view:sun_azimuth", min)
 
 
-def _platforms(group: Sequence[StacItem]) -> str:
-    told = {str(item.properties["platform"]) for item in group if item.properties.get("platform")}
-    return SEPARATOR.join(sorted(told))
-
-
-def _ids(group: Sequence[StacItem]) -> str:
-    return SEPARATOR.join(sorted(item.id for item in group))
+def _joined(texts: Iterable[object]) -> str:
+    return _SEPARATOR.join(sorted({str(text) for text in texts if text}))

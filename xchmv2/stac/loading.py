@@ -1,10 +1,9 @@
-"""load(): from STAC items to an imagery cube."""
+"""load(): STAC items to a lazy cube of imagery, with its metadata as coordinates of the dates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from xchmv2.stac.cube import (
     ClearValues,
     Date,
     GroupBy,
-    group_pictures,
+    group_images,
     load_cube,
     resolve_clear,
 )
@@ -37,124 +36,25 @@ from xchmv2.stac.grids import (
     validate_pixel,
     validate_resolution,
 )
-from xchmv2.stac.items import StacItem, find_items, time_coordinates
-from xchmv2.stac.pictures import (
+from xchmv2.stac.item_images import (
     BandValues,
     ImageDriver,
-    Picture,
+    ItemImage,
     Sign,
-    find_pictures,
-    plain,
-    read_headers,
+    find_images,
     resolve_values,
     validate_sign,
+    without_query,
 )
+from xchmv2.stac.items import StacItem, find_items, time_coordinates
 
 #: Pixel on the ground that the model was trained at [m].
 RESOLUTION = 0.6
-#: Boxes of items are rough: so far outside of the place they may still reach into it [degrees].
+#: Boxes of items are imprecise: items so near to the place may still overlap it [degrees].
 _MARGIN = 0.01
 
 
-def resolve_place(
-    bbox: Sequence[float] | None,
-    geobox: GeoBox | None,
-    like: Any,
-    crs: Any,
-    resolution: float | None,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Gather what says where; a whole grid leaves nothing else to say."""
-    place = {name: options[name] for name in PLACES if options.get(name) is not None}
-    if "intersects" in place:
-        place.setdefault("geopolygon", place.pop("intersects"))
-    if bbox is not None:
-        place["bbox"] = validate_bbox(bbox)
-    for name, value in (("geobox", geobox), ("like", like)):
-        if value is not None:
-            place[name] = value
-    exact = "geobox" in place or "like" in place
-    ways = {frozenset(pair) for pair in (("lon", "lat"), ("x", "y"))}
-    further = [] if crs is None else ["crs"]
-    if resolution not in (None, RESOLUTION):
-        further.append(f"resolution={resolution}")
-    single = len(place) <= 1 and not {"lon", "lat", "x", "y"} & set(place)
-    if not (single or frozenset(place) in ways) or (exact and further):
-        raise CHMv2Error(
-            "one way to say where",
-            ", ".join([*place, *further]),
-            "leave the others out; geobox and like also tell CRS and resolution",
-        )
-    if not exact and resolution is not None:
-        validate_resolution(resolution)
-    return place
-
-
-def near_items(items: Sequence[StacItem], place: Mapping[str, Any]) -> list[StacItem]:
-    """Leave out items that are far away, before anything is asked of them."""
-    outline = outline_in_degrees(place)
-    if outline is None:
-        return list(items)
-    west, south, east, north = outline.boundingbox.buffered(_MARGIN)
-    near = [
-        item
-        for item in items
-        if item.bbox is None
-        or item.bbox[0] > item.bbox[2]  # across the antimeridian
-        or (
-            item.bbox[0] < east
-            and item.bbox[2] > west
-            and item.bbox[1] < north
-            and item.bbox[3] > south
-        )
-    ]
-    if not near:
-        boxes = [item.bbox for item in items if item.bbox is not None]
-        raise _outside(boxes, outline.boundingbox)
-    return near
-
-
-def pictures_inside(pictures: Sequence[Picture], target: GeoBox) -> list[Picture]:
-    """Leave out pictures that do not reach into the grid."""
-    inside = [
-        picture
-        for picture in pictures
-        if (outline := picture.outline(target.crs)) and overlaps(outline, target.extent)
-    ]
-    if not inside:
-        boxes = [footprint(p.geobox, DEGREES).boundingbox for p in pictures if p.geobox is not None]
-        raise _outside(boxes, footprint(target, DEGREES).boundingbox)
-    validate_readable(inside)
-    return inside
-
-
-def _outside(boxes: Sequence[Sequence[float]], wanted: Sequence[float]) -> ImageryError:
-    west, south = (min(box[side] for box in boxes) for side in (0, 1))
-    east, north = (max(box[side] for box in boxes) for side in (2, 3))
-    covered, asked = (
-        f"({', '.join(f'{number:.4f}' for number in box)})"
-        for box in ((west, south, east, north), wanted)
-    )
-    return ImageryError(
-        "a place that the imagery covers at least in part",
-        f"imagery over {covered}, and {asked} asked for (west, south, east, north)",
-        "check the order of the numbers, or search where you want to load",
-    )
-
-
-def validate_readable(pictures: Sequence[Picture]) -> None:
-    """Refuse a cube of which nothing can be read."""
-    if any(picture.sources for picture in pictures):
-        return
-    files = [href for picture in pictures for href in picture.hrefs.values()]
-    raise ImageryError(
-        "at least one image that can be read",
-        f"{len(files)} that cannot, such as {plain(files[0])}",
-        "check addresses and access; sign= makes URLs open, and on_error='raise' tells more",
-    )
-
-
-#: Options of ``odc.stac.load`` that are handed on as they are.
+#: Options that are passed to ``odc.stac.load`` unchanged.
 _HANDED_ON = ("fail_on_error", "fuse_func", "use_overviews", "preserve_original_order")
 _OPTIONS = (*PLACES, *_HANDED_ON, "resampling", "dtype", "nodata", "patch_url", "driver")
 
@@ -188,30 +88,30 @@ def load(
     geobox : GeoBox, optional
         Exact grid to load on, in place of ``bbox``, ``crs`` and ``resolution``.
     like : Dataset, DataArray or GeoBox, optional
-        Something on that grid.
+        An object on that grid.
     crs : CRS, str or int, optional
-        By default the one most items have; "utm" chooses the place's zone.
+        By default that of most items; "utm" chooses the UTM zone of the place.
     resolution : float or None, default 0.6
         Pixel on the ground [m], as in ``predict``: grids of neighbouring places coincide. None
         keeps the images' own pixels, if they share one grid.
     bands : str or three of str or int, optional
-        Where the metadata do not tell: an asset; or red, green and blue as names of bands or
-        assets, as ``"asset.number"``, or as numbers if each item has a single image.
+        Needed where the metadata do not name them: an asset; or red, green and blue as names of
+        bands or assets, as ``"asset.number"``, or as numbers if each item has a single image.
     chunks : int or mapping, default 4096
-        Side of a chunk [px], or chunks of each dim; one date a chunk.
+        Side of a chunk [px], or chunk sizes by dim; each chunk holds one date by default.
     groupby : str or callable, default "solar_day"
-        What makes one date, as for odc-stac: "solar_day", "time", "id", an item property, or a
-        function of (item, parsed item, index).
+        How items are grouped into dates, as for odc-stac: "solar_day", "time", "id", an item
+        property, or a function of (item, parsed item, index).
     sign : callable, optional
-        Makes URLs open, such as ``planetary_computer.sign``; called with each URL when it is
-        read, so that it never runs out.
+        Signs URLs, such as ``planetary_computer.sign``; called with each URL when it is read, so
+        that no signature expires.
     cloud_mask : str, optional
-        Asset or band that tells clear pixels; becomes ``valid``.
+        Asset or band that marks clear pixels; becomes ``valid``.
     clear_values : int, sequence of int or callable, optional
         Values of the mask that mean a clear view, or a function from its values to booleans.
     on_error : {"raise", "nodata"}
-        What to do with files that do not open: refuse; or leave them out, counted in
-        ``unreadable_assets`` and flagged. The latter opens every file's header now.
+        Whether files that do not open are refused, or left out, counted in ``unreadable_assets``
+        and flagged; the latter reads the header of every file now.
     **odc_options
         ``dtype``, ``nodata``, ``resampling``, ``patch_url``, ``fail_on_error``, ``fuse_func``,
         ``use_overviews``, ``preserve_original_order`` and ``driver``, and ``lon`` and ``lat``,
@@ -232,53 +132,57 @@ def load(
         If bands, pixels, values or place of the imagery do not fit; when computed, if a file
         cannot be read.
     CHMv2Error
-        If there are no items, or an option does not make sense.
+        If there are no items, or an option is not valid.
 
     Notes
     -----
-    No pixel is read. Of files whose item does not tell grid or bands the header is; and where
-    items do not tell data type or nodata value, that of one file for each collection and asset.
+    No pixel is read. The header is read of files whose item lacks grid or bands, and of one file
+    for each collection and asset whose items lack data type or nodata value.
 
-    A date is averaged by area where its imagery is finer than the grid and interpolated
-    bilinearly elsewhere, whatever other dates are like; where it is coarser, ``quality_flags``
-    says so. Items that do not reach into the place are left out. Several items of one date
-    give their worst: lowest sun, largest angle, most cloud.
+    A date is averaged by area if its imagery is finer than the grid, else interpolated bilinearly,
+    independently of other dates; imagery coarser than the grid is marked in ``quality_flags``.
+    Items that do not overlap the place are left out. Of several items of one date the worst values
+    are kept: lowest sun, largest angle, most cloud.
 
-    Integer imagery that declares no nodata value gets 0: what no image covers is black in all
-    bands, and invalid to ``predict``; so is a black collar.
+    Integer imagery that declares no nodata value gets 0: pixels that no image covers are black in
+    all bands, which ``predict`` takes for invalid, as it does a black collar.
 
     Examples
     --------
     >>> cube = xchmv2.load(search, bbox=bbox, sign=planetary_computer.sign)  # doctest: +SKIP
     >>> height = cube.chmv2.predict()  # doctest: +SKIP
     """
-    place = resolve_place(bbox, geobox, like, crs, resolution, odc_options)
+    place = _resolve_place(bbox, geobox, like, crs, resolution, odc_options)
     sizes = _resolve_chunks(chunks)
     _validate_options(on_error, cloud_mask, clear_values, odc_options)
     sign, patch, driver = _resolve_access(sign, odc_options)
     dtype, nodata = odc_options.get("dtype"), odc_options.get("nodata")
-    near = near_items(find_items(items), place)
-    pictures = find_pictures(
+    near = _near_items(find_items(items), place)
+    images = find_images(
         near,
         bands=bands,
         cloud_mask=cloud_mask,
-        read_headers=partial(read_headers, sign=sign),
+        sign=sign,
         patch=patch,
         tolerant=on_error == "nodata",
         values_known=dtype is not None and nodata is not None,
     )
-    validate_readable(pictures)
-    _validate_pixels(pictures)
-    validate_sign(sign, next(iter(pictures[0].hrefs.values())))
-    boxes = [picture.geobox for picture in pictures if picture.geobox is not None]
+    _validate_readable(images)
+    for image in images:
+        if image.geobox is not None:
+            validate_pixel(image.item, pixel_on_ground(image.geobox))
+    validate_sign(sign, next(iter(images[0].hrefs.values())))
+    boxes = [image.geobox for image in images if image.geobox is not None]
     target = resolve_area(boxes, crs=crs, resolution=resolution, place=place)
-    pictures = pictures_inside(pictures, target)
-    stored = resolve_values(pictures, COLOURS, dtype, nodata)
+    images = _images_inside(images, target)
+    stored = resolve_values(images, COLOURS, dtype, nodata)
     values = dict.fromkeys(COLOURS, stored)
     rule = None
     if cloud_mask is not None:
-        rule, values["valid"] = _resolve_mask(pictures, cloud_mask, clear_values)
-    dates = _dates(group_pictures(pictures, groupby, target), target)
+        rule, values["valid"] = _resolve_mask(images, cloud_mask, clear_values)
+    wanted = pixel_on_ground(target)
+    groups = group_images(images, groupby, target)
+    dates = [Date(group, _coarsest(group), wanted) for group in groups]
     cube = load_cube(
         dates,
         target,
@@ -289,6 +193,104 @@ def load(
         options={name: odc_options[name] for name in _HANDED_ON if name in odc_options},
     )
     return _label(cube, dates, target, stored, rule)
+
+
+def _resolve_place(
+    bbox: Sequence[float] | None,
+    geobox: GeoBox | None,
+    like: Any,
+    crs: Any,
+    resolution: float | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Gather the options that say where; a whole grid excludes all others."""
+    place = {name: options[name] for name in PLACES if options.get(name) is not None}
+    if "intersects" in place:
+        place.setdefault("geopolygon", place.pop("intersects"))
+    if bbox is not None:
+        place["bbox"] = validate_bbox(bbox)
+    for name, value in (("geobox", geobox), ("like", like)):
+        if value is not None:
+            place[name] = value
+    exact = "geobox" in place or "like" in place
+    ways = {frozenset(pair) for pair in (("lon", "lat"), ("x", "y"))}
+    further = [] if crs is None else ["crs"]
+    if resolution not in (None, RESOLUTION):
+        further.append(f"resolution={resolution}")
+    single = len(place) <= 1 and not {"lon", "lat", "x", "y"} & set(place)
+    if not (single or frozenset(place) in ways) or (exact and further):
+        raise CHMv2Error(
+            "one way to give the place",
+            ", ".join([*place, *further]),
+            "leave the others out; geobox and like also set CRS and resolution",
+        )
+    if not exact and resolution is not None:
+        validate_resolution(resolution)
+    return place
+
+
+def _near_items(items: Sequence[StacItem], place: Mapping[str, Any]) -> list[StacItem]:
+    """Leave out items that are far away, before their metadata are read."""
+    outline = outline_in_degrees(place)
+    if outline is None:
+        return list(items)
+    west, south, east, north = outline.boundingbox.buffered(_MARGIN)
+    near = [
+        item
+        for item in items
+        if item.bbox is None
+        or item.bbox[0] > item.bbox[2]  # across the antimeridian
+        or (
+            item.bbox[0] < east
+            and item.bbox[2] > west
+            and item.bbox[1] < north
+            and item.bbox[3] > south
+        )
+    ]
+    if not near:
+        boxes = [item.bbox for item in items if item.bbox is not None]
+        raise _outside(boxes, outline.boundingbox)
+    return near
+
+
+def _images_inside(images: Sequence[ItemImage], target: GeoBox) -> list[ItemImage]:
+    """Leave out images that do not overlap the grid."""
+    inside = [
+        image
+        for image in images
+        if (outline := image.outline(target.crs)) and overlaps(outline, target.extent)
+    ]
+    if not inside:
+        boxes = [footprint(p.geobox, DEGREES).boundingbox for p in images if p.geobox is not None]
+        raise _outside(boxes, footprint(target, DEGREES).boundingbox)
+    _validate_readable(inside)
+    return inside
+
+
+def _outside(boxes: Sequence[Sequence[float]], wanted: Sequence[float]) -> ImageryError:
+    west, south = (min(box[side] for box in boxes) for side in (0, 1))
+    east, north = (max(box[side] for box in boxes) for side in (2, 3))
+    covered, asked = (
+        f"({', '.join(f'{number:.4f}' for number in box)})"
+        for box in ((west, south, east, north), wanted)
+    )
+    return ImageryError(
+        "a place that the imagery covers at least in part",
+        f"imagery over {covered}, and {asked} asked for (west, south, east, north)",
+        "check the order of the numbers, or search where you want to load",
+    )
+
+
+def _validate_readable(images: Sequence[ItemImage]) -> None:
+    """Refuse a cube without any readable image."""
+    if any(image.sources for image in images):
+        return
+    files = [href for image in images for href in image.hrefs.values()]
+    raise ImageryError(
+        "at least one image that can be read",
+        f"{len(files)} that cannot, such as {without_query(files[0])}",
+        "check addresses and access; sign= makes URLs open, and on_error='raise' names the reason",
+    )
 
 
 def _resolve_chunks(chunks: Any) -> dict[str, int]:
@@ -308,19 +310,19 @@ def _validate_options(
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise CHMv2Error(
-            f"options out of {sorted(_OPTIONS)}",
+            f"options among {sorted(_OPTIONS)}",
             f"{unknown}",
-            "correct them; bands, data type and nodata value take the place of stac_cfg",
+            "correct them; bands=, dtype= and nodata= replace stac_cfg",
         )
     if on_error not in ("raise", "nodata"):
         raise CHMv2Error(
             "on_error as 'raise' or 'nodata'",
             f"on_error={on_error!r}",
-            "leave it out to be told of files that do not open",
+            "leave it out to refuse files that do not open",
         )
     if clear_values is not None and cloud_mask is None:
         raise CHMv2Error(
-            "clear_values together with the mask they belong to",
+            "clear_values together with the mask that they describe",
             "no cloud_mask",
             "name it: xchmv2.load(..., cloud_mask='asset')",
         )
@@ -329,7 +331,7 @@ def _validate_options(
 def _resolve_access(
     sign: Sign | None, options: Mapping[str, Any]
 ) -> tuple[Sign | None, Sign | None, Any]:
-    """Decide who signs: our driver when it reads; another's is given signed addresses."""
+    """Decide who signs: our driver when it reads; another driver gets signed addresses."""
     patch, driver = options.get("patch_url"), options.get("driver")
     if driver is None:
         return sign, patch, ImageDriver(sign, options.get("nodata"))
@@ -338,27 +340,16 @@ def _resolve_access(
     return None, lambda href: sign(patch(href)), driver
 
 
-def _validate_pixels(pictures: Sequence[Picture]) -> None:
-    for picture in pictures:
-        if picture.geobox is not None:
-            validate_pixel(picture.item, pixel_on_ground(picture.geobox))
-
-
 def _resolve_mask(
-    pictures: Sequence[Picture], name: str, clear_values: ClearValues | None
+    images: Sequence[ItemImage], name: str, clear_values: ClearValues | None
 ) -> tuple[ClearRule, BandValues]:
-    stored = resolve_values(pictures, ("valid",), None, None)
-    info = next(picture.bands["valid"] for picture in pictures if picture.sources)
+    stored = resolve_values(images, ("valid",), None, None)
+    info = next(image.bands["valid"] for image in images if image.sources)
     rule = resolve_clear(name, info, stored.dtype, stored.nodata, clear_values)
     return rule, BandValues(stored.dtype, rule.fill)
 
 
-def _dates(groups: Sequence[tuple[Picture, ...]], target: GeoBox) -> list[Date]:
-    wanted = pixel_on_ground(target)
-    return [Date(group, _coarsest(group), wanted) for group in groups]
-
-
-def _coarsest(group: Sequence[Picture]) -> float:
+def _coarsest(group: Sequence[ItemImage]) -> float:
     """Largest native pixel of a date [m]; NaN if none is known."""
     pixels = [pixel_on_ground(p.geobox) for p in group if p.geobox is not None]
     return max(pixels, default=math.nan)
@@ -371,11 +362,11 @@ def _label(
     stored: BandValues,
     rule: ClearRule | None,
 ) -> xr.Dataset:
-    """Give the arrays names, attributes and the facts of each date."""
+    """Add names, attributes and the coordinates of each date."""
     coords = time_coordinates(
-        [[picture.item for picture in date.pictures] for date in dates],
+        [[image.item for image in date.images] for date in dates],
         native=[date.native for date in dates],
-        unreadable=[sum(picture.unreadable for picture in date.pictures) for date in dates],
+        unreadable=[sum(image.unreadable for image in date.images) for date in dates],
         upsampled=[date.upsampled for date in dates],
     )
     if rule is not None:
@@ -383,16 +374,16 @@ def _label(
     cube = cube.drop_vars("time").assign_coords(coords)
     mapping = find_crs_coordinate(cube.coords)
     for name, array in cube.data_vars.items():
-        told = {"long_name": name, "common_name": name} | _nodata(stored)
+        attrs = {"long_name": name, "common_name": name} | _nodata(stored)
         if name == "valid":
-            told = {"long_name": "imagery shows the ground"}
-        array.attrs = told | ({"grid_mapping": mapping} if mapping else {})
+            attrs = {"long_name": "imagery shows the ground"}
+        array.attrs = attrs | ({"grid_mapping": mapping} if mapping else {})
         array.encoding = {}
     return cube.assign_attrs(source=_collections(dates), xchmv2_version=__version__)
 
 
 def _nodata(stored: BandValues) -> dict[str, Any]:
-    """Say how pixels that no image covers are marked."""
+    """Nodata attribute of pixels that no image covers."""
     dtype = np.dtype(stored.dtype)
     if stored.nodata is not None:
         return {"nodata": stored.nodata if dtype.kind == "f" else int(stored.nodata)}
@@ -400,5 +391,5 @@ def _nodata(stored: BandValues) -> dict[str, Any]:
 
 
 def _collections(dates: Sequence[Date]) -> str:
-    names = {p.item.collection for date in dates for p in date.pictures if p.item.collection}
+    names = {p.item.collection for date in dates for p in date.images if p.item.collection}
     return f"STAC collections {', '.join(sorted(names))}" if names else "STAC items"

@@ -1,4 +1,4 @@
-"""Zarr stores of canopy heights that are written region by region, and go on after a kill."""
+"""Zarr stores of canopy heights, written region by region and resumable after a kill."""
 
 from xchmv2.store.reading import open_zarr
 from xchmv2.store.writing import Written, remove_store, to_zarr

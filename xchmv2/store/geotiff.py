@@ -1,12 +1,11 @@
-"""Heights into a cloud-optimised GeoTIFF, block by block, whole or not at all."""
+"""Heights to a cloud-optimised GeoTIFF, block by block; the file appears when it is complete."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,31 +45,31 @@ def write_cog(
     Parameters
     ----------
     height : DataArray or Dataset
-        (y, x), or one date of it; a Dataset becomes a file with one band per variable.
+        (y, x) of one date [m]; a Dataset becomes a file with one band per variable.
     path : str or path
-        The file. It appears when it is complete.
+        The file, which appears when it is complete.
     progress : bool, default True
-        Show a bar.
+        Whether to show a progress bar.
     overwrite : bool, default False
-        Replace a file that is there.
+        Whether to replace an existing file.
 
     Returns
     -------
     Written
-        Blocks and pixels written, and the time it took.
+        Blocks and pixels written, and the time taken.
 
     Raises
     ------
     CHMv2Error
-        If the file exists, its folder does not, there are several dates, or other processes
-        compute.
+        If the file exists, its folder does not, there are several dates, or dask computes in other
+        processes.
     """
     target = Path(path)
     if target.exists() and not overwrite:
-        raise CHMv2Error(f"no {target} yet", "that it exists", "pass overwrite=True")
+        raise CHMv2Error(f"that {target} does not exist", "that it does", "pass overwrite=True")
     if not target.parent.is_dir():
         raise CHMv2Error(
-            f"the folder {target.parent}", "none of that name", "make it, or give another name"
+            f"the folder {target.parent}", "that it does not exist", "create it, or give another"
         )
     if leaves_process():
         raise CHMv2Error(
@@ -85,30 +84,13 @@ def write_cog(
             f"{len(cube.labels)} along {cube.date_dim}",
             "write one file each, such as height.isel(time=0), or .chmv2.to_zarr(store)",
         )
-    # Beside its destination, so that the end is one rename and needs no other disk.
+    # Beside its destination, so that a rename on the same disk completes it.
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         plain, final = Path(folder) / "plain.tif", Path(folder) / "final.tif"
         done = _write_blocks(cube, plain, show=progress)
         copy(plain, final, **_FINAL)
         final.replace(target)
     return done
-
-
-@dataclass(frozen=True, eq=False)
-class _WriteWindow:
-    """Task: write one block of each band; GDAL takes one at a time."""
-
-    raster: Any
-    rows: slice
-    cols: slice
-    lock: threading.Lock = field(repr=False)
-
-    def __call__(self, blocks: Sequence[npt.NDArray[Any]]) -> int:
-        window = Window.from_slices(self.rows, self.cols)
-        with self.lock:
-            for band, block in enumerate(blocks, 1):
-                self.raster.write(np.asarray(block).reshape(block.shape[-2:]), band, window=window)
-        return int(blocks[0].shape[-2] * blocks[0].shape[-1])
 
 
 def _write_blocks(cube: Cube, path: Path, *, show: bool) -> Written:
@@ -124,20 +106,22 @@ def _write_blocks(cube: Cube, path: Path, *, show: bool) -> Written:
             path, "w", count=len(arrays), height=height, width=width, **_PLAIN, **place
         ) as raster,
     ):
-        _describe(raster, cube)
-        sinks = {
-            index: _WriteWindow(raster, rows, cols, lock) for index, (*_, rows, cols) in blocks
-        }
+        for band, (name, variable) in enumerate(cube.dataset.data_vars.items(), 1):
+            raster.set_band_description(band, str(name))
+            if "units" in variable.attrs:
+                raster.set_band_unit(band, variable.attrs["units"])
+            kept = {str(k): str(v) for k, v in variable.attrs.items() if k != "grid_mapping"}
+            raster.update_tags(band, **kept)
+
+        def write(rows: slice, cols: slice, parts: Sequence[npt.NDArray[Any]]) -> int:
+            """Write one block of each band; GDAL allows one at a time."""
+            window = Window.from_slices(rows, cols)
+            with lock:
+                for band, part in enumerate(parts, 1):
+                    raster.write(np.asarray(part).reshape(part.shape[-2:]), band, window=window)
+            return int(parts[0].shape[-2] * parts[0].shape[-1])
+
+        sinks = {index: partial(write, rows, cols) for index, (*_, rows, cols) in blocks}
         name = f"chmv2-raster-{path.parent.name}"
         run_sinks(arrays, sinks, name=name, done=lambda _, pixels: bar.add(pixels))
     return Written(len(blocks), 0, bar.pixels, bar.seconds)
-
-
-def _describe(raster: Any, cube: Cube) -> None:
-    """Name the bands, and keep what the attributes tell of how they were made."""
-    for band, (name, variable) in enumerate(cube.dataset.data_vars.items(), 1):
-        raster.set_band_description(band, str(name))
-        with suppress(KeyError):
-            raster.set_band_unit(band, variable.attrs["units"])
-        kept = {str(k): str(v) for k, v in variable.attrs.items() if k != "grid_mapping"}
-        raster.update_tags(band, **kept)

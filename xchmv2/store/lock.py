@@ -1,7 +1,7 @@
-"""One writer at a time: a lock that lies in the store and lives as long as its owner.
+"""One writer at a time: a lock in the store that lives as long as the process that owns it.
 
-It is an object in the store, so it works wherever the store does. Its owner renews it; who finds
-it and can see that the owner is dead, or that it was not renewed for long, takes it over.
+The lock is an object in the store, so it works wherever the store does. Its owner renews it.
+Another process takes it over if the owner is dead, or has not renewed it for long.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from zarr.abc.store import Store
@@ -26,29 +25,16 @@ from xchmv2.store.storage import delete_object, read_object, remove_empty_folder
 LOCK = "xchmv2/lock.json"
 #: How often the owner renews the lock [s].
 _RENEW = 20.0
-#: After how long without renewal a lock on another machine is taken for dead [s].
+#: A lock of another machine is stale after this time without renewal [s].
 _STALE = 180.0
-#: How long to wait before believing that a lock taken without a guarantee is ours [s].
+#: How long to wait for competing writers where the store cannot create an object exclusively [s].
 _CONFIRM = 0.5
-
-
-#: Of the locks that this process holds.
+#: Tokens of the locks that this process holds.
 _TOKENS: set[str] = set()
 
 
 class WriterLock:
-    """A context in which this process alone writes to a store.
-
-    Parameters
-    ----------
-    store : zarr Store
-        The store; it need not exist yet.
-
-    Raises
-    ------
-    StoreError
-        On entering, if another writer lives.
-    """
+    """A context in which only this process writes; a StoreError refuses to enter a second one."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -67,33 +53,22 @@ class WriterLock:
         self._renewer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._over.set()
         self._renewer.join()
         self._release()
 
     def validate(self) -> None:
-        """Make sure that nobody else took the store over.
-
-        Raises
-        ------
-        StoreError
-            If somebody did, because this process did not renew its lock for minutes.
-        """
+        """Refuse to go on if another process took the store over, after minutes without renewal."""
         if self._lost:
             raise StoreError(
                 f"to be the only writer of {self._store}",
-                "that another process took it over while this one stood still",
-                "let that one finish; what was written is in order",
+                "that another process took it over while this one was suspended",
+                "let that process finish; regions already written are intact",
             )
 
     def _take(self) -> None:
-        """Write the lock, unless another writer lives."""
+        """Write the lock, unless another writer is active."""
         sure = _create(self._store, self._content())
         holder = self._holder()
         if holder is not None and not self._is_mine(holder):
@@ -102,13 +77,13 @@ class WriterLock:
             write_object(self._store, LOCK, self._content())
             sure = False
         if not sure:
-            time.sleep(_CONFIRM)  # another may be doing the same: the last one to write has it
+            time.sleep(_CONFIRM)  # another may be doing the same: the last one to write owns it
             holder = self._holder()
         if holder is None or not self._is_mine(holder):
             raise _refusal(self._store, holder or {})
 
     def _release(self) -> None:
-        """Remove the lock if it is ours; a store that cannot is none that others fail on."""
+        """Remove the lock if it is ours; if that fails, it becomes stale."""
         _TOKENS.discard(self._owner["token"])
         with suppress(Exception):
             holder = self._holder()
@@ -135,24 +110,24 @@ class WriterLock:
         try:
             return dict(json.loads(data))
         except ValueError:
-            return {}  # torn by a kill on a disk that knows no whole files
+            return {}  # half-written by a killed process
 
     def _is_mine(self, holder: dict[str, Any]) -> bool:
         return bool(holder.get("token") == self._owner["token"])
 
 
 def _this_process() -> dict[str, Any]:
-    """Name this process and the place where its number means something."""
+    """Identify this process, and the machine and container in which its number is unique."""
     return {
         "host": socket.gethostname(),
-        "place": _read("/proc/sys/kernel/random/boot_id") + _link("/proc/self/ns/pid"),
+        "place": _boot_and_namespace(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
     }
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the owner of a lock is at work, as far as can be seen from here."""
+    """Whether the owner of a lock is running, as far as this process can tell."""
     here = _this_process()
     same_place = all(holder.get(key) == here[key] for key in ("host", "place"))
     if same_place and holder.get("pid") == here["pid"]:
@@ -165,42 +140,37 @@ def _lives(holder: dict[str, Any]) -> bool:
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
 def _started(pid: int) -> str:
-    """When a process started, so that its number used anew is not taken for it; "" if unknown."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    if not fields:
-        return ""
-    return "dead" if fields[0] in "ZX" else fields[19]
-
-
-def _read(path: str) -> str:
+    """Start time of a process, to tell it from a later one of the same number; "" if unknown."""
     with suppress(OSError):
-        return Path(path).read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "dead" if fields[0] in "ZX" else fields[19]
     return ""
 
 
-def _link(path: str) -> str:
+def _boot_and_namespace() -> str:
+    boot = namespace = ""
     with suppress(OSError):
-        return os.readlink(path)
-    return ""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return boot + namespace
 
 
 def _create(store: Store, content: bytes) -> bool:
-    """Write the lock if there is none; returns whether the store makes sure of that."""
+    """Write the lock if there is none; returns whether the store guarantees that."""
     try:
         write_object(store, LOCK, content, new=True)
     except OSError as error:
         raise StoreError(
             f"to write to {store}",
             f"{type(error).__name__}: {error}",
-            "check permissions and space; a local disk must know hard links",
+            "check permissions and free space; a local disk must support hard links",
         ) from error
     return type(store).__name__ in ("LocalStore", "ObjectStore", "MemoryStore")
 

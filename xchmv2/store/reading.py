@@ -1,7 +1,8 @@
-"""Heights out of a Zarr store: float32 with NaN, whatever the encoding."""
+"""Heights from a Zarr store: float32 with NaN, whatever the encoding."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -23,38 +24,44 @@ def open_zarr(
     Parameters
     ----------
     store : str, path, zarr store, obstore store or icechunk Session
-        Where it lies.
+        Location of the store.
     storage_options : mapping, optional
         Options of the file system of a URL.
 
     Returns
     -------
     DataArray or Dataset
-        ``canopy_height`` (..., y, x) float32 [m], NaN where missing, in the blocks it was written
-        in; a Dataset if more than the height was written. The CRS is in ``grid_mapping`` of attrs.
+        ``canopy_height`` (..., y, x) float32 [m], NaN where missing, chunked by the blocks of the
+        store; a Dataset if the store holds other variables. The attribute ``grid_mapping`` names
+        the coordinate of the CRS.
 
     Raises
     ------
     StoreError
-        If there is no such store, or it was half removed.
+        If there is no such store, dates are being added to it, or it was half removed.
 
     Warns
     -----
     IncompleteStoreWarning
-        If regions are not written yet; they read as missing.
+        If regions are not written yet; they read as NaN.
     """
     source = resolve_store(store, storage_options, read_only=True)
     manifest = _find(source)
-    _warn_if_incomplete(source, manifest)
-    blocks = manifest.fingerprint["block"]
-    dims = manifest.fingerprint["grid"]["dims"][-2:]
+    total = len(manifest.dates) * math.prod(manifest.blocks)
+    missing = total - len(manifest.done())
+    if missing:
+        warnings.warn(
+            f"{missing} of {total} regions of {source} are not written yet and read as NaN; the "
+            "same call of .chmv2.to_zarr() writes them",
+            IncompleteStoreWarning,
+            stacklevel=2,
+        )
+    content = manifest.fingerprint
+    chunks = dict(zip(content["grid"]["dims"][-2:], content["block"], strict=True))
     dataset: xr.Dataset = xr.open_zarr(
-        source,
-        consolidated=False,
-        decode_coords="all",
-        chunks=dict(zip(dims, blocks, strict=True)),
+        source, consolidated=False, decode_coords="all", chunks=chunks
     )
-    wanted = manifest.fingerprint["variables"]
+    wanted = content["variables"]
     dataset = dataset[wanted].assign({name: _as_float32(dataset[name]) for name in wanted})
     if wanted == [HEIGHT_NAME]:
         return dataset[HEIGHT_NAME]
@@ -75,34 +82,20 @@ def _find(store: Any) -> Manifest:
         )
     if manifest.pending is not None:
         raise StoreError(
-            "a store whose dates are in order",
-            f"one to which dates are just being added, or were when it was killed: {store}",
-            "wait for the writer; if it is dead, the same call of .chmv2.to_zarr() completes it",
+            "a store whose dates are complete",
+            f"one to which dates are just being added, or were when its writer was killed: {store}",
+            "wait for the writer; if it was killed, the same call of .chmv2.to_zarr() completes it",
         )
     return manifest
 
 
-def _warn_if_incomplete(store: Any, manifest: Manifest) -> None:
-    y, x = manifest.blocks
-    total = len(manifest.dates) * y * x
-    missing = total - len(manifest.done())
-    if missing:
-        warnings.warn(
-            f"{missing} of {total} regions are not written in {store} and read as missing data; "
-            "the call that began it goes on with them",
-            IncompleteStoreWarning,
-            stacklevel=3,
-        )
-
-
 def _as_float32(variable: xr.DataArray) -> xr.DataArray:
-    """Scaled whole numbers decode to float64; the CRS moves to where arithmetic keeps it."""
+    """Undo the float64 of scaled integers; move the CRS to attrs, which arithmetic keeps."""
     mapping = variable.encoding.get("grid_mapping")
-    if np.issubdtype(variable.dtype, np.floating):
-        variable = variable.astype(np.float32)
-    variable = variable.drop_encoding()
+    floating = np.issubdtype(variable.dtype, np.floating)
+    variable = (variable.astype(np.float32) if floating else variable).drop_encoding()
     if mapping:
         variable.attrs["grid_mapping"] = mapping
-    if np.issubdtype(variable.dtype, np.floating):
+    if floating:
         variable.encoding["_FillValue"] = np.float32(np.nan)
     return variable

@@ -1,4 +1,4 @@
-"""Records of a store: which regions are written, and of which prediction."""
+"""Metadata of a store: its fingerprint, its dates, and the record of written regions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,7 @@ _LONGEST_VALUE = 120
 
 
 class Manifest:
-    """The record that lies beside the data.
-
-    Parameters
-    ----------
-    store : zarr Store
-        A store that has one.
-    """
+    """The metadata of a store, which lie in a group beside the data."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -38,60 +32,54 @@ class Manifest:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the pixels, but for the dates."""
+        """Everything that determines the pixels except the dates."""
         return dict(self._group.attrs["fingerprint"])  # type: ignore[arg-type]
 
     @property
     def dates(self) -> dict[str, dict[str, Any]]:
-        """By label: which ``record`` is theirs, their source ``items`` and ``imagery`` digest."""
+        """By label: index in the ``record``, source ``items`` and digest of the ``imagery``."""
         return dict(self._group.attrs["dates"])  # type: ignore[arg-type]
 
     @property
     def order(self) -> list[str]:
-        """Labels in the order of the data's dates."""
+        """Labels of the dates in the order of the data."""
         return list(self._group.attrs["order"])  # type: ignore[arg-type]
 
     @property
     def pending(self) -> dict[str, Any] | None:
-        """What is left of an extension that was begun; None mostly."""
+        """The rest of an extension by new dates that was begun; None otherwise."""
         return self._group.attrs.get("pending")  # type: ignore[return-value]
 
     @property
     def generation(self) -> int:
-        """How often dates were added; places in the data hold for one generation alone."""
+        """How often dates were added; an index of a date is valid for one generation."""
         return int(self._group.attrs["generation"])  # type: ignore[arg-type]
 
     @property
     def record(self) -> zarr.Array[Any]:
-        """One whole number for each record, and block along y and x: 1 once it is down."""
+        """Array (record, block along y, block along x) of uint8: 1 where a block is written."""
         return zarr.open_array(self.store, path=_DONE, mode="r+")
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """How many blocks there are along y and x."""
+        """Number of blocks along y and x."""
         _, y, x = zarr.open_array(self.store, path=_DONE, mode="r").shape
         return y, x
 
     def done(self) -> set[tuple[int, int, int]]:
-        """List the blocks that are down as (record, y, x)."""
+        """List the written blocks as (record, y, x)."""
         head = f"{_DONE}/c/"
         found = (key.removeprefix(head).split("/") for key in list_keys(self.store, head))
-        # A file that is just being written has a longer name.
+        # A file that is being written has a longer name.
         return {(int(d), int(y), int(x)) for d, y, x in found if x.isdigit()}
 
     def forget(self, record: int) -> None:
-        """Take the blocks of one record for not written."""
+        """Mark the blocks of one record as not written."""
         delete_below(self.store, f"{_DONE}/c/{record}")
 
     def update(self, **attrs: Any) -> None:
         """Change attributes, all at once."""
         self._group.update_attributes(attrs)
-
-    def add_records(self, count: int) -> None:
-        """Make room for more dates."""
-        record = self.record
-        if record.shape[0] < count:
-            record.resize((count, *record.shape[1:]))
 
 
 def create_manifest(
@@ -100,18 +88,10 @@ def create_manifest(
     dates: Mapping[str, Mapping[str, Any]],
     blocks: tuple[int, int],
 ) -> Manifest:
-    """Write the record of a store whose template is complete.
+    """Write the metadata of a store whose template is complete.
 
-    Parameters
-    ----------
-    store : zarr Store
-        Where.
-    content : mapping
-        The fingerprint.
-    dates : mapping
-        As :attr:`Manifest.dates`, in the order of the data.
-    blocks : tuple of int
-        Blocks along y and x.
+    ``content`` is the fingerprint, ``dates`` are as :attr:`Manifest.dates` in the order of the
+    data, ``blocks`` their number along y and x.
     """
     zarr.create_array(
         store,
@@ -130,39 +110,32 @@ def create_manifest(
 
 
 def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | None:
-    """Open a store's record; None where the store is empty, or was hardly begun.
-
-    Parameters
-    ----------
-    store : zarr Store
-        Where.
-    half_removed : bool, default False
-        Whether a store whose removal was interrupted counts as empty, instead of being refused.
+    """Open the metadata of a store; None if it is empty or its template is incomplete.
 
     Raises
     ------
     StoreError
-        If something else lies there, a later version wrote it, or it was half removed.
+        If it holds something else, was written by a later version, or was half removed; with
+        ``half_removed`` the last counts as empty.
     """
     attrs = _attributes(store)
-    if attrs.get("state") == "creating":
+    state = attrs.get("state")
+    if state == "creating" or (state == "removing" and half_removed):
         return None
-    if attrs.get("state") == "removing":
-        if half_removed:
-            return None
+    if state == "removing":
         raise StoreError(
             "a whole store",
-            f"one that was half removed when its removal was interrupted: {store}",
+            f"one that is half removed, because its removal was interrupted: {store}",
             "remove it again: xchmv2.store.remove_store(...), or xchmv2 predict --overwrite",
         )
-    if attrs.get("state") != "ready":
+    if state != "ready":
         foreign = _foreign_names(store)
         if not foreign:
             return None
         raise StoreError(
-            "an empty place, or a store that .chmv2.to_zarr() wrote",
+            "an empty location, or a store that .chmv2.to_zarr() wrote",
             f"{', '.join(sorted(foreign)[:5])} in {store}",
-            "give another name; nothing there was touched",
+            "give another name; nothing there was changed",
         )
     if attrs["format"] != _FORMAT:
         raise StoreError(
@@ -174,7 +147,7 @@ def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | Non
 
 
 def begin(store: Store) -> None:
-    """Clear what a killed start left behind, and say that a start is under way."""
+    """Delete the leftovers of a killed start, and mark the store as being created."""
     for key in list_keys(store, ""):
         if key not in (LOCK, _MARKER):
             delete_object(store, key)
@@ -182,12 +155,10 @@ def begin(store: Store) -> None:
 
 
 def remove_all(store: Store) -> None:
-    """Delete a store but for its lock, so that a kill never leaves one that passes for whole.
+    """Delete everything but the lock, so that a kill never leaves a store that seems complete.
 
-    Notes
-    -----
-    The state says first that the store is being removed, and goes last. The records go before the
-    pixels: no region is ever recorded whose pixels are gone.
+    The state is first set to "removing" and deleted last. Records are deleted before pixels: no
+    region is ever recorded whose pixels are gone.
     """
     if _attributes(store).get("state") == "ready":
         Manifest(store).update(state="removing")
@@ -209,10 +180,10 @@ def _attributes(store: Store) -> dict[str, Any]:
 
 
 def _foreign_names(store: Store) -> set[str]:
-    """Name what lies in a store without a manifest, but for a lock and empty groups."""
+    """Name everything in a store without a manifest except a lock and empty groups."""
     names = set(list_names(store)) - {GROUP}
     own = list_keys(store, f"{GROUP}/") if GROUP in list_names(store) else []
-    # Another writer may be putting its lock or its first note there just now.
+    # Another writer may be writing its lock or its first attributes at this moment.
     expected = (LOCK, _MARKER)
     found = names | {k for k in own if k not in expected and not k.endswith(".partial")}
     if found == {"zarr.json"} and not dict(zarr.open_group(store, mode="r").attrs):
@@ -221,13 +192,7 @@ def _foreign_names(store: Store) -> set[str]:
 
 
 def validate_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Check that two fingerprints are equal.
-
-    Raises
-    ------
-    StoreError
-        If they differ; the message names each field that does.
-    """
+    """Refuse a fingerprint that differs from that of a store, naming each field that does."""
     if ("arrays" in found) != ("arrays" in wanted):
         raise StoreError(
             f"{_kind(found)}, with which {where} was begun",
@@ -238,10 +203,9 @@ def validate_same(found: Mapping[str, Any], wanted: Mapping[str, Any], where: st
     fields = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if fields:
         raise StoreError(
-            f"what determines the pixels to be what {where} was begun with: "
-            + _listed((name, found.get(name)) for name in fields),
-            _listed((name, wanted.get(name)) for name in fields),
-            "call it as before to go on, or write to another store",
+            f"the model, data and options with which {where} was begun: " + _listed(fields, found),
+            _listed(fields, wanted),
+            "call it as before to resume, or write to another store",
         )
 
 
@@ -252,40 +216,33 @@ def _kind(content: Mapping[str, Any]) -> str:
     return f"arrays computed in another way ({names})"
 
 
-def _listed(pairs: Iterable[tuple[str, Any]]) -> str:
-    return "; ".join(f"{name} {_short(value)}" for name, value in pairs)
-
-
-def _short(value: Any) -> str:
-    text = "not given" if value is None else str(value)
-    return text if len(text) < _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+def _listed(fields: Iterable[str], content: Mapping[str, Any]) -> str:
+    found = []
+    for name in fields:
+        text = "not given" if content.get(name) is None else str(content[name])
+        short = text if len(text) < _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+        found.append(f"{name} {short}")
+    return "; ".join(found)
 
 
 def fingerprint(cube: Cube) -> dict[str, Any]:
-    """Describe all that determines a cube's pixels but its dates.
+    """Describe in JSON everything that determines a cube's pixels except its dates.
 
-    Parameters
-    ----------
-    cube : Cube
-        What is to be written.
-
-    Returns
-    -------
-    dict
-        JSON. A prediction is described by what made it, so that another run of the same is known
-        again, whatever its imagery's addresses, chunks and dates. Any other array, even one
-        computed from a prediction, is described by its dask name.
+    A prediction is described by its model, grid and options, so that another run of the same
+    resumes, whatever its imagery's addresses, chunks and dates. Any other array, even one computed
+    from a prediction, is described by its dask name.
     """
-    made = find_predictions(cube)
+    made = _find_predictions(cube)
+    names = {name: array.name for name, array in cube.arrays.items()}
     return {
         "grid": _grid(cube),
         "block": list(cube.block),
-        **(_prediction(made) if made else _array_names(cube)),
+        **(_describe_prediction(made) if made else {"arrays": names}),
     }
 
 
-def find_predictions(cube: Cube) -> dict[str, Prediction]:
-    """Find, for all variables, which layer of one prediction they are; none if one is not."""
+def _find_predictions(cube: Cube) -> dict[str, Prediction]:
+    """Find the prediction whose layers all variables are; empty if one is anything else."""
     found = {name: find_prediction(array) for name, array in cube.arrays.items()}
     made = {name: prediction for name, prediction in found.items() if prediction is not None}
     one = len(made) == len(found) and len({p.token for p in made.values()}) == 1
@@ -293,20 +250,8 @@ def find_predictions(cube: Cube) -> dict[str, Prediction]:
 
 
 def imagery_digests(cube: Cube) -> list[str]:
-    """Digest a few windows of the imagery behind each date.
-
-    Parameters
-    ----------
-    cube : Cube
-        What is to be written.
-
-    Returns
-    -------
-    list of str
-        One per date; empty strings where the cube is no prediction. Reads at most nine places of
-        each band and date.
-    """
-    made = next(iter(find_predictions(cube).values()), None)
+    """Digest at most nine windows of the imagery of each date; "" where there is no prediction."""
+    made = next(iter(_find_predictions(cube).values()), None)
     if made is None:
         return [""] * len(cube.labels)
     chunks = list(made.samples)  # one for each chunk of dates, in order
@@ -316,17 +261,17 @@ def imagery_digests(cube: Cube) -> list[str]:
 def _grid(cube: Cube) -> dict[str, Any]:
     first = next(iter(cube.dataset.data_vars.values()))
     grid = find_grid(first)
-    found: dict[str, Any] = {"dims": [str(d) for d in first.dims], "shape": list(grid.shape)}
-    # Rounded, so that noise in coordinates that were added up another way does not matter.
-    edges, pixel = ([round(v, 6) for v in grid.edges], [round(v, 9) for v in grid.pixel])
-    return {**found, "crs": str(grid.crs), "edges": edges, "pixel": pixel}
+    return {
+        "dims": [str(dim) for dim in first.dims],
+        "shape": list(grid.shape),
+        "crs": str(grid.crs),
+        # Rounded, because coordinates that were summed in another way carry other noise.
+        "edges": [round(value, 6) for value in grid.edges],
+        "pixel": [round(value, 9) for value in grid.pixel],
+    }
 
 
-def _array_names(cube: Cube) -> dict[str, Any]:
-    return {"arrays": {name: array.name for name, array in cube.arrays.items()}}
-
-
-def _prediction(made: dict[str, Prediction]) -> dict[str, Any]:
+def _describe_prediction(made: dict[str, Prediction]) -> dict[str, Any]:
     job = next(iter(made.values())).job
     reader: Any = job.reader
     rows, cols = (asdict(along) for along in (reader.rows, reader.cols))

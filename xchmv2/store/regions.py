@@ -1,4 +1,4 @@
-"""Which blocks are to be written, and the task that writes one."""
+"""Blocks that are missing in a store, and the task that writes one."""
 
 from __future__ import annotations
 
@@ -15,26 +15,14 @@ from xchmv2.predict import blocks_of
 from xchmv2.store.records import Manifest
 from xchmv2.store.template import Cube, Encoding
 
-#: What ``regions=`` takes: index ranges along some dims, or several of these.
-Region = Mapping[Hashable, slice | int]
-Regions = Region | Sequence[Region]
+_Region = Mapping[Hashable, slice | int]
+#: Index ranges along some dims, or several of these.
+Regions = _Region | Sequence[_Region]
 
 
 @dataclass(frozen=True)
-class DatePlace:
-    """Where one date of a block belongs.
-
-    Parameters
-    ----------
-    source : int
-        Index in the block.
-    target : int
-        Index in the store's arrays.
-    record : int
-        Index in the manifest.
-    label : str
-        What the store calls the date.
-    """
+class _DatePlace:
+    """Indices of a date in the block, in the store's arrays and in its record; and its label."""
 
     source: int
     target: int
@@ -48,54 +36,50 @@ class WriteBlock:
 
     Parameters
     ----------
-    arrays : tuple of zarr.Array
-        Arrays of the store, (date, y, x) or (y, x).
-    encodings : tuple of Encoding
-        How each is stored.
+    arrays, encodings : tuple
+        Arrays of the store, (date, y, x) or (y, x), and how each is stored.
     record : zarr.Array
-        Where it is noted that a block is down.
-    dates : tuple of DatePlace
-        Dates of the block that are not down yet.
+        Array (record, block along y, block along x) that is 1 where a block is written.
+    dates : tuple of _DatePlace
+        Dates of the block that are not written yet.
     block : tuple of int
-        The block, along y and x.
+        Index of the block along y and x.
     rows, cols : slice
         Its pixels.
     generation : int
-        Of the store's dates, for which the places hold.
+        Generation of the store's dates that the indices refer to.
     """
 
     arrays: tuple[zarr.Array[Any], ...]
     encodings: tuple[Encoding, ...]
     record: zarr.Array[Any]
-    dates: tuple[DatePlace, ...]
+    dates: tuple[_DatePlace, ...]
     block: tuple[int, int]
     rows: slice
     cols: slice
     generation: int
 
     def __call__(self, blocks: Sequence[npt.NDArray[Any]]) -> int:
-        """Write the blocks, one of each variable; returns how many pixels that were."""
-        self._validate_generation()
-        for date in self.dates:
-            for array, encode, block in zip(self.arrays, self.encodings, blocks, strict=True):
-                self._write(array, encode, np.asarray(block), date)
-            # After the data, so that a block that is recorded is down.
-            self._note(date)
-        height, width = blocks[0].shape[-2:]
-        return int(height * width * len(self.dates))
-
-    def _validate_generation(self) -> None:
-        """Make sure that the dates are where they were when this was planned."""
-        found = Manifest(self.record.store).generation
-        if found != self.generation:
+        """Write the blocks, one of each variable; returns the number of pixels."""
+        if Manifest(self.record.store).generation != self.generation:
             raise StoreError(
-                "the dates where they were when this run was planned",
+                "the store's dates in the order in which they were when this run was planned",
                 "that another run has added dates since",
                 "call .chmv2.to_zarr() again",
             )
+        for date in self.dates:
+            for array, encode, block in zip(self.arrays, self.encodings, blocks, strict=True):
+                self._write(array, encode, np.asarray(block), date)
+            try:  # after the data, so that a block that is recorded is written
+                self.record[(date.record, *self.block)] = 1
+            except Exception as error:
+                name = f"the record of {self._name(self.record, date)}"
+                raise self._failure(name, error) from error
+        height, width = blocks[0].shape[-2:]
+        return int(height * width * len(self.dates))
 
     def _write(
-        self, array: zarr.Array[Any], encode: Encoding, block: npt.NDArray[Any], date: DatePlace
+        self, array: zarr.Array[Any], encode: Encoding, block: npt.NDArray[Any], date: _DatePlace
     ) -> None:
         flat = block.ndim == 2
         where = (self.rows, self.cols) if flat else (date.target, self.rows, self.cols)
@@ -110,13 +94,7 @@ class WriteBlock:
         except Exception as error:
             raise self._failure(self._name(array, date), error) from error
 
-    def _note(self, date: DatePlace) -> None:
-        try:
-            self.record[(date.record, *self.block)] = 1
-        except Exception as error:
-            raise self._failure(f"the record of {self._name(self.record, date)}", error) from error
-
-    def _name(self, array: zarr.Array[Any], date: DatePlace) -> str:
+    def _name(self, array: zarr.Array[Any], date: _DatePlace) -> str:
         place = f"y {self.rows.start}:{self.rows.stop}, x {self.cols.start}:{self.cols.stop}"
         return ", ".join(filter(None, [array.basename or array.path, date.label, place]))
 
@@ -124,8 +102,8 @@ class WriteBlock:
         return StoreError(
             f"to write {what}",
             f"{type(error).__name__}: {error}",
-            "mend the cause and call the same again: regions that are down stay, and only the "
-            "missing ones are computed",
+            "correct the cause and make the same call again: regions already written are kept, "
+            "and only the missing ones are computed",
         )
 
 
@@ -138,25 +116,8 @@ def missing_blocks(
 ) -> tuple[dict[tuple[int, ...], WriteBlock], int]:
     """Find the blocks of a cube that are not in the store.
 
-    Parameters
-    ----------
-    cube : Cube
-        What is to be written.
-    manifest : Manifest
-        The store's record.
-    arrays : tuple of zarr.Array
-        The store's arrays.
-    encodings : mapping
-        How each variable is stored.
-    wanted : list of dict, or None
-        Index ranges that a block must touch, from :func:`resolve_regions`; None for all.
-
-    Returns
-    -------
-    sinks : dict
-        What writes each block, by its place in the cube.
-    present : int
-        Regions among those wanted that are in the store.
+    ``wanted`` are the index ranges from :func:`resolve_regions`. Returns the task that writes each
+    missing block, by its index in the cube, and how many of the wanted regions are written.
     """
     generation = manifest.generation
     done, record, order, dates = manifest.done(), manifest.record, manifest.order, manifest.dates
@@ -169,7 +130,7 @@ def missing_blocks(
         by, bx = index[-2:]
         span = when[0] if when else slice(0, 1)
         missing = tuple(
-            DatePlace(i - span.start, places[label], dates[label]["record"], label)
+            _DatePlace(i - span.start, places[label], dates[label]["record"], label)
             for i, label in enumerate(labels[span], span.start)
             if (dates[label]["record"], by, bx) not in done
         )
@@ -182,13 +143,7 @@ def missing_blocks(
 
 
 def resolve_regions(cube: Cube, regions: Regions | None) -> list[dict[str, slice]] | None:
-    """Check what the user wrote, and make it plain index ranges.
-
-    Raises
-    ------
-    StoreError
-        If a dim is unknown, or a range is none or lies outside.
-    """
+    """Validate the regions that a user gives and turn them into slices by dim."""
     if regions is None:
         return None
     given = [regions] if isinstance(regions, Mapping) else list(regions)
@@ -223,11 +178,9 @@ def _as_slice(part: slice | int, size: int) -> slice:
 
 def _touches(wanted: list[dict[str, slice]] | None, cube: Cube, pixels: tuple[slice, ...]) -> bool:
     """Whether a block has a pixel in one of the regions."""
-    if wanted is None:
-        return True
     dims = [*([cube.date_dim] if cube.date_dim else []), *cube.dims]
     block = dict(zip(dims, pixels, strict=True))
-    return any(
+    return wanted is None or any(
         all(block[d].start < part.stop and part.start < block[d].stop for d, part in region.items())
         for region in wanted
     )

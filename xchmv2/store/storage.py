@@ -1,4 +1,4 @@
-"""Where a store lies, and its single objects: read, write, list, delete."""
+"""The address of a store, and its single objects: read, write, list, move and delete."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Wrap
 
 from xchmv2.errors import StoreError
 
-#: A path, a URL such as "s3://bucket/canopy.zarr", a zarr store, an obstore store, or an icechunk
-#: session.
+#: A path, URL, zarr store, obstore store, or icechunk session.
 StoreLike = Any
 
 
@@ -27,21 +26,13 @@ def resolve_store(
     *,
     read_only: bool = False,
 ) -> Store:
-    """Turn what a user gives into a zarr store; nothing is written or read.
-
-    Parameters
-    ----------
-    store : str, path, zarr store, obstore store or icechunk Session
-        Where the data lie.
-    storage_options : mapping, optional
-        Options of the file system of a URL, as fsspec takes them.
-    read_only : bool, default False
-        Whether to open a path or URL for reading alone.
+    """Turn the address that a user gives into a zarr store; nothing is written or read.
 
     Raises
     ------
     StoreError
-        If it is none of these, cannot be written, or lies on a file system that is not installed.
+        If it is no :data:`StoreLike`, cannot be written, or lies on a file system that is not
+        installed.
     """
     if isinstance(store, Store):
         return _writable(store, read_only)
@@ -59,26 +50,20 @@ def resolve_store(
 
 
 def is_icechunk(store: Store) -> bool:
-    """Whether a store is a transaction of icechunk, which keeps its own peace among writers."""
+    """Whether a store is a transaction of icechunk, which isolates writers by itself."""
     return type(store).__module__.partition(".")[0] == "icechunk"
 
 
 def validate_reachable(store: Store) -> None:
-    """Check that other processes can write to a store.
-
-    Raises
-    ------
-    StoreError
-        If it lies in this process's memory, or is a transaction that cannot be shared.
-    """
+    """Refuse a store in this process's memory, or a transaction, if other processes compute."""
     while isinstance(store, WrapperStore):
         store = store._store
     protocol = getattr(getattr(store, "fs", None), "protocol", "")
     if isinstance(store, MemoryStore) or "memory" in str(protocol):
         raise StoreError(
-            "a store that the processes that compute can reach",
+            "a store that all computing processes can reach",
             "a store in this process's memory",
-            "give a path or URL that all of them see",
+            "give a path or URL that all of them can reach",
         )
     if is_icechunk(store):
         raise StoreError(
@@ -93,8 +78,8 @@ def _writable(store: Store, read_only: bool) -> Store:
         raise StoreError(
             "a store that can be written",
             f"the read-only {store}",
-            "open it for writing; an icechunk session is read-only once it is committed: take "
-            "a new one by repo.writable_session(branch)",
+            "open it for writing; an icechunk session is read-only once it is committed: open a "
+            "new one with repo.writable_session(branch)",
         )
     return store
 
@@ -120,19 +105,19 @@ def _at_address(
 
 
 def read_object(store: Store, key: str) -> bytes | None:
-    """Read an object; None where there is none."""
+    """Read an object; None if it does not exist."""
     found = sync(store.get(key, default_buffer_prototype()))
     return None if found is None else found.to_bytes()
 
 
 def write_object(store: Store, key: str, data: bytes, *, new: bool = False) -> None:
-    """Write an object whole; with ``new``, leave one that is there as it is."""
+    """Write a whole object; with ``new``, leave an existing one as it is."""
     buffer = cpu.Buffer.from_bytes(data)
     sync(store.set_if_not_exists(key, buffer) if new else store.set(key, buffer))
 
 
 def delete_object(store: Store, key: str) -> None:
-    """Delete an object; none is no error."""
+    """Delete an object if it exists."""
     sync(store.delete(key))
 
 
@@ -148,13 +133,13 @@ def list_keys(store: Store, prefix: str) -> list[str]:
 
 
 def delete_below(store: Store, prefix: str) -> None:
-    """Delete all objects below a prefix; none is no error."""
+    """Delete all objects below a prefix, if there are any."""
     if list_keys(store, f"{prefix}/"):
         sync(store.delete_dir(prefix))
 
 
 def copy_below(store: Store, old: str, new: str) -> None:
-    """Copy all objects below one prefix to another, over what is there."""
+    """Copy all objects below one prefix to another, replacing those that exist."""
     for key in list_keys(store, f"{old}/"):
         data = read_object(store, key)
         if data is not None:
@@ -162,12 +147,10 @@ def copy_below(store: Store, old: str, new: str) -> None:
 
 
 def move_below(store: Store, old: str, new: str) -> None:
-    """Move all objects from one prefix to another, where nothing lies.
+    """Move all objects from one prefix to another, which is empty.
 
-    Notes
-    -----
     Killed at any moment and called again, it ends with everything moved: on a local disk it is one
-    rename, elsewhere an object goes only after its copy is there.
+    rename, elsewhere an object is deleted after it was copied.
     """
     if isinstance(store, LocalStore):
         source, target = store.root / old, store.root / new
@@ -180,28 +163,25 @@ def move_below(store: Store, old: str, new: str) -> None:
         delete_object(store, key)
 
 
-def remove_partial_files(store: Store) -> int:
-    """Remove what a killed process left half-written on a local disk; returns how many files.
+def remove_partial_files(store: Store) -> None:
+    """Remove files that a killed process left half-written on a local disk.
 
     zarr writes a file under a name that ends in ``.partial`` and renames it. Other stores write
     whole objects or none.
     """
-    if not isinstance(store, LocalStore) or not store.root.is_dir():
-        return 0
-    leftovers = list(store.root.rglob("*.partial"))
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return len(leftovers)
+    if isinstance(store, LocalStore):
+        for path in list(store.root.rglob("*.partial")):
+            path.unlink(missing_ok=True)
 
 
 def delete_name(store: Store, name: str) -> None:
-    """Delete an object or all below a prefix, on a local disk its folders too; none is no error."""
+    """Delete an object or all objects below a prefix, on a local disk with their folders."""
     delete_below(store, name)
     delete_object(store, name)
 
 
 def remove_empty_folders(store: Store) -> None:
-    """Remove what a run that wrote nothing leaves on a local disk."""
+    """Remove the folders that a run which wrote nothing leaves on a local disk."""
     if isinstance(store, LocalStore):
         for folder in (store.root / "xchmv2", store.root):
             with suppress(OSError):  # it is not empty
@@ -209,5 +189,5 @@ def remove_empty_folders(store: Store) -> None:
 
 
 async def _collect(listing: Callable[[str], AsyncIterator[str]], prefix: str) -> list[str]:
-    # Called here, inside the loop, because some stores need it running.
+    # Called here because some stores need a running event loop.
     return [item async for item in listing(prefix)]

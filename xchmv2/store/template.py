@@ -1,4 +1,4 @@
-"""The empty store: arrays, chunks, encodings and coordinates of what is to be written."""
+"""The empty store: arrays, chunks, encodings and coordinates of the cube to be written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 
@@ -29,29 +28,22 @@ _ENCODED = ("_FillValue", "missing_value", "scale_factor", "add_offset", "coordi
 def write_template(
     store: Store, cube: Cube, encodings: Mapping[str, Encoding], *, shards: bool
 ) -> None:
-    """Write everything but the pixels.
-
-    Parameters
-    ----------
-    store : zarr Store
-        An empty one.
-    cube : Cube
-        What will be written, dates in their final order.
-    encodings : mapping
-        How each variable is stored.
-    shards : bool
-        Whether the chunks of a block go into one shard.
-    """
+    """Write everything but the pixels of a cube, whose dates are in their final order."""
     leading = (1,) * (cube.date_dim is not None)
     layout: dict[str, Any] = {"chunks": (*leading, *cube.chunk)}
     if shards:
         layout["shards"] = (*leading, *cube.block)
     dataset = cube.dataset.assign(
         {
-            name: (variable.dims, _nothing(variable), _attrs(variable))
+            # Zeros stand in for the pixels, which are not computed here.
+            name: (
+                variable.dims,
+                da.zeros(variable.shape, chunks=-1, dtype=variable.dtype),
+                _attrs(variable),
+            )
             for name, variable in cube.dataset.data_vars.items()
         }
-    ).assign_attrs({"Conventions": "CF-1.11", **georeference(cube)})
+    ).assign_attrs({"Conventions": "CF-1.11", **_georeference(cube)})
     encoding: dict[Any, dict[str, Any]] = {
         name: {"chunks": cube.block} for name, c in dataset.coords.items() if c.dims == cube.dims
     }
@@ -68,7 +60,7 @@ def write_template(
 
 
 def write_coordinates(store: Store, path: str, cube: Cube) -> list[str]:
-    """Write the coordinates along the dates into a group of their own; returns their names."""
+    """Write the coordinates along the dates into a group; returns their names."""
     along = [str(n) for n, c in cube.dataset.coords.items() if cube.date_dim in c.dims]
     _plain_coordinates(cube.dataset[along]).to_zarr(
         store, group=path, mode="w", zarr_format=3, consolidated=False
@@ -76,12 +68,7 @@ def write_coordinates(store: Store, path: str, cube: Cube) -> list[str]:
     return along
 
 
-def data_arrays(store: Store, cube: Cube) -> tuple[zarr.Array[Any], ...]:
-    """Open the arrays of a store that hold pixels."""
-    return tuple(zarr.open_array(store, path=name, mode="r+") for name in cube.arrays)
-
-
-def georeference(cube: Cube) -> dict[str, Any]:
+def _georeference(cube: Cube) -> dict[str, Any]:
     """CRS and grid as attributes of a group; empty without a CRS."""
     grid = find_grid(next(iter(cube.dataset.data_vars.values())))
     if grid.crs is None:
@@ -101,19 +88,14 @@ def georeference(cube: Cube) -> dict[str, Any]:
 
 
 def _attrs(variable: xr.DataArray) -> dict[str, Any]:
-    """Attributes as they are stored, without those that tell how the source was encoded."""
+    """Attributes as they are stored, without those of the source's encoding."""
     mapping = variable.encoding.get("grid_mapping")
     kept = {name: value for name, value in variable.attrs.items() if name not in _ENCODED}
     return {**({"grid_mapping": mapping} if mapping else {}), **kept}
 
 
-def _nothing(variable: xr.DataArray) -> da.Array:
-    """Stand in for pixels, which are never computed."""
-    return da.zeros(variable.shape, chunks=-1, dtype=variable.dtype)
-
-
 def _plain_coordinates(dataset: xr.Dataset) -> xr.Dataset:
-    """Drop how coordinates were stored elsewhere; text of fixed width has no place in Zarr v3."""
+    """Drop the source's encoding of coordinates; Zarr v3 has no text of fixed width."""
     coords = {}
     for name, coord in dataset.coords.items():
         if coord.dtype.kind in "UT":
@@ -123,11 +105,7 @@ def _plain_coordinates(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.drop_encoding().assign_coords(coords)
 
 
-#: What ``encoding=`` takes.
 EncodingName = Literal["float32", "rounded", "int16_cm", "uint8_half_m"]
-
-#: Steps of "rounded" [1/m]: a power of two, so that the bits behind it are zeros.
-_STEPS_PER_METRE = 8
 
 
 @dataclass(frozen=True)
@@ -137,15 +115,15 @@ class Encoding:
     Parameters
     ----------
     dtype : str
-        Of the stored numbers.
+        Data type of the stored numbers.
     fill : number or None
-        Stored number that means "no value".
+        Stored number that means "missing".
     scale : float or None
-        Metres that a stored 1 stands for, where the stored numbers are whole.
+        Metres per unit of stored integers.
     step : float or None
-        What values are rounded to before they are stored as floating point.
+        Step that values stored as floating point are rounded to [m].
     attrs : tuple of (str, str)
-        Further attributes that say how to decode.
+        Further attributes for decoding.
     """
 
     dtype: str
@@ -155,19 +133,15 @@ class Encoding:
     attrs: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Encode an array.
-
-        Raises
-        ------
-        OverflowError
-            If a value is outside what the encoding can hold; the message counts them.
-        """
+        """Encode an array; an OverflowError counts the values that the encoding cannot hold."""
         if self.step is not None:
             values = np.round(values / np.float32(self.step)) * np.float32(self.step)
         if self.scale is not None:
             return self._whole(values)
-        if np.issubdtype(values.dtype, np.datetime64):
-            return self._days(values)
+        if np.issubdtype(values.dtype, np.datetime64):  # days since 1970, without the time of day
+            days = values.astype("datetime64[D]").astype(np.int64)
+            assert self.fill is not None
+            return np.where(np.isnat(values), self.fill, days).astype(self.dtype)
         try:
             with np.errstate(over="raise"):
                 return values.astype(self.dtype, copy=False)
@@ -176,19 +150,20 @@ class Encoding:
 
     @property
     def for_xarray(self) -> dict[str, Any]:
-        """The same in xarray's terms, codec and fill value of the file included."""
+        """The encoding in xarray's terms, with codec and fill value."""
         dtype = np.dtype(self.dtype)
-        encoding: dict[str, Any] = {"dtype": self.dtype, "compressors": _codec(dtype)}
+        codec = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=dtype.itemsize)
+        encoding: dict[str, Any] = {"dtype": self.dtype, "compressors": codec}
         if self.fill is not None:
             fill = dtype.type(self.fill)
-            # Both: CF's attribute tells readers, zarr's own what a chunk that is not there holds.
+            # CF's attribute for readers, and zarr's own for chunks that are not written.
             encoding |= {"_FillValue": fill, "fill_value": fill}
         if self.scale is not None:
             encoding["scale_factor"] = self.scale
         return encoding | dict(self.attrs)
 
     def _whole(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Count steps; the fill number is kept for what is missing."""
+        """Divide by the scale into integers; missing values become the fill number."""
         assert self.scale is not None
         assert self.fill is not None
         limits = np.iinfo(self.dtype)
@@ -204,16 +179,11 @@ class Encoding:
             )
         return np.where(missing, self.fill, steps).astype(self.dtype)
 
-    def _days(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Days since 1970; times of the day are cut off."""
-        days = values.astype("datetime64[D]").astype(np.int64)
-        assert self.fill is not None
-        return np.where(np.isnat(values), self.fill, days).astype(self.dtype)
-
 
 _FLOATS: Mapping[EncodingName, Encoding] = {
     "float32": Encoding("float32", np.nan),
-    "rounded": Encoding("float32", np.nan, step=1 / _STEPS_PER_METRE),
+    # A power of two, so that the lower bits are zeros.
+    "rounded": Encoding("float32", np.nan, step=1 / 8),
     "int16_cm": Encoding("int16", -(2**15), scale=0.01),
     "uint8_half_m": Encoding("uint8", 255, scale=0.5),
 }
@@ -225,23 +195,14 @@ _DAYS = Encoding(
 
 
 def resolve_encoding(name: str, variable: xr.DataArray) -> Encoding:
-    """Choose how to store a variable.
+    """Choose the encoding of a variable.
 
-    Parameters
-    ----------
-    name : {"float32", "rounded", "int16_cm", "uint8_half_m"}
-        For floating-point variables.
-    variable : DataArray
-        Whole numbers and booleans keep their dtype, dates are stored as days.
-
-    Raises
-    ------
-    StoreError
-        If the name is unknown, or the dtype cannot be stored.
+    ``name`` is that of floating-point variables; integers and booleans keep their dtype, dates are
+    stored as days. An unknown name or another dtype is a StoreError.
     """
     if name not in get_args(EncodingName):
         raise StoreError(
-            f"encoding out of {get_args(EncodingName)}",
+            f"encoding as one of {get_args(EncodingName)}",
             f"encoding={name!r}",
             "for example .to_zarr(store, encoding='int16_cm')",
         )
@@ -259,11 +220,7 @@ def resolve_encoding(name: str, variable: xr.DataArray) -> Encoding:
     )
 
 
-def _codec(dtype: np.dtype[Any]) -> BloscCodec:
-    return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=dtype.itemsize)
-
-
-#: Most pixels along a side of a chunk of the store.
+#: Longest side of a chunk of the store [px].
 _LONGEST_CHUNK = 1024
 
 
@@ -274,7 +231,7 @@ class Cube:
     Parameters
     ----------
     dataset : Dataset
-        Variables of dims ``(date, y, x)`` or ``(y, x)``, whose coordinates are in memory.
+        Variables of dims ``(date, y, x)`` or ``(y, x)``, with coordinates in memory.
     date_dim : str or None
         Name of the dim before y and x.
     dims : tuple of str
@@ -292,7 +249,7 @@ class Cube:
 
     @property
     def labels(self) -> list[str]:
-        """What the store calls each date; one empty label where there is no such dim."""
+        """Label of each date; one empty label without such a dim."""
         if self.date_dim is None:
             return [""]
         return [date_label(value) for value in self.dataset[self.date_dim].values]
@@ -305,7 +262,7 @@ class Cube:
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """How many blocks there are along y and x."""
+        """Number of blocks along y and x."""
         y, x = (len(self.dataset.chunksizes[dim]) for dim in self.dims)
         return y, x
 
@@ -314,18 +271,8 @@ class Cube:
         """Sides of a chunk of the store [px]: a block, or an equal part of one."""
         return _chunk(self.block[0]), _chunk(self.block[1])
 
-    @property
-    def items(self) -> list[str]:
-        """Which catalogue items each date was made from; empty strings where it is not told."""
-        return [str(value) for value in self._per_date("item_ids", "")]
-
-    @property
-    def unreadable(self) -> list[int]:
-        """How many files of each date could not be read."""
-        return [int(value) for value in self._per_date("unreadable_assets", 0)]
-
-    def _per_date(self, name: str, default: Any) -> Any:
-        """Values of a coordinate along the dates."""
+    def per_date(self, name: str, default: Any) -> Any:
+        """Values of a coordinate along the dates; the default for each date without it."""
         known = self.dataset.coords.get(name)
         if known is None or self.date_dim is None or known.dims != (self.date_dim,):
             return [default] * len(self.labels)
@@ -335,20 +282,9 @@ class Cube:
 def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     """Bring heights and other layers into the shape they are written in.
 
-    Parameters
-    ----------
-    height : DataArray or Dataset
-        (..., y, x) with at most one dim beside y and x.
-
-    Returns
-    -------
-    Cube
-        Names of a prediction's arrays are kept wherever nothing had to be done to them.
-
-    Raises
-    ------
-    StoreError
-        If variables differ in dims, there are several dims beside y and x, or dates come twice.
+    An array that needs no change keeps its dask name, by which a prediction is recognised. A
+    StoreError refuses variables of different dims, several dims beside y and x, and dates that
+    occur twice.
     """
     dataset = _as_dataset(height)
     first = next(iter(dataset.data_vars.values()))
@@ -358,21 +294,19 @@ def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
         raise StoreError(
             f"at most one dim beside {dims}, such as time",
             f"dims {first.dims}",
-            f"write one after the other: height.isel({others[1]}=0)",
+            f"write one at a time: height.isel({others[1]}=0)",
         )
     date_dim = others[0] if others else None
     wanted = (*others, *dims)
     _validate_dims(dataset, wanted)
     dataset = _with_coordinates_in_memory(dataset.transpose(*wanted), date_dim)
     if date_dim is not None:
-        _validate_dates(dataset, date_dim)
-    cube = Cube(_in_equal_blocks(dataset, dims), date_dim, dims)
-    _validate_labels(cube)
-    return cube
+        _validate_dates(dataset[date_dim], date_dim)
+    return Cube(_in_equal_blocks(dataset, dims), date_dim, dims)
 
 
 def date_label(value: Any) -> str:
-    """Name a date, or another place along the dim before y and x."""
+    """Label of a date, or of another value along the dim before y and x."""
     if isinstance(value, np.datetime64):
         return str(np.datetime_as_string(value, unit="ns"))
     return str(value)
@@ -385,7 +319,7 @@ def _as_dataset(height: xr.DataArray | xr.Dataset) -> xr.Dataset:
     dataset = height.set_coords(crs)
     if not dataset.data_vars:
         raise StoreError(
-            "at least one variable", "a Dataset of none", "write what predict() returned"
+            "at least one variable", "an empty Dataset", "write the result of predict()"
         )
     return dataset
 
@@ -407,7 +341,7 @@ def _validate_dims(dataset: xr.Dataset, wanted: tuple[Hashable, ...]) -> None:
 
 
 def _with_coordinates_in_memory(dataset: xr.Dataset, date_dim: str | None) -> xr.Dataset:
-    """Compute coordinates; what depends on date and place at once is data."""
+    """Compute coordinates; those that depend on both date and place are refused."""
     mixed = [str(n) for n, c in dataset.coords.items() if c.ndim > 1 and date_dim in c.dims]
     if mixed:
         raise StoreError(
@@ -419,7 +353,7 @@ def _with_coordinates_in_memory(dataset: xr.Dataset, date_dim: str | None) -> xr
 
 
 def _in_equal_blocks(dataset: xr.Dataset, dims: tuple[str, str]) -> xr.Dataset:
-    """Chunk what is in memory, and make the chunks along y and x equal but for the last."""
+    """Chunk arrays in memory, and make all chunks along y and x equal except the last."""
     variables = {name: v.variable for name, v in dataset.data_vars.items()}
     lazy = [v for v in variables.values() if v.chunks is not None]
     if lazy:
@@ -433,27 +367,8 @@ def _in_equal_blocks(dataset: xr.Dataset, dims: tuple[str, str]) -> xr.Dataset:
     return dataset.assign({name: variable.chunk(sizes) for name, variable in variables.items()})
 
 
-def _validate_labels(cube: Cube) -> None:
-    labels = cube.labels
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise StoreError(
-            f"every {cube.date_dim} once",
-            f"{twice[0]} {labels.count(twice[0])} times",
-            f"combine them first, for example height.groupby({cube.date_dim!r}).max(), or load "
-            "with groupby='solar_day'",
-        )
-    if "NaT" in labels:
-        raise StoreError(
-            f"a date for every {cube.date_dim}",
-            "NaT",
-            f"leave it out: height.sel({cube.date_dim}=height.{cube.date_dim}.notnull())",
-        )
-
-
-def _validate_dates(dataset: xr.Dataset, date_dim: str) -> None:
-    """Check that the dates are of a kind that a store can hold and compare."""
-    dates = dataset[date_dim]
+def _validate_dates(dates: xr.DataArray, date_dim: str) -> None:
+    """Refuse dates of a kind that a store cannot hold and compare, missing and repeated ones."""
     text = dates.dtype.kind in "UT" or all(isinstance(value, str) for value in dates.values)
     if dates.dtype.kind not in "Miuf" and not text:
         raise StoreError(
@@ -462,9 +377,24 @@ def _validate_dates(dataset: xr.Dataset, date_dim: str) -> None:
             "for example height.convert_calendar('standard', use_cftime=False), or "
             f"height.assign_coords({date_dim}=pandas.to_datetime([...]))",
         )
+    labels = [date_label(value) for value in dates.values]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise StoreError(
+            f"every {date_dim} once",
+            f"{twice[0]} {labels.count(twice[0])} times",
+            f"combine them first, for example height.groupby({date_dim!r}).max(), or load with "
+            "groupby='solar_day'",
+        )
+    if "NaT" in labels:
+        raise StoreError(
+            f"a date for every {date_dim}",
+            "NaT",
+            f"leave it out: height.sel({date_dim}=height.{date_dim}.notnull())",
+        )
 
 
 def _chunk(side: int) -> int:
-    """Largest equal part of a block that is not too long, if one is near; else the block."""
+    """Largest equal part of a block up to the longest chunk, if one is near; else the block."""
     parts = range(-(-side // _LONGEST_CHUNK), 4 * side // _LONGEST_CHUNK + 1)
     return next((side // n for n in parts if side % n == 0), side)

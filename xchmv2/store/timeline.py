@@ -1,7 +1,8 @@
-"""Dates that are added to a store: merged in order, what lies there moved, whatever kills it.
+"""New dates of a store: merged in order with the dates that it holds, safely against a kill.
 
-The new coordinates are written aside first. Then a note in the manifest says what is to be moved
-where, and loses an entry with each date that is moved; who finds such a note finishes the job.
+The new coordinates are first written aside. Then a journal in the manifest lists the dates that
+have to move, and loses an entry with each one that has moved; the next writer that finds a journal
+completes it.
 """
 
 from __future__ import annotations
@@ -22,54 +23,41 @@ _ASIDE = f"{GROUP}/next"
 
 
 def in_order(cube: Cube) -> Cube:
-    """Sort a cube's dates; the arrays are only views then, good for nothing but their labels."""
-    if cube.date_dim is None:
-        return cube
+    """Sort the dates of a cube, for its labels and coordinates alone."""
     return Cube(_sorted(cube.dataset, cube.date_dim), cube.date_dim, cube.dims)
 
 
 def add_dates(
     store: Store, manifest: Manifest, cube: Cube, dates: dict[str, Any], again: set[str]
 ) -> None:
-    """Make room for dates that a store does not hold yet.
+    """Make room for the dates of a cube that a store of the same fingerprint does not hold yet.
 
-    Parameters
-    ----------
-    store : zarr Store
-        A complete one of the same fingerprint.
-    manifest : Manifest
-        Its record.
-    cube : Cube
-        What is to be written; dates that are in the store already change nothing.
-    dates : dict
-        Items and imagery digest of each of the cube's dates, by label.
-    again : set of str
-        Dates of the store that are to be written anew.
+    ``dates`` are the items and imagery digest of the cube's dates by label, ``again`` the labels
+    of stored dates that are written anew.
     """
     known = manifest.dates
     fresh = {label: dates[label] for label in cube.labels if label not in known}
     if cube.date_dim is None or not (fresh or again):
         return
-    merged = _merge(_stored_coordinates(store, cube.date_dim), cube, again)
+    stored = xr.open_zarr(store, consolidated=False, chunks=None, decode_coords="all")
+    merged = _merge(_along_dates(stored, cube.date_dim), cube, again)
     names = write_coordinates(store, _ASIDE, merged)
     order, old = merged.labels, manifest.order
     first = len(known)
     records = {
         label: {**content, "record": first + i} for i, (label, content) in enumerate(fresh.items())
     }
-    # From the last on: where a date goes, its former occupant has left before.
+    # From the last to the first, so that each date moves to a free index.
     moves = [[i, order.index(label)] for i, label in reversed(list(enumerate(old)))]
     manifest.update(
         generation=manifest.generation + 1,
         pending={
             "order": order,
             "dates": {
-                **{
-                    n: {**dates[n], "record": d["record"]} if n in again else d
-                    for n, d in known.items()
-                },
-                **records,
-            },
+                n: {**dates[n], "record": d["record"]} if n in again else d
+                for n, d in known.items()
+            }
+            | records,
             "forget": [known[label]["record"] for label in again],
             "moves": [move for move in moves if move[0] != move[1]],
             "variables": list(cube.arrays),
@@ -81,7 +69,7 @@ def add_dates(
 
 
 def finish_extension(store: Store, manifest: Manifest) -> None:
-    """Do what is left of an extension that was begun; nothing if none was."""
+    """Complete an extension that was begun, if there is one."""
     pending = manifest.pending
     if pending is None:
         delete_below(store, _ASIDE)
@@ -90,7 +78,10 @@ def finish_extension(store: Store, manifest: Manifest) -> None:
     for record in pending["forget"]:
         manifest.forget(record)
     for name in pending["variables"]:
-        _make_room(zarr.open_array(store, path=name, mode="r+"), count, pending["named"])
+        array = zarr.open_array(store, path=name, mode="r+")
+        _lengthen(array, count)
+        named = {*str(array.attrs.get("coordinates", "")).split(), *pending["named"]}
+        array.update_attributes({"coordinates": " ".join(sorted(named))})
     while pending["moves"]:
         old, new = pending["moves"][0]
         for name in pending["variables"]:
@@ -100,27 +91,18 @@ def finish_extension(store: Store, manifest: Manifest) -> None:
     for name in pending["coordinates"]:
         delete_below(store, f"{name}/c")
         copy_below(store, f"{_ASIDE}/{name}", name)
-    manifest.add_records(count)
+    _lengthen(manifest.record, count)
     manifest.update(dates=pending["dates"], order=pending["order"], pending=None)
     delete_below(store, _ASIDE)
 
 
-def _make_room(array: zarr.Array[Any], count: int, coordinates: list[str]) -> None:
-    """Lengthen an array, and name all coordinates that it will have."""
+def _lengthen(array: zarr.Array[Any], count: int) -> None:
     if array.shape[0] < count:
         array.resize((count, *array.shape[1:]))
-    named = set(str(array.attrs.get("coordinates", "")).split()) | set(coordinates)
-    array.update_attributes({"coordinates": " ".join(sorted(named))})
-
-
-def _stored_coordinates(store: Store, dim: str) -> xr.Dataset:
-    """Coordinates along the dates as the store has them."""
-    stored = xr.open_zarr(store, consolidated=False, chunks=None, decode_coords="all")
-    return _along_dates(stored, dim)
 
 
 def _along_dates(dataset: xr.Dataset, dim: str) -> xr.Dataset:
-    """All that depends on the date alone, in memory; dates without a name are numbered."""
+    """Variables along the dates alone, in memory; dates without a coordinate are numbered."""
     positions = np.arange(dataset.sizes[dim])
     others = [name for name, variable in dataset.variables.items() if variable.dims != (dim,)]
     found = dataset.drop_vars(others).reset_coords().load()
@@ -128,16 +110,13 @@ def _along_dates(dataset: xr.Dataset, dim: str) -> xr.Dataset:
 
 
 def _merge(stored: xr.Dataset, cube: Cube, again: set[str]) -> Cube:
-    """Coordinates of old and new dates together, in order, on a cube without pixels."""
+    """Coordinates of old and new dates in order, as a cube without pixels."""
     dim = cube.date_dim
     assert dim is not None
     labels = [date_label(value) for value in stored[dim].values]
     kept = [i for i, label in enumerate(labels) if label not in again]
     fresh = [i for i, name in enumerate(cube.labels) if name not in labels or name in again]
-    parts = [
-        stored.isel({dim: kept}),
-        _along_dates(cube.dataset, dim).isel({dim: fresh}),
-    ]
+    parts = [stored.isel({dim: kept}), _along_dates(cube.dataset, dim).isel({dim: fresh})]
     names = [name for part in parts for name in part.data_vars]
     filled = [_with_all(part, names, parts, dim) for part in parts]
     merged = xr.concat(filled, dim, data_vars="all", join="override", combine_attrs="override")
@@ -145,7 +124,7 @@ def _merge(stored: xr.Dataset, cube: Cube, again: set[str]) -> Cube:
 
 
 def _with_all(part: xr.Dataset, names: list[Any], parts: list[xr.Dataset], dim: str) -> xr.Dataset:
-    """Give a set of coordinates those that only the other has, as missing values."""
+    """Add the coordinates that only the other part has, as missing values."""
     for name in {name for name in names if name not in part}:
         other = next(p[name] for p in parts if name in p)
         part = part.assign({name: (dim, _missing(other, part.sizes[dim]), other.attrs)})
@@ -153,7 +132,7 @@ def _with_all(part: xr.Dataset, names: list[Any], parts: list[xr.Dataset], dim: 
 
 
 def _missing(like: xr.DataArray, count: int) -> np.ndarray[Any, Any]:
-    """Missing values of a coordinate's kind."""
+    """Missing values of the kind of a coordinate."""
     if like.dtype.kind in "OUT":
         return np.full(count, "", object)
     if like.dtype.kind in "Mm":
@@ -161,15 +140,14 @@ def _missing(like: xr.DataArray, count: int) -> np.ndarray[Any, Any]:
     if like.dtype.kind == "f":
         return np.full(count, np.nan, like.dtype)
     raise StoreError(
-        f"the coordinate {like.name!r} with old and new dates alike",
-        f"it with some alone; {like.dtype} has no value for what is missing",
-        f"add it to the others, or leave it out: height.drop_vars({like.name!r})",
+        f"the coordinate {like.name!r} on both old and new dates",
+        f"it on some of them only; {like.dtype} has no missing value",
+        f"add it to the other dates, or leave it out: height.drop_vars({like.name!r})",
     )
 
 
-def _sorted(dataset: xr.Dataset, dim: str) -> xr.Dataset:
-    """Sort by date or number; names stay in the order they came."""
+def _sorted(dataset: xr.Dataset, dim: str | None) -> xr.Dataset:
+    """Sort by date or number; text labels keep their order."""
     if dim not in dataset.coords or dataset[dim].dtype.kind not in "Mmifu":
         return dataset
-    ordered: xr.Dataset = dataset.sortby(dim)
-    return ordered
+    return dataset.sortby(dim)

@@ -1,4 +1,4 @@
-"""Heights into a Zarr store: whatever is there stays, whatever is missing is computed."""
+"""Heights to a Zarr store: regions already written are kept, missing ones are computed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
+import zarr
 from dask.base import tokenize
 from zarr.abc.store import Store
 
@@ -35,31 +36,30 @@ from xchmv2.store.storage import (
 from xchmv2.store.template import (
     Cube,
     EncodingName,
-    data_arrays,
     read_cube,
     resolve_encoding,
     write_template,
 )
 from xchmv2.store.timeline import add_dates, finish_extension, in_order
 
-#: By label, what a date was made from.
-Dates = dict[str, dict[str, Any]]
+#: By label: source items of a date, digest of its imagery, number of its unreadable files.
+_Dates = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a call of ``to_zarr`` did.
+    """Result of ``to_zarr``.
 
     Parameters
     ----------
     regions : int
         Regions written; a region is one block at one date.
     present : int
-        Regions that were in the store before.
+        Regions that the store held before.
     pixels : int
         Pixels written.
     seconds : float
-        Time it took [s].
+        Time taken [s].
     """
 
     regions: int
@@ -80,7 +80,7 @@ def to_zarr(
     compute: bool = True,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Write heights to a Zarr store, in a way that a kill, a full disk or a new date cannot harm.
+    """Write heights to a Zarr store that a kill, a full disk or a new date cannot damage.
 
     Parameters
     ----------
@@ -88,51 +88,52 @@ def to_zarr(
         (..., y, x) from ``predict``, or any other, with at most one dim beside y and x. Several
         variables of one prediction are computed together.
     store : str, path, zarr store, obstore store or icechunk Session
-        Where. A URL such as "s3://bucket/canopy.zarr" is opened by fsspec. An icechunk session is
-        one transaction: commit it afterwards.
+        Location of the store. A URL such as "s3://bucket/canopy.zarr" is opened by fsspec. An
+        icechunk session is one transaction: commit it afterwards.
     encoding : {"float32", "rounded", "int16_cm", "uint8_half_m"}
         How floating-point variables are stored. "rounded" keeps eighths of a metre in float32,
-        "int16_cm" centimetres, "uint8_half_m" half metres from 0 to 127 m. Whole numbers and
-        booleans stay as they are; dates are stored as days.
+        "int16_cm" centimetres, "uint8_half_m" half metres from 0 to 127 m. Integers and booleans
+        keep their data type; dates are stored as days.
     resume : bool, default True
-        Go on with a store that is there: only missing regions are computed, and new dates are put
-        in their place. Otherwise a store that is there is refused.
+        Resume an existing store: only missing regions are computed, and new dates are merged in
+        order. Otherwise an existing store is refused.
     regions : mapping or sequence of mappings, optional
-        Index ranges, such as ``{"time": 0, "y": slice(0, 8192)}``: only blocks that one of them
-        touches are written now. Another call writes the others.
+        Index ranges, such as ``{"time": 0, "y": slice(0, 8192)}``: only blocks that overlap one of
+        them are written. Another call writes the others.
     shards : bool, default False
-        Put the chunks of a block into one object. Fewer objects; GDAL up to 3.12 cannot read them.
+        Store the chunks of a block in one object: fewer objects, which GDAL up to 3.12 cannot read.
     progress : bool, default True
-        Show a bar: regions, megapixels per second, time left.
+        Whether to show a progress bar: regions, megapixels per second, time left.
     compute : bool, default True
-        False writes the empty store and returns a Delayed that fills it; while that is computed,
-        it is up to you that nobody else writes.
+        False writes the empty store and returns a Delayed that fills it. No lock is held while that
+        is computed: make sure that nobody else writes.
     storage_options : mapping, optional
         Options of the file system of a URL.
 
     Returns
     -------
     Written or dask Delayed
-        How many regions were written and were there before; or what writes them when computed.
+        How many regions were written and how many the store held before; or a Delayed that writes
+        them when computed.
 
     Raises
     ------
     StoreError
-        If something else or a half-removed store lies there, what determines the pixels differs
-        from what the store was begun with, another process is writing, values do not fit the
-        encoding, or a region cannot be written. What is in the store stays.
+        If the location holds something else or a half-removed store, the model, grid or options
+        differ from those that the store was begun with, another process is writing, values do not
+        fit the encoding, or a region cannot be written. Regions already written are kept.
 
     Notes
     -----
-    A region is one block at one date. It is recorded as done after its data are down. A prediction
-    is known by what made it (weights, arithmetic, grid, bands, masks, the catalogue items of each
-    date and a digest of a few windows of its imagery), so another run of the same script goes on,
-    though addresses were signed anew. An array that was changed after ``predict`` is known by its
-    dask name: it goes on only if exactly the same is computed.
+    A region is one block at one date. It is recorded after its pixels are written. A prediction is
+    identified by its weights, precision, grid, bands, masks, the catalogue items of each date and a
+    digest of a few windows of its imagery, so another run of the same script resumes even if the
+    addresses of the imagery were signed anew. An array that was changed after ``predict`` is
+    identified by its dask name: it resumes only if exactly the same is computed.
 
     See Also
     --------
-    xchmv2.open_zarr : Read it again.
+    xchmv2.open_zarr : Open the store.
     """
     cube = read_cube(height)
     encodings = {
@@ -143,18 +144,18 @@ def to_zarr(
     if leaves_process():
         validate_reachable(target)
     wanted = resolve_regions(cube, regions)
-    _find_manifest(target)  # refuses what is not ours, before a lock is put there
+    _find_manifest(target)  # refuses foreign data before a lock is written there
     with nullcontext() if is_icechunk(target) else WriterLock(target) as lock:
         found = _find_manifest(target)
         if found is not None and not resume:
             raise StoreError(
                 f"no store at {target}, since resume=False",
                 f"one with {len(found.dates)} dates",
-                "resume=True goes on with it (--resume in a shell); or give another name",
+                "resume=True completes it (--resume in a shell); or give another name",
             )
         content = {"encoding": encoding, "variables": list(cube.arrays), **fingerprint(cube)}
         manifest = _prepare(target, found, cube, content, encodings, shards=shards)
-        arrays = data_arrays(target, cube)
+        arrays = tuple(zarr.open_array(target, path=name, mode="r+") for name in cube.arrays)
         sinks, present = missing_blocks(cube, manifest, arrays, encodings, wanted)
         name = f"chmv2-write-{tokenize(str(target), list(cube.arrays), sorted(sinks))}"
         if not compute:
@@ -171,7 +172,7 @@ def _prepare(
     *,
     shards: bool,
 ) -> Manifest:
-    """Make the store ready for all dates of a cube: begin it, or check and extend it."""
+    """Make the store ready for all dates of a cube: begin it, or validate and extend it."""
     if manifest is None:
         dates = _describe_dates(cube)
         ordered = in_order(cube)
@@ -184,49 +185,39 @@ def _prepare(
     validate_same(manifest.fingerprint, content, str(store))
     dates = _describe_dates(cube)
     known = manifest.dates
-    again = {label for label in dates.keys() & known.keys() if _was_unreadable(known[label])}
-    for label in dates.keys() & known.keys() - again:
-        there = {name: value for name, value in known[label].items() if name != "record"}
-        validate_same(there, dates[label], f"{label or 'this array'} in {store}")
+    again = set()
+    for label in dates.keys() & known.keys():
+        stored = {name: value for name, value in known[label].items() if name != "record"}
+        if not int(stored.get("unreadable", 0)):
+            validate_same(stored, dates[label], f"{label or 'this array'} in {store}")
+        elif stored != dates[label]:  # a file that could not be read is there now, or the reverse
+            again.add(label)
     _validate_items_are_new(dates, known)
-    add_dates(store, manifest, cube, dates, again & _changed(dates, known))
+    add_dates(store, manifest, cube, dates, again)
     return manifest
 
 
-def _was_unreadable(date: Mapping[str, Any]) -> bool:
-    """Whether some of a date's files could not be read, so that another try may find more."""
-    return int(date.get("unreadable", 0)) > 0
-
-
-def _changed(dates: Dates, known: Dates) -> set[str]:
-    """Dates whose files are not as they were."""
-    both = dates.keys() & known.keys()
-    return {n for n in both if {**dates[n], "record": known[n]["record"]} != known[n]}
-
-
-def _validate_items_are_new(dates: Dates, known: Dates) -> None:
-    """Refuse a date that is in the store under another time, because its first item is new."""
-    stored = {item: label for label, date in known.items() for item in _items(date)}
+def _validate_items_are_new(dates: _Dates, known: _Dates) -> None:
+    """Refuse a date whose items the store holds under another time, that of an earlier item."""
+    stored = {item: label for label, date in known.items() for item in date["items"].split(";")}
     for label in dates.keys() - known.keys():
-        twice = [item for item in _items(dates[label]) if item in stored]
+        twice = [item for item in dates[label]["items"].split(";") if item and item in stored]
         if twice:
             raise StoreError(
                 "new dates of new items",
                 f"item {twice[0]!r} at {label}, which is in the store at {stored[twice[0]]}",
-                "the date got another first item since: load the items it was begun with, or write "
-                "to another store",
+                "the time of a date is that of its first item, which has changed: load the items "
+                "that the store was begun with, or write to another store",
             )
 
 
-def _items(date: Mapping[str, Any]) -> list[str]:
-    return [item for item in date["items"].split(";") if item]
-
-
-def _describe_dates(cube: Cube) -> Dates:
-    columns = zip(cube.labels, cube.items, cube.unreadable, imagery_digests(cube), strict=True)
+def _describe_dates(cube: Cube) -> _Dates:
+    items, lost = cube.per_date("item_ids", ""), cube.per_date("unreadable_assets", 0)
     return {
-        label: {"items": items, "imagery": digest, **({"unreadable": lost} if lost else {})}
-        for label, items, lost, digest in columns
+        label: {"items": str(ids), "imagery": digest, **({"unreadable": int(n)} if n else {})}
+        for label, ids, n, digest in zip(
+            cube.labels, items, lost, imagery_digests(cube), strict=True
+        )
     }
 
 
@@ -240,9 +231,8 @@ def _run(
     *,
     show: bool,
 ) -> Written:
-    """Write what is missing, and tell of it."""
+    """Write the missing regions, with a progress bar."""
     todo = sum(len(sink.dates) for sink in sinks.values())
-
     with Progress(present + todo, present, show=show) as bar:
 
         def done(place: tuple[int, ...], pixels: int) -> None:
@@ -254,8 +244,8 @@ def _run(
             run_sinks(list(cube.arrays.values()), sinks, name=name, done=done)
         except Exception as error:
             error.add_note(
-                f"{present + bar.regions} of {present + todo} regions are down and stay; the same "
-                "call goes on with the others"
+                f"{present + bar.regions} of {present + todo} regions are written and kept; the "
+                "same call writes the others"
             )
             raise
     _validate_recorded(sinks, manifest)
@@ -263,19 +253,19 @@ def _run(
 
 
 def _validate_recorded(sinks: Mapping[tuple[int, ...], WriteBlock], manifest: Manifest) -> None:
-    """Make sure that what workers wrote is what this process reads."""
-    down = manifest.done()
+    """Make sure that this process finds the regions that workers wrote."""
+    found = manifest.done()
     written = {(d.record, *sink.block) for sink in sinks.values() for d in sink.dates}
-    if not written <= down:
+    if not written <= found:
         raise StoreError(
             f"{len(written)} regions in {manifest.store}",
-            f"{len(written & down)} of them",
-            "give a path or URL that means the same place to all processes that compute",
+            f"{len(written & found)} of them",
+            "give a path or URL that all computing processes resolve to the same location",
         )
 
 
 def _find_manifest(store: Store, *, half_removed: bool = False) -> Manifest | None:
-    """Open the record of a store; None where it is empty, or half removed if that will do."""
+    """Open the metadata of a store as ``open_manifest`` does; an unreachable one is refused."""
     try:
         return open_manifest(store, half_removed=half_removed)
     except (StoreError, KeyboardInterrupt):
@@ -289,19 +279,19 @@ def _find_manifest(store: Store, *, half_removed: bool = False) -> Manifest | No
 
 
 def remove_store(store: StoreLike, storage_options: Mapping[str, Any] | None = None) -> None:
-    """Remove a store that ``to_zarr`` wrote, whole or half removed, and nothing else.
+    """Remove a store that ``to_zarr`` wrote, complete or half removed, and nothing else.
 
     Parameters
     ----------
     store : str, path, zarr store or obstore store
-        Where it lies.
+        Location of the store.
     storage_options : mapping, optional
         Options of the file system of a URL.
 
     Raises
     ------
     StoreError
-        If something else lies there, or another process is writing to it.
+        If the location holds something else, or another process is writing to it.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""Training on local reference heights: the loss of CHMv2, crops by height, fine-tuning."""
+"""Training on local reference heights: fine-tuning, bias correction and the loss of CHMv2."""
 
 from xchmv2.model.loss import Curriculum, charbonnier, chmv2_loss, patch_gradient, silog
 from xchmv2.training.calibration import Calibration, calibrate

@@ -1,8 +1,7 @@
-"""Bias correction on a raster of reference heights: two numbers, no GPU."""
+"""Bias correction of heights by a line fitted to a raster of reference heights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ import xarray as xr
 from scipy import optimize
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.raster import Grid, find_grid
-from xchmv2.training.pairs import align_reference
+from xchmv2.raster import find_grid
+from xchmv2.validation.matching import place_reference
 
 #: Fewest reference heights that a line is fitted to.
 _FEWEST = 10
@@ -27,7 +26,7 @@ _MAD_TO_SIGMA = 1.4826
 
 @dataclass(frozen=True)
 class Calibration:
-    """A line from predicted to reference heights, and how honest the stated spread is.
+    """A line from predicted to reference heights, and the calibration of the predicted spread.
 
     Parameters
     ----------
@@ -38,12 +37,12 @@ class Calibration:
     count : int
         Reference heights used.
     mae_before, mae_after : float
-        Mean absolute error on them, as predicted and corrected [m].
+        Mean absolute error on them before and after the correction [m].
     coverage : float
-        Share of reference heights within one ``bin_spread`` of the corrected height; of a normal
-        distribution's standard deviation it would be 0.683. NaN without ``bin_spread``.
+        Share of reference heights within one ``bin_spread`` of the corrected height; 0.683 if that
+        is one standard deviation of a normal distribution. NaN without ``bin_spread``.
     spread_factor : float
-        What ``bin_spread`` must be multiplied by for that share to be right; NaN without it.
+        Factor by which ``bin_spread`` becomes one standard deviation; NaN without it.
     """
 
     slope: float
@@ -55,7 +54,7 @@ class Calibration:
     spread_factor: float
 
     def apply(self, height: xr.DataArray) -> xr.DataArray:
-        """Correct heights; lazy where they are.
+        """Correct heights, lazily where they are lazy.
 
         Parameters
         ----------
@@ -94,17 +93,17 @@ def calibrate(
     -------
     corrected : DataArray or Dataset
         Lazy where the heights are, with the correction in attrs; ``bin_spread`` is multiplied by
-        the factor that makes it one standard deviation.
+        ``spread_factor``.
     calibration : Calibration
-        The correction and what it achieved.
+        The correction and the errors before and after it.
 
     Raises
     ------
     ImageryError
         If the reference is points instead of a raster, fewer than 10 reference heights fall on
-        predicted ones, or they do not vary.
+        predicted ones, or the latter do not vary.
     CHMv2Error
-        If reference heights lie outside 0 to 120 m.
+        If reference heights lie outside 0 to 120 m, or only one of heights and reference has a CRS.
 
     Notes
     -----
@@ -180,30 +179,19 @@ def _matched(
             "choose one: height.isel(time=0)",
         )
     layers = [array.transpose(*grid.dims) for array in (height, spread) if array is not None]
-    known, picked = _under_raster(layers, grid, reference)
-    # Together: height and spread come out of one run of the network.
+    heights, where = place_reference(reference, grid)
+    picked = [array.isel(where) for array in layers]
+    # Together, because one run of the network gives height and spread.
     predicted, *deviation = dask.compute(*(array.data for array in picked))
-    usable = np.isfinite(known) & np.isfinite(predicted)
+    usable = np.isfinite(heights) & np.isfinite(predicted)
     if usable.sum() < _FEWEST or np.ptp(predicted[usable]) == 0:
         raise ImageryError(
             f"at least {_FEWEST} reference heights on predicted ones that differ",
             f"{int(usable.sum())}",
             "give more reference heights inside the predicted area, in its CRS",
         )
-    found = [array[usable].astype(np.float64) for array in (known, predicted, *deviation)]
+    found = [array[usable].astype(np.float64) for array in (heights, predicted, *deviation)]
     return found[0], found[1], found[2] if deviation else None
-
-
-def _under_raster(
-    layers: Sequence[xr.DataArray], grid: Grid, reference: xr.DataArray
-) -> tuple[npt.NDArray[np.float32], list[xr.DataArray]]:
-    """Cut the part of the layers that has reference heights."""
-    known = align_reference(reference, grid, like=layers[0])
-    where = tuple(
-        slice(int(found.min()), int(found.max()) + 1) if found.size else slice(0, 0)
-        for found in (np.flatnonzero(np.isfinite(known).any(axis=axis)) for axis in (1, 0))
-    )
-    return known[where], [array.isel(dict(zip(grid.dims, where, strict=True))) for array in layers]
 
 
 def _fit(predicted: npt.NDArray[Any], known: npt.NDArray[Any]) -> tuple[float, float]:

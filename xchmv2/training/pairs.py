@@ -1,4 +1,4 @@
-"""Pairs of imagery and reference heights on one grid, and the crops drawn from them."""
+"""Pairs of imagery and reference heights on one grid, and the training crops drawn from them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import ImageryError
-from xchmv2.imagery import Scene, WindowReader, read_scene, resolve_target, resolve_value_range
-from xchmv2.raster import Grid, ValidPixels, find_grid, resolve_nodata, without_nodata
-from xchmv2.validation.matching import LOWEST, average_onto, validate_heights
+from xchmv2.imagery import Scene, resolve_imagery
+from xchmv2.raster import Grid
+from xchmv2.validation.matching import place_reference
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One image and the heights that belong to it.
+    """One image and its reference heights on the same pixels.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ class Pair:
     valid : numpy.ndarray of bool
         (H, W) pixels that hold imagery.
     height : numpy.ndarray
-        (H, W) float32 reference heights [m], NaN where there is none or no imagery.
+        (H, W) float32 reference heights [m], NaN where there is none or the imagery is invalid.
     grid : Grid, optional
-        Where the pixels lie; two pairs of the same ground are told by it.
+        Grid of the pixels, by which two pairs of the same ground are recognised.
     """
 
     image: npt.NDArray[np.float32]
@@ -49,7 +49,7 @@ def read_pair(
     erode: int = 0,
     resolution: float | None = None,
 ) -> Pair:
-    """Read imagery as ``predict`` would see it, and bring the reference onto its pixels.
+    """Read imagery by the reader of ``predict``, and reference heights by that of ``validate``.
 
     Parameters
     ----------
@@ -58,22 +58,32 @@ def read_pair(
     reference : DataArray
         (y, x) canopy heights [m] on any grid; its nodata value is read from its metadata.
     bands, value_range, nodata, valid, erode, resolution
-        As in :func:`xchmv2.predict.predict`.
+        As of :func:`xchmv2.predict.predict`.
 
     Returns
     -------
     Pair
-        In memory: chunked input is computed.
+        In memory; chunked input is computed.
 
     Raises
     ------
     ImageryError
-        If the imagery does not fit the model, holds several dates, or the reference has no
-        height or no overlap with the imagery.
+        If the imagery does not fit the model, holds several dates, or has no reference height
+        under its valid pixels.
     CHMv2Error
-        If heights of the reference lie outside 0 to 120 m.
+        If an option is out of range, the reference is no raster of one date, its heights lie
+        outside 0 to 120 m, or only one of imagery and reference has a CRS.
     """
-    scene = read_scene(imagery, bands, valid)
+    found = resolve_imagery(
+        imagery,
+        bands=bands,
+        value_range=value_range,
+        nodata=nodata,
+        valid=valid,
+        erode=erode,
+        resolution=resolution,
+    )
+    scene, target = found.scene, found.target
     further = [str(dim) for dim in scene.template.dims if dim not in scene.grid.dims]
     if further:
         raise ImageryError(
@@ -81,15 +91,14 @@ def read_pair(
             f"further dims {further}",
             f"choose one: imagery.isel({further[0]}=0)",
         )
-    target, rows, cols = resolve_target(scene.grid, resolution)
-    arrays = [band.array for band in scene.bands]
-    reader = WindowReader(ValidPixels(resolve_nodata(arrays, nodata), erode), rows, cols)
-    span = ((0, target.shape[0]), (0, target.shape[1]))
     mask = None if scene.mask is None else scene.mask.values
-    values, ok = reader(_read_bands(scene), mask, span)
-    image = _scaled(values, resolve_value_range(arrays, value_range))
-    height = align_reference(reference, target, like=scene.template)
-    height = np.where(ok, height, np.float32(np.nan))
+    span = ((0, target.shape[0]), (0, target.shape[1]))
+    values, ok = found.reader(_read_bands(scene), mask, span)
+    image = _scaled(values, found.ranges)
+    height = np.full(target.shape, np.nan, np.float32)
+    known, where = place_reference(reference, target)
+    height[tuple(where.values())] = known
+    height[~ok] = np.nan
     if not np.isfinite(height).any():
         raise ImageryError(
             "reference heights under the imagery",
@@ -97,101 +106,7 @@ def read_pair(
             "check their bounds and CRS: imagery.odc.geobox.boundingbox, "
             "reference.odc.geobox.boundingbox",
         )
-    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height.astype(np.float32), target)
-
-
-def clean_reference(reference: xr.DataArray) -> xr.DataArray:
-    """Turn the reference's nodata into NaN and refuse heights no canopy has.
-
-    Parameters
-    ----------
-    reference : DataArray
-        (y, x) heights [m].
-
-    Returns
-    -------
-    DataArray
-        float32 [m], NaN where there is no height; computed.
-
-    Raises
-    ------
-    ImageryError
-        If it is no such array, or holds no height at all.
-    CHMv2Error
-        If heights lie outside 0 to 120 m.
-    """
-    if not isinstance(reference, xr.DataArray):
-        raise ImageryError(
-            "reference heights as a DataArray",
-            type(reference).__name__,
-            "choose the variable: reference['canopy_height']",
-        )
-    found = without_nodata(reference).squeeze(drop=True).astype(np.float32).compute()
-    if found.ndim > 2:
-        raise ImageryError(
-            "reference heights with dims y and x",
-            f"sizes {dict(reference.sizes)}",
-            "choose one layer: reference.isel(band=0)",
-        )
-    values = np.where(np.isfinite(found.values), found.values, np.float32(np.nan))
-    if not np.isfinite(values).any():
-        raise ImageryError(
-            "reference heights [m]",
-            "not one: every pixel is nodata",
-            "check the nodata value and the area that was selected",
-        )
-    validate_heights(values)
-    return found.copy(data=np.clip(values, LOWEST, None))
-
-
-def align_reference(
-    reference: xr.DataArray, target: Grid, *, like: xr.DataArray
-) -> npt.NDArray[np.float32]:
-    """Bring heights onto a grid, as for validation: averaged by area, or interpolated.
-
-    Parameters
-    ----------
-    reference : DataArray
-        Heights [m].
-    target : Grid
-        The grid wanted.
-    like : DataArray
-        An array on the imagery's own grid, to compare coordinates where there is no CRS.
-
-    Returns
-    -------
-    numpy.ndarray
-        (H, W) float32 [m].
-
-    Raises
-    ------
-    ImageryError
-        If the reference holds no heights, or there is no way to place it.
-    CHMv2Error
-        If heights lie outside 0 to 120 m.
-    """
-    heights = clean_reference(reference)
-    if target.crs is None or heights.odc.crs is None:
-        return _same_grid(heights, like)
-    heights = heights.transpose(*find_grid(heights).dims)
-    source = find_grid(heights).geobox
-    placed = average_onto(heights.values.astype(np.float64), source, target.geobox)
-    return placed.astype(np.float32)
-
-
-def _same_grid(heights: xr.DataArray, like: xr.DataArray) -> npt.NDArray[np.float32]:
-    """Place heights without a CRS: by coordinates where both have them, else by equal shape."""
-    if dict(heights.sizes) != dict(like.sizes):
-        raise ImageryError(
-            "a CRS on imagery and reference, or equal dims and shapes",
-            f"no CRS, {dict(like.sizes)} and {dict(heights.sizes)}",
-            "write the CRS of both: array.rio.write_crs('EPSG:...')",
-        )
-    for dim in like.dims:
-        if dim in heights.coords and dim in like.coords and like.sizes[dim] > 1:
-            step = abs(float(like[dim][1] - like[dim][0]))
-            heights = heights.reindex({dim: like[dim]}, method="nearest", tolerance=step / 10)
-    return np.asarray(heights.transpose(*like.dims).values, np.float32)
+    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target)
 
 
 def _read_bands(scene: Scene) -> npt.NDArray[Any]:
@@ -208,8 +123,8 @@ def _scaled(values: npt.NDArray[Any], ranges: Sequence[tuple[float, float]]) -> 
     return np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
 
 
-#: Edges of the height classes that crops are drawn from alike [m].
-CLASS_EDGES = (1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 35.0)
+#: Edges of the height classes that crops are drawn by [m].
+_CLASS_EDGES = (1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 35.0)
 #: Least share of a crop's pixels that must have a reference height.
 _LEAST_COVER = 0.5
 # Candidate crops start at every eighth of a tile.
@@ -264,7 +179,7 @@ class CropSampler:
         count : int
             Number of crops.
         rng : numpy.random.Generator
-            Source of randomness.
+            Random number generator.
 
         Returns
         -------
@@ -366,7 +281,7 @@ def _blocks(pairs: Sequence[Pair], index: int, tile: int) -> list[Crop]:
 def _seen_from(
     pair: Pair, other: Pair, crop: Crop, tile: int
 ) -> tuple[float, float, float, float] | None:
-    """Rows and columns that a block of another pair covers in this one, which may be the same."""
+    """Rows and columns of a pair that a block of another pair, or of the same, covers."""
     spans: list[tuple[float, float]] = [
         (crop.top, crop.top + tile),
         (crop.left, crop.left + tile),
@@ -384,10 +299,10 @@ def _seen_from(
 def _candidates(
     index: int, pair: Pair, tile: int, blocked: list[tuple[float, float, float, float]]
 ) -> tuple[list[Crop], npt.NDArray[np.float64]]:
-    """Crops off the blocked areas, and how many pixels of each height class they hold."""
+    """Crops outside the held-out areas, and their pixel counts by height class."""
     rows, cols = pair.height.shape
     if min(rows, cols) < tile:
-        return [], np.zeros((0, len(CLASS_EDGES) + 1))
+        return [], np.zeros((0, len(_CLASS_EDGES) + 1))
     step = max(1, tile // _STEPS_PER_TILE)
     top, left = (
         grid.ravel()
@@ -398,12 +313,12 @@ def _candidates(
     free = np.ones(top.size, bool)
     for first, last, near, far in blocked:
         free &= (top + tile <= first) | (top >= last) | (left + tile <= near) | (left >= far)
-    label = np.digitize(pair.height, CLASS_EDGES)  # NaN goes to the last class, masked below
+    label = np.digitize(pair.height, _CLASS_EDGES)  # NaN goes to the last class, masked below
     known = np.isfinite(pair.height)
     counts = np.stack(
         [
             _window_sum(_integral((label == k) & known), top, left, tile)
-            for k in range(len(CLASS_EDGES) + 1)
+            for k in range(len(_CLASS_EDGES) + 1)
         ],
         axis=1,
     )
@@ -413,10 +328,10 @@ def _candidates(
 
 
 def _by_class(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Probability of each crop, if a height class is drawn first, then a crop that holds it.
+    """Probability of each crop, if a height class is drawn first, then a crop with that class.
 
-    Classes are drawn with the square root of their share: rare tall trees come up far more often
-    than their area, and do not fill the training either.
+    Classes are drawn by the square root of their share, so that rare tall trees are drawn more
+    often than by area, without dominating the training.
     """
     totals = counts.sum(axis=0)
     share = np.sqrt(totals / totals.sum())

@@ -1,6 +1,6 @@
-"""What a training run keeps on disk, so that a killed one goes on where its last epoch ended.
+"""The state of a training run on disk, from which a killed run resumes after its last epoch.
 
-Tensors go into safetensors and the rest into JSON: nothing is pickled.
+Tensors are stored as safetensors and everything else as JSON; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _BEST = "best.safetensors"
 
 @dataclass
 class RunState:
-    """A run between two epochs.
+    """State of a run between two epochs.
 
     Parameters
     ----------
     settings : mapping
-        What determines the run; another run's leftovers are not continued.
+        Everything that determines the run; the state of a run with others is refused.
     history : list of dict
-        One row per epoch that is over; the first, epoch 0, is the model as it came.
+        One row per finished epoch; the first, epoch 0, is the untrained model.
     """
 
     settings: Mapping[str, Any]
@@ -41,7 +41,7 @@ class RunState:
 
     @property
     def epoch(self) -> int:
-        """Number of the last epoch that is over; -1 before the first evaluation."""
+        """Number of the last finished epoch; -1 before the first evaluation."""
         return len(self.history) - 1
 
     @property
@@ -54,24 +54,14 @@ class RunState:
 
 
 def partial_folder(output: Path) -> Path:
-    """Where a run keeps its state until it is finished: beside its output."""
+    """Folder beside the output in which a run keeps its state until it is finished."""
     return output.with_name(f"{output.name}.partial")
 
 
 def save_state(
     folder: Path, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a run's state in one step: a kill leaves the last epoch's or this one's.
-
-    Parameters
-    ----------
-    folder : Path
-        Made if it is not there.
-    state : RunState
-        Settings and history.
-    model, optimizer
-        Trainable weights and moments to keep.
-    """
+    """Write weights, moments and history; a kill leaves the last epoch's state or this one's."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"model.{name}": p for name, p in _trainable(model).items()}
     moments = {
@@ -81,7 +71,7 @@ def save_state(
     }
     header = json.dumps({"settings": state.settings, "history": state.history})
     if state.best_epoch == state.epoch:
-        # First: after a kill between the two, the epoch is run again and writes the same.
+        # First, because after a kill between the two the epoch runs again and writes the same.
         _write(folder / _BEST, weights, {"epoch": str(state.epoch)})
     _write(folder / _STATE, {**weights, **moments}, {"run": header})
 
@@ -89,18 +79,7 @@ def save_state(
 def load_state(
     folder: Path, settings: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> RunState:
-    """Restore weights, moments and history of an unfinished run, or begin a new one.
-
-    Returns
-    -------
-    RunState
-        Empty if there is nothing to go on with.
-
-    Raises
-    ------
-    CHMv2Error
-        If the folder holds a run with other settings.
-    """
+    """Restore an unfinished run of the same settings, or begin a new one with an empty history."""
     if not (folder / _STATE).exists():
         return RunState(settings)
     with safe_open(folder / _STATE, "pt") as file:
@@ -152,5 +131,5 @@ def _validate_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[s
         raise CHMv2Error(
             f"the unfinished run in {folder} to have the same settings",
             ", ".join(f"{k}: {found.get(k)!r} there, {plain.get(k)!r} now" for k in changed),
-            "call it with the same settings to go on, delete that folder, or choose another output",
+            "call it with the same settings to resume, delete the folder, or choose another output",
         )

@@ -1,4 +1,4 @@
-"""fine_tune(): the network trained further on local imagery and reference heights."""
+"""fine_tune(): training the network further on local imagery and reference heights."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ _LOOKS_PER_EPOCH = 4
 
 @dataclass(frozen=True, eq=False)
 class FineTuned:
-    """What a fine-tuning run gives.
+    """Result of a fine-tuning run.
 
     Parameters
     ----------
     folder : Path
         Checkpoint folder: pass it as ``model=`` to ``predict``, or load it with transformers.
     history : pandas.DataFrame
-        A row per epoch, the first for the model as it came: loss, validation MAE and bias [m],
+        One row per epoch, the first for the untrained model: loss, validation MAE and bias [m],
         seconds.
     best_epoch : int
         The epoch whose weights were kept.
@@ -102,14 +102,14 @@ def fine_tune(
     reference : DataArray or a sequence of them
         Canopy heights [m] for each image, on any grid.
     model : str, path or CHMv2ForDepthEstimation
-        Where to start from.
+        Model to start from.
     output : path
-        Checkpoint folder to write; it must not exist. The state of a run that is under way lies
-        beside it in ``<output>.partial``, and the same call goes on from its last epoch.
+        Checkpoint folder to write; it must not exist. The state of an unfinished run is kept
+        beside it in ``<output>.partial``, and the same call resumes after its last epoch.
     train : {"head", "all"}
-        What to train: the head on a frozen backbone, as CHMv2 was made, or everything.
+        Train the head on a frozen backbone, as CHMv2 was trained, or everything.
     epochs : int, default 20
-        Most epochs; one draws four times as many pixels as have reference heights.
+        Largest number of epochs; each draws four times the number of reference pixels.
     batch_size : int, default 8
         Crops per step.
     lr : float, default 1e-4
@@ -117,8 +117,8 @@ def fine_tune(
     tile : int, default 448
         Side of a crop [px], a multiple of 32.
     validation : float, default 0.2
-        Share of the area held out for validation, in whole squares of one tile: neighbouring
-        pixels are too alike for random ones to tell anything. 0 for none.
+        Share of the area held out for validation, in squares of one tile, because neighbouring
+        pixels are too similar for a random split. 0 for none.
     patience : int, default 5
         Epochs without a lower validation MAE before training stops.
     seed : int, default 0
@@ -128,8 +128,8 @@ def fine_tune(
     curriculum : Curriculum, optional
         Weights of the losses over the training; the published one by default.
     bands, value_range, nodata, valid, erode, resolution
-        How to read the imagery, as in :func:`xchmv2.predict.predict`. They hold for every image;
-        with images of several areas mask each by ``imagery.where(...)`` instead of ``valid``.
+        How to read the imagery, as of :func:`xchmv2.predict.predict`. They apply to every image;
+        for images of several areas mask each by ``imagery.where(...)`` instead of ``valid``.
     progress : bool, default True
         Whether to show a progress bar.
 
@@ -141,11 +141,12 @@ def fine_tune(
     Raises
     ------
     ImageryError
-        If imagery and reference do not overlap, the reference holds no heights, or there are
-        fewer than two tiles to train on.
+        If the imagery does not fit the model, as for ``predict``; there are no reference heights
+        under it; or there are fewer than two tiles to train on.
     CHMv2Error
-        If reference heights lie outside 0 to 120 m, the output exists, an option is out of range,
-        or ``<output>.partial`` belongs to a run with other settings.
+        If reference heights lie outside 0 to 120 m, only one of imagery and reference has a CRS,
+        the output exists, an option is out of range, or ``<output>.partial`` belongs to a run with
+        other settings.
 
     References
     ----------
@@ -184,7 +185,7 @@ def fine_tune(
 
 
 def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: bool) -> RunState:
-    """Train to the end, going on from what the folder holds; the model ends with its best weights.
+    """Train to the end, resuming from the state in the folder; the model gets its best weights.
 
     Parameters
     ----------
@@ -193,14 +194,9 @@ def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: b
     folder : Path
         Where the state is kept after each epoch.
     settings : dict
-        What determines the run.
+        Everything that determines the run.
     progress : bool
         Whether to show a progress bar.
-
-    Returns
-    -------
-    RunState
-        With the whole history.
     """
     state = load_state(folder, settings, trainer.model, trainer.optimizer)
     schedule = trainer.schedule
@@ -223,7 +219,7 @@ def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: b
 def _finish(
     folder: Path, trainer: Trainer, state: RunState, processor: CHMv2ImageProcessor
 ) -> FineTuned:
-    """Write the checkpoint, then let go of the run's state."""
+    """Write the checkpoint, then delete the state of the run."""
     history = pd.DataFrame(state.history).astype({"epoch": int})
     draft = partial_folder(folder) / "checkpoint"
     trainer.model.save_pretrained(draft)
@@ -252,7 +248,7 @@ def _paired(
 def _starting_point(
     model: ModelSource, train: str, device: str
 ) -> tuple[CHMv2ForDepthEstimation, tuple[float, ...], tuple[float, ...]]:
-    """Load or copy the model, freeze what is not trained; with its normalisation."""
+    """Load or copy the model and freeze what is not trained; returns its normalisation too."""
     where = resolve_device(device)
     if isinstance(model, CHMv2ForDepthEstimation):
         network = copy.deepcopy(model).float().to(where)
@@ -269,7 +265,7 @@ def _starting_point(
 def _settings(
     schedule: Schedule, network: CHMv2ForDepthEstimation, pairs: Sequence[Pair]
 ) -> dict[str, Any]:
-    """Tell what determines a run: schedule, weights to start from, data."""
+    """Everything that determines a run: schedule, weights to start from, data."""
     return {
         **asdict(schedule),
         "model": state_dict_sha256(network),
@@ -315,12 +311,12 @@ _LARGEST_GRADIENT = 1.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """Length and learning rate of a training.
 
     Parameters
     ----------
     epochs : int
-        Most epochs.
+        Largest number of epochs.
     steps : int
         Batches per epoch.
     batch_size : int
@@ -362,9 +358,9 @@ class Trainer:
     mean, std : tuple of float
         Normalisation of red, green and blue.
     seed : int
-        With the epoch's number it determines the epoch's crops, so a resumed run draws the same.
+        Determines, with the number of the epoch, its crops, so that a resumed run draws the same.
     dtype : torch.dtype or None
-        Arithmetic under autocast; None for float32.
+        Precision under autocast; None for float32.
     """
 
     def __init__(

@@ -131,20 +131,61 @@ def read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
 
 
 def _under_raster(height: xr.DataArray, grid: Grid, reference: xr.DataArray) -> Matched:
-    """Cut the part of the heights that the reference reaches into, and average it there."""
-    cleaned = clean_heights(reference)
-    rows, cols = overlap_window(grid, cleaned)
-    part = height.isel({grid.dims[0]: rows, grid.dims[1]: cols})
-    if not part.size:
-        empty = np.zeros((0, 0))
-        return Matched(empty, empty)
-    known = on_grid(cleaned, crop(grid, rows, cols))
-    values = np.asarray(part.values, np.float64)
+    """Compare heights with a reference on their own grid, where the reference has values."""
+    known, where = place_reference(reference, grid)
+    values = np.asarray(height.isel(where).values, np.float64)
     both = np.isfinite(values) & np.isfinite(known)
     # Blocks are to start where both are known, not where their edges happen to reach.
-    inside = tuple(_extent(np.asarray(both.any(axis=axis))) for axis in (1, 0))
+    inside = _extents(both)
     first, second = (np.where(both, heights, np.nan)[inside] for heights in (values, known))
     return Matched(first, second)
+
+
+def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[Floats, dict[str, slice]]:
+    """Bring reference heights onto a grid; validation, calibration and training read them by this.
+
+    Parameters
+    ----------
+    reference : DataArray
+        (y, x) heights [m] on any grid; its nodata value is read from its metadata. Only pixels
+        under the grid are computed.
+    grid : Grid
+        Of the heights or of the imagery.
+
+    Returns
+    -------
+    heights : ndarray of float64, shape (h, w)
+        [m] over the rows and columns of the grid that have a reference, NaN where there is none;
+        empty where the two share no ground.
+    where : dict
+        These rows and columns, as an indexer by dim.
+
+    Raises
+    ------
+    CHMv2Error
+        If the reference is no DataArray, has further dims or heights outside 0 to 120 m, or only
+        one of the two has a CRS.
+    """
+    if not isinstance(reference, xr.DataArray):
+        raise CHMv2Error(
+            "reference heights as a DataArray",
+            type(reference).__name__,
+            "choose the variable: reference['canopy_height']",
+        )
+    cleaned = clean_heights(reference)
+    window = _overlap(grid, cleaned)
+    known = _on_grid(cleaned, _crop(grid, *window))
+    inside = _extents(np.isfinite(known))
+    spans = (
+        slice(span.start + part.start, span.start + part.stop)
+        for span, part in zip(window, inside, strict=True)
+    )
+    return known[inside], dict(zip(grid.dims, spans, strict=True))
+
+
+def _extents(known: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Return the rows and columns from the first to the last that is known."""
+    return tuple(_extent(np.asarray(known.any(axis=axis))) for axis in (1, 0))
 
 
 def _extent(known: npt.NDArray[np.bool_]) -> slice:
@@ -197,19 +238,8 @@ def clean_heights(reference: xr.DataArray) -> xr.DataArray:
     return read_heights(flat).transpose(*grid.dims).astype(np.float32)
 
 
-def validate_heights(values: npt.NDArray[np.floating]) -> None:
-    """Refuse heights that no canopy has.
-
-    Parameters
-    ----------
-    values : ndarray
-        Heights [m], NaN where there is none.
-
-    Raises
-    ------
-    CHMv2Error
-        If some lie outside 0 to 120 m.
-    """
+def _validate_heights(values: npt.NDArray[np.floating]) -> None:
+    """Refuse heights [m] that no canopy has: outside 0 to 120 m."""
     wrong = (values < LOWEST - _GROUND_NOISE) | (values > HIGHEST)
     if wrong.any():
         raise CHMv2Error(
@@ -220,31 +250,13 @@ def validate_heights(values: npt.NDArray[np.floating]) -> None:
         )
 
 
-def overlap_window(grid: Grid, reference: xr.DataArray) -> tuple[slice, slice]:
-    """Find the pixels of a grid that a reference reaches into.
-
-    Parameters
-    ----------
-    grid : Grid
-        Of the heights.
-    reference : DataArray
-        (y, x), in any CRS.
-
-    Returns
-    -------
-    rows, cols : slice
-        Empty where the two share no ground.
-
-    Raises
-    ------
-    CHMv2Error
-        If only one of them has a CRS.
-    """
+def _overlap(grid: Grid, reference: xr.DataArray) -> tuple[slice, slice]:
+    """Return rows and columns of a grid that a reference reaches into; empty where none."""
     there = find_grid(reference)
     if (grid.crs is None) != (there.crs is None):
-        lacking = "heights" if grid.crs is None else "reference"
+        lacking = "heights or imagery" if grid.crs is None else "reference"
         raise CHMv2Error(
-            "a CRS on heights and reference, or on neither",
+            "a CRS on the heights or imagery and on the reference, or on neither",
             f"none on the {lacking}",
             "write it: array.rio.write_crs('EPSG:...')",
         )
@@ -267,7 +279,7 @@ def _spans(grid: Grid, other: Grid, margin: int = 2) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-def crop(grid: Grid, rows: slice, cols: slice) -> Grid:
+def _crop(grid: Grid, rows: slice, cols: slice) -> Grid:
     """Return the grid of some rows and columns of a grid."""
     starts = rows.start, cols.start
     edges = [e + p * n for e, p, n in zip(grid.edges, grid.pixel, starts, strict=True)]
@@ -275,41 +287,22 @@ def crop(grid: Grid, rows: slice, cols: slice) -> Grid:
     return replace(grid, shape=shape, edges=(edges[0], edges[1]))
 
 
-def on_grid(reference: xr.DataArray, grid: Grid) -> Floats:
-    """Average a reference over the pixels of the heights.
-
-    Parameters
-    ----------
-    reference : DataArray
-        (y, x) heights [m], NaN where there is none; what lies under the grid is computed.
-    grid : Grid
-        Of the heights.
-
-    Returns
-    -------
-    ndarray of float64, shape (H, W)
-        [m]; NaN where less than half a pixel is known. A reference that is coarser than the
-        heights is interpolated between its pixels instead: there is nothing to average.
-
-    Raises
-    ------
-    CHMv2Error
-        If heights lie outside 0 to 120 m.
-    """
+def _on_grid(reference: xr.DataArray, grid: Grid) -> Floats:
+    """Average a reference [m] over the pixels of a grid, or interpolate a coarser one."""
     there, grid = _placed(find_grid(reference)), _placed(grid)
     spans = _spans(there, grid)
     part = reference.isel(dict(zip(there.dims, spans, strict=True))).values
-    if not part.size:
+    if not part.size or 0 in grid.shape:
         return np.full(grid.shape, np.nan)
-    return average_onto(_checked(part), crop(there, *spans).geobox, grid.geobox)
+    return _average_onto(_checked(part), _crop(there, *spans).geobox, grid.geobox)
 
 
 def _checked(values: npt.NDArray[np.floating]) -> Floats:
-    validate_heights(values)
+    _validate_heights(values)
     return np.clip(values.astype(np.float64), LOWEST, None)
 
 
-def average_onto(heights: Floats, source: GeoBox, target: GeoBox) -> Floats:
+def _average_onto(heights: Floats, source: GeoBox, target: GeoBox) -> Floats:
     """Bring heights onto other pixels: averaged by area, or interpolated where they are coarser.
 
     Parameters
@@ -483,7 +476,7 @@ def _heights(points: pd.DataFrame, column: str | None) -> Floats:
         )
     heights = points[names[0]].to_numpy(np.float64, na_value=np.nan)
     heights = np.where(np.isfinite(heights), heights, np.nan)
-    validate_heights(heights)
+    _validate_heights(heights)
     return np.clip(heights, 0, None)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import norm
 
+from xchmv2.change.masks import THRESHOLD
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas, find_grid, has_true_areas, is_crs_variable, without_nodata
 from xchmv2.zonal.polygons import Polygons, read_polygons, require_zonal
@@ -365,8 +366,6 @@ def to_table(zones: xr.Dataset) -> Any:
     return geopandas.GeoDataFrame(frame[[*first, *rest, "geometry"]], crs=crs)
 
 
-#: Change from which on a pixel is lost or gained, where no significance is known [m].
-THRESHOLD = 5.0
 CHANGE_NAME = "height_change"
 
 

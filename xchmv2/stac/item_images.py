@@ -1,4 +1,4 @@
-"""The files behind STAC items: what their headers tell, and how they are signed and opened."""
+"""Items as images: bands, grids and values from metadata and file headers; signing and reading."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery import COLOURS
 from xchmv2.stac.asset_bands import (
+    AssetBand,
     BandInfo,
     BandNames,
-    Choice,
-    Source,
     band_infos,
     find_band,
     find_colours,
@@ -32,13 +31,19 @@ from xchmv2.stac.items import StacItem
 
 _T = TypeVar("_T")
 
-#: Reads the headers of files; an error in place of one that does not open.
-ReadHeaders = Callable[[Iterable[str]], Mapping[str, "Header | ImageryError"]]
+#: Turns the address of a file into one that opens, such as ``planetary_computer.sign``.
+Sign = Callable[[str], str]
+
+_OPEN_AT_ONCE = 8
+_ADVICE = (
+    "check the address and your access to it (sign=planetary_computer.sign signs those of the "
+    "Planetary Computer); on_error='nodata' leaves out files that do not open"
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """One item, with all that loading it takes.
+class ItemImage:
+    """An item as an image that can be loaded.
 
     Parameters
     ----------
@@ -50,15 +55,15 @@ class Picture:
     hrefs : mapping
         Address of each asset, not signed.
     boxes : mapping
-        Pixel grid of each asset, as far as known.
+        Pixel grid of each asset, where known.
     bands : mapping
-        For each variable what the metadata tell of the band, completed by the file's header.
+        Metadata of each variable's band, completed by the header of the file.
     unreadable : int
-        Files that cannot be read.
+        Number of files that cannot be read.
     """
 
     item: StacItem
-    sources: Mapping[str, Source]
+    sources: Mapping[str, AssetBand]
     hrefs: Mapping[str, str]
     boxes: Mapping[str, GeoBox]
     bands: Mapping[str, BandInfo]
@@ -66,7 +71,7 @@ class Picture:
 
     @cached_property
     def geobox(self) -> GeoBox | None:
-        """Grid of the imagery, the coarsest if its colours have several."""
+        """Grid of the imagery, the coarsest if its colours have several; None if unknown."""
         found = {
             source.asset: self.boxes[source.asset]
             for name, source in self.sources.items()
@@ -75,7 +80,7 @@ class Picture:
         return max(found.values(), key=pixel_on_ground) if found else None
 
     def outline(self, crs: CRS) -> Geometry | None:
-        """Where the imagery lies: as its grid tells, else its item; None if neither does."""
+        """Outline of the grid, else of the item; None if neither is known."""
         if self.geobox is not None:
             return footprint(self.geobox, crs)
         if self.item.geometry is None:
@@ -85,44 +90,40 @@ class Picture:
 
 @dataclass(frozen=True)
 class BandValues:
-    """How the values of a variable are stored: data type, and nodata value if there is one."""
+    """Data type of a variable as stored, and its nodata value if it has one."""
 
     dtype: str
     nodata: float | None
 
 
-def find_pictures(
+def find_images(
     items: Sequence[StacItem],
     *,
     bands: BandNames | None,
     cloud_mask: str | None,
-    read_headers: ReadHeaders,
-    patch: Callable[[str], str] | None = None,
+    sign: Sign | None,
+    patch: Sign | None = None,
     tolerant: bool = False,
     values_known: bool = False,
-) -> list[Picture]:
-    """Find what each item offers, opening as few files as that takes.
+) -> list[ItemImage]:
+    """Find bands, grid and values of each item, opening as few files as possible.
 
     Parameters
     ----------
     items : sequence of StacItem
         The items.
-    bands : str or sequence, optional
-        The user's names for red, green and blue.
-    cloud_mask : str, optional
-        The user's name for the mask.
-    read_headers : callable
-        Reads the headers of files.
-    patch : callable, optional
-        Turns the items' addresses into those to open.
+    bands, cloud_mask
+        As of :func:`xchmv2.load`.
+    sign, patch : callable, optional
+        Makes an address open; turns an item's address into another one before that.
     tolerant : bool
-        Whether files that do not open are counted rather than refused: then all are tried.
+        Whether files that do not open are counted instead of refused: then all are tried.
     values_known : bool
-        Whether the user tells data type and nodata value, so that no file need tell.
+        Whether the user gives data type and nodata value, so that no file is opened for them.
 
     Returns
     -------
-    list of Picture
+    list of ItemImage
         One for each item.
 
     Raises
@@ -132,18 +133,18 @@ def find_pictures(
 
     Notes
     -----
-    Headers are read of every file whose grid or bands the metadata do not tell, and of the first
-    file per collection and asset where they do not tell data type or nodata value.
+    Headers are read from every file whose grid or bands the metadata lack, and from the
+    first file of each collection and asset where they lack data type or nodata value.
     """
     drafts = [_Draft.of(item, bands, cloud_mask, patch) for item in items]
     for draft in drafts:
         draft.validate_pixels()
-    headers = dict(read_headers(set(_hrefs_to_open(drafts, tolerant, values_known))))
+    headers = _read_headers(_hrefs_to_open(drafts, tolerant, values_known), sign)
     errors = [found for found in headers.values() if isinstance(found, ImageryError)]
     if errors and not tolerant:
         raise errors[0]
     known = {href: h for href, h in headers.items() if not isinstance(h, ImageryError)}
-    typical: dict[tuple[str, str], Header] = {}
+    typical: dict[tuple[str, str], _Header] = {}
     for draft in drafts:
         for asset, href in draft.hrefs.items():
             if href in known:
@@ -153,11 +154,10 @@ def find_pictures(
 
 @dataclass(frozen=True, eq=False)
 class _Draft:
-    """A picture before any file was opened."""
+    """An image before any file was opened, with the band of each variable."""
 
     item: StacItem
-    choice: Choice
-    mask: Source | None
+    choice: Mapping[str, AssetBand]
     hrefs: Mapping[str, str]
 
     @classmethod
@@ -166,40 +166,41 @@ class _Draft:
         item: StacItem,
         bands: BandNames | None,
         cloud_mask: str | None,
-        patch: Callable[[str], str] | None,
+        patch: Sign | None,
     ) -> _Draft:
         choice = find_colours(item, bands)
-        mask = None if cloud_mask is None else find_band(item, cloud_mask)
-        names = dict.fromkeys((*choice.assets, *((mask.asset,) if mask else ())))
-        hrefs = {name: item.assets[name].href for name in names}
+        if cloud_mask is not None:
+            choice["valid"] = find_band(item, cloud_mask)
+        hrefs = {source.asset: item.assets[source.asset].href for source in choice.values()}
         if patch is not None:
             hrefs = {name: patch(href) for name, href in hrefs.items()}
-        return cls(item, choice, mask, hrefs)
+        return cls(item, choice, hrefs)
 
     @property
-    def sources(self) -> dict[str, Source]:
-        """Band of each variable, as far as told without opening files."""
-        found = {}
-        if self.choice.bands is not None:
-            pairs = zip(COLOURS, self.choice.assets, self.choice.bands, strict=True)
-            found = {colour: Source(asset, band) for colour, asset, band in pairs}
-        return found | ({"valid": self.mask} if self.mask else {})
+    def sources(self) -> dict[str, AssetBand]:
+        """Band of each variable, where the metadata name it."""
+        return {name: source for name, source in self.choice.items() if source.band}
+
+    @property
+    def imagery(self) -> list[str]:
+        """Assets of red, green and blue."""
+        return list(dict.fromkeys(self.choice[colour].asset for colour in COLOURS))
 
     def kind(self, asset: str) -> tuple[str, str]:
-        """Tell files that are taken to be alike; without a collection, each is for itself."""
+        """Name the kind of a file: files of one kind share data type and nodata value."""
         return (self.item.collection or f"item {self.item.id}", asset)
 
     def silent(self) -> list[str]:
-        """Assets whose grid or bands the metadata do not tell."""
-        without = [n for n in self.hrefs if self.declared(n) is None]
-        return list(self.choice.assets) + without if self.choice.bands is None else without
+        """Assets whose grid or bands the metadata lack."""
+        without = [name for name in self.hrefs if self.declared(name) is None]
+        return without if self.choice["red"].band else self.imagery + without
 
     def declared(self, asset: str) -> GeoBox | None:
         return declared_geobox(self.item.assets[asset], self.item.properties)
 
     def validate_pixels(self) -> None:
         """Refuse imagery that is too coarse before any file is opened."""
-        for asset in dict.fromkeys(self.choice.assets):
+        for asset in self.imagery:
             box = self.declared(asset)
             if box is not None:
                 validate_pixel(self.item, pixel_on_ground(box))
@@ -209,17 +210,17 @@ class _Draft:
         infos = [(source, self.info(source)) for source in self.sources.values()]
         return [s.asset for s, i in infos if i is None or i.dtype is None or i.nodata is None]
 
-    def info(self, source: Source) -> BandInfo | None:
+    def info(self, source: AssetBand) -> BandInfo | None:
         infos = band_infos(self.item.assets[source.asset])
         return infos[source.band - 1] if source.band <= len(infos) else None
 
     def completed(
         self,
-        headers: Mapping[str, Header | ImageryError],
-        known: Mapping[str, Header],
-        typical: Mapping[tuple[str, str], Header],
-    ) -> Picture:
-        """Add what the headers tell; those of like files where this one was not opened."""
+        headers: Mapping[str, _Header | ImageryError],
+        known: Mapping[str, _Header],
+        typical: Mapping[tuple[str, str], _Header],
+    ) -> ItemImage:
+        """Add the headers of files that were opened, else those of files of the same kind."""
         failed = sum(isinstance(headers.get(h), ImageryError) for h in set(self.hrefs.values()))
         boxes = {}
         for asset, href in self.hrefs.items():
@@ -229,22 +230,23 @@ class _Draft:
             elif not failed:
                 raise _no_crs(self.item, asset)
         if failed:
-            boxes = {asset: box for asset, box in boxes.items() if asset in self.choice.assets}
-            return Picture(self.item, {}, self.hrefs, boxes, {}, failed)
+            boxes = {asset: box for asset, box in boxes.items() if asset in self.imagery}
+            return ItemImage(self.item, {}, self.hrefs, boxes, {}, failed)
         sources = self.sources
-        if self.choice.bands is None:
-            sources = _told_by_file(self.item, self.choice.assets[0], known, self.hrefs) | sources
+        if not self.choice["red"].band:
+            (asset,) = self.imagery
+            sources = _told_by_file(self.item, asset, known[self.hrefs[asset]]) | sources
         bands = {
             name: self._values(name, source, typical, known) for name, source in sources.items()
         }
-        return Picture(self.item, sources, self.hrefs, boxes, bands)
+        return ItemImage(self.item, sources, self.hrefs, boxes, bands)
 
     def _values(
         self,
         name: str,
-        source: Source,
-        typical: Mapping[tuple[str, str], Header],
-        known: Mapping[str, Header],
+        source: AssetBand,
+        typical: Mapping[tuple[str, str], _Header],
+        known: Mapping[str, _Header],
     ) -> BandInfo:
         info = self.info(source) or BandInfo((), None, None, None)
         header = known.get(self.hrefs[source.asset]) or typical.get(self.kind(source.asset))
@@ -257,13 +259,8 @@ class _Draft:
                 "name others: xchmv2.load(..., bands=('asset.1', 'asset.2', 'asset.3'))",
             )
         nodata = header.nodata[source.band - 1]
-        return BandInfo(
-            info.words,
-            info.colour,
-            header.dtypes[source.band - 1],
-            info.nodata if nodata is None else nodata,
-            info.classes,
-        )
+        nodata = info.nodata if nodata is None else nodata
+        return replace(info, dtype=header.dtypes[source.band - 1], nodata=nodata)
 
 
 def _hrefs_to_open(drafts: Sequence[_Draft], tolerant: bool, values_known: bool) -> Iterable[str]:
@@ -272,22 +269,20 @@ def _hrefs_to_open(drafts: Sequence[_Draft], tolerant: bool, values_known: bool)
         yield from (draft.hrefs[asset] for asset in draft.silent())
         if tolerant:
             yield from draft.hrefs.values()
-        elif not values_known or draft.mask:
+        elif not values_known or "valid" in draft.choice:
             for asset in draft.vague():
                 if draft.kind(asset) not in asked:
                     asked.add(draft.kind(asset))
                     yield draft.hrefs[asset]
 
 
-def _told_by_file(
-    item: StacItem, asset: str, known: Mapping[str, Header], hrefs: Mapping[str, str]
-) -> dict[str, Source]:
-    """Colours as the file itself names them; three bands are red, green and blue."""
-    colours = known[hrefs[asset]].colours
+def _told_by_file(item: StacItem, asset: str, header: _Header) -> dict[str, AssetBand]:
+    """Colours as the file names them; three bands are red, green and blue."""
+    colours = header.colours
     if set(COLOURS) <= set(colours):
-        return {colour: Source(asset, colours.index(colour) + 1) for colour in COLOURS}
+        return {colour: AssetBand(asset, colours.index(colour) + 1) for colour in COLOURS}
     if len(colours) == 3:
-        return {colour: Source(asset, band) for band, colour in enumerate(COLOURS, start=1)}
+        return {colour: AssetBand(asset, band) for band, colour in enumerate(COLOURS, start=1)}
     raise ImageryError(
         "red, green and blue bands",
         f"{len(colours)} bands without names in asset {asset!r} of item {item}",
@@ -297,39 +292,28 @@ def _told_by_file(
 
 def _no_crs(item: StacItem, asset: str) -> ImageryError:
     return ImageryError(
-        "imagery that tells where it lies",
+        "georeferenced imagery",
         f"neither the projection extension nor a CRS in the file: asset {asset!r} of item {item}",
         "add proj:code, proj:shape and proj:transform to the item, or leave it out",
     )
 
 
 def resolve_values(
-    pictures: Sequence[Picture], names: Sequence[str], dtype: str | None, nodata: float | None
+    images: Sequence[ItemImage], names: Sequence[str], dtype: str | None, nodata: float | None
 ) -> BandValues:
-    """Find the one data type and nodata value that all files share.
+    """Find the data type and nodata value that the files of some variables share.
 
-    Parameters
-    ----------
-    pictures : sequence of Picture
-        At least one that can be read.
-    names : sequence of str
-        Variables to look at.
-    dtype, nodata : optional
-        What the user wants instead.
-
-    Raises
-    ------
-    ImageryError
-        If they differ, or are not told.
+    ``dtype`` and ``nodata`` of the user override them; else an ImageryError refuses files that
+    differ.
     """
-    types: dict[str, Picture] = {}
-    empty: dict[float, Picture] = {}
-    for picture in pictures:
-        for name in names if picture.sources else ():
-            band = picture.bands[name]
-            types.setdefault(str(band.dtype), picture)
+    types: dict[str, ItemImage] = {}
+    empty: dict[float, ItemImage] = {}
+    for image in images:
+        for name in names if image.sources else ():
+            band = image.bands[name]
+            types.setdefault(str(band.dtype), image)
             if band.nodata is not None:
-                empty.setdefault(band.nodata, picture)
+                empty.setdefault(band.nodata, image)
     if dtype is None:
         dtype = _only(types, "data type", "load them apart, or convert: xchmv2.load(..., dtype=)")
     if nodata is None and empty:
@@ -337,38 +321,16 @@ def resolve_values(
     return BandValues(dtype, nodata)
 
 
-def _only(found: Mapping[_T, Picture], what: str, fix: str) -> _T:
+def _only(found: Mapping[_T, ItemImage], what: str, fix: str) -> _T:
     if len(found) > 1:
-        told = ", ".join(f"{value} in {picture.item}" for value, picture in found.items())
-        raise ImageryError(f"imagery of one {what}", told, fix)
+        values = ", ".join(f"{value} in {image.item}" for value, image in found.items())
+        raise ImageryError(f"imagery of one {what}", values, fix)
     return next(iter(found))
 
 
-#: Turns the address of a file into one that opens, such as ``planetary_computer.sign``.
-Sign = Callable[[str], str]
-
-_OPEN_AT_ONCE = 8
-_ADVICE = (
-    "check the address and your access to it (sign=planetary_computer.sign signs those of the "
-    "Planetary Computer); on_error='nodata' goes on without files that do not open"
-)
-
-
 @dataclass(frozen=True)
-class Header:
-    """What a file says of itself.
-
-    Parameters
-    ----------
-    geobox : GeoBox or None
-        Its pixel grid; None without a CRS.
-    dtypes : tuple of str
-        Data type of each band.
-    nodata : tuple of (float or None)
-        Nodata value of each band.
-    colours : tuple of str
-        What each band shows, as the file has it: "red", "gray", "undefined", ...
-    """
+class _Header:
+    """Header of a file: its grid, None without a CRS; data type, nodata and colour of each band."""
 
     geobox: GeoBox | None
     dtypes: tuple[str, ...]
@@ -376,43 +338,30 @@ class Header:
     colours: tuple[str, ...]
 
 
-def read_headers(hrefs: Iterable[str], sign: Sign | None) -> dict[str, Header | ImageryError]:
-    """Open files and read their headers, several at a time.
-
-    Parameters
-    ----------
-    hrefs : iterable of str
-        Paths or URLs, not signed.
-    sign : callable, optional
-        Makes them open.
-
-    Returns
-    -------
-    dict
-        For each its header, or the error it gave.
-    """
+def _read_headers(hrefs: Iterable[str], sign: Sign | None) -> dict[str, _Header | ImageryError]:
+    """Read the headers of files, or the errors of those that do not open, several at a time."""
     driver = RioDriver()
     settings = driver.capture_env()
 
-    def read(href: str) -> Header | ImageryError:
+    def read(href: str) -> _Header | ImageryError:
         address = href if sign is None else sign(href)
         try:
             with driver.restore_env(settings, driver.new_load(None)):
                 return _read_header(address)
         except RasterioError as error:
-            return unreadable(href, address, error)
+            return _unreadable(href, address, error)
 
     wanted = sorted(set(hrefs))
     validate_sign(sign, *wanted[:1])
     with warnings.catch_warnings(), ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:
-        # A missing georeference is told by the header.
+        # A missing georeference is seen in the header.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return dict(zip(wanted, pool.map(read, wanted), strict=True))
 
 
-def _read_header(address: str) -> Header:
+def _read_header(address: str) -> _Header:
     with rasterio.open(address, sharing=False) as file:
-        return Header(
+        return _Header(
             geobox=GeoBox(file.shape, file.transform, _crs(file.crs)) if file.crs else None,
             dtypes=tuple(file.dtypes),
             nodata=tuple(file.nodatavals),
@@ -420,26 +369,26 @@ def _read_header(address: str) -> Header:
         )
 
 
-def _crs(told: Any) -> CRS:
-    """Take a CRS by its EPSG number, where it has one, as items tell it."""
-    crs = CRS(told)
+def _crs(name: Any) -> CRS:
+    """Name a CRS by its EPSG code where it has one, as items do."""
+    crs = CRS(name)
     epsg = crs.to_epsg()
     return CRS(f"EPSG:{epsg}") if epsg else crs
 
 
-def unreadable(href: str, address: str, error: Exception) -> ImageryError:
-    """Say which file cannot be read, and why, without the secrets of a signed address."""
-    reason = str(error).replace(address, plain(address))
-    return ImageryError("an image that can be read", f"{plain(href)}: {reason}", _ADVICE)
+def _unreadable(href: str, address: str, error: Exception) -> ImageryError:
+    """Error that names the file and the reason, without the secrets of a signed address."""
+    reason = str(error).replace(address, without_query(address))
+    return ImageryError("an image that can be read", f"{without_query(href)}: {reason}", _ADVICE)
 
 
-def plain(address: str) -> str:
-    """Cut the query off an address: signatures and tokens are there."""
+def without_query(address: str) -> str:
+    """Cut the query off an address: it may hold signatures and tokens."""
     return re.sub(r"\?.*", "", address) if "://" in address else address
 
 
 def validate_sign(sign: Sign | None, *hrefs: str) -> None:
-    """Try it on addresses: better now than when the graph runs."""
+    """Try it on addresses now, because an error would else come when the graph runs."""
     fix = "for example sign=planetary_computer.sign; items that are signed already need none"
     for href in hrefs:
         if sign is None:
@@ -457,9 +406,9 @@ def validate_sign(sign: Sign | None, *hrefs: str) -> None:
 
 
 class ImageDriver(RioDriver):  # type: ignore[misc]  # odc.loader has no types
-    """Reads with rasterio as odc-stac does, but signs when a pixel is read and says what failed.
+    """Reads with rasterio as odc-stac does, but signs when a pixel is read and names failed files.
 
-    A signature made when the graph is built would run out during a long run, and would make the
+    A signature made when the graph is built would expire during a long run, and would make the
     keys of two identical graphs differ.
 
     Parameters
@@ -467,7 +416,7 @@ class ImageDriver(RioDriver):  # type: ignore[misc]  # odc.loader has no types
     sign : callable, optional
         Applied to the address in the process that reads; it must be picklable on a cluster.
     nodata : float, optional
-        Nodata value that holds whatever the files declare.
+        Nodata value that overrides those of the files.
     """
 
     def __init__(self, sign: Sign | None = None, nodata: float | None = None) -> None:
@@ -475,12 +424,12 @@ class ImageDriver(RioDriver):  # type: ignore[misc]  # odc.loader has no types
         self._sign = sign
         self._nodata = nodata
 
-    def open(self, src: Any, ctx: Any) -> ImageReader:
-        """Prepare to read one band of one file; nothing is opened yet."""
-        return ImageReader(src, ctx, self._sign, self._nodata)
+    def open(self, src: Any, ctx: Any) -> _ImageReader:
+        """Return a reader of one band of one file; nothing is opened yet."""
+        return _ImageReader(src, ctx, self._sign, self._nodata)
 
 
-class ImageReader:
+class _ImageReader:
     """Reads windows of one band, as ``odc.loader`` asks for them."""
 
     def __init__(self, src: Any, ctx: Any, sign: Sign | None, nodata: float | None) -> None:
@@ -490,28 +439,17 @@ class ImageReader:
         self._nodata = nodata
 
     def read(self, cfg: Any, dst_geobox: Any, **options: Any) -> Any:
-        """Read the part of the file that lies on ``dst_geobox``.
-
-        Raises
-        ------
-        ImageryError
-            If the file cannot be read.
-        """
+        """Read the part of the file that lies on ``dst_geobox``, or raise an ImageryError."""
         href = self._src.uri
         address = href if self._sign is None else self._sign(href)
         reader = RioDriver().open(replace(self._src, uri=address), self._ctx)
-        # Where the file does not tell its nodata value, the one told by the item holds, so that
-        # it is not averaged with imagery either.
-        cfg = replace(
-            cfg, src_nodata_fallback=cfg.fill_value, src_nodata_override=self._override(cfg)
-        )
+        # Where the file does not declare a nodata value, that of the item holds, so that it is not
+        # averaged with imagery either. The user's value is for the imagery, not for masks.
+        override = self._nodata if cfg.fill_value == self._nodata else None
+        cfg = replace(cfg, src_nodata_fallback=cfg.fill_value, src_nodata_override=override)
         try:
             return reader.read(cfg, dst_geobox, **options)
         except (RasterioError, ValueError) as error:
-            failure = unreadable(href, address, error)
-        # Raised out here, it drags no exception of rasterio's along: those cannot be unpickled.
+            failure = _unreadable(href, address, error)
+        # Raised here, it has no cause of rasterio's, which cannot be unpickled.
         raise failure
-
-    def _override(self, cfg: Any) -> float | None:
-        """Leave masks alone: the user's nodata value is for the imagery."""
-        return self._nodata if cfg.fill_value == self._nodata else None

@@ -38,6 +38,7 @@ from distributed.deploy.subprocess import SubprocessScheduler  # noqa: E402
 import xchmv2  # noqa: E402
 from xchmv2.errors import CheckpointError, CHMv2Error, ConfigError, DemoModelWarning, DeviceError  # noqa: E402
 from xchmv2.inference import (  # noqa: E402
+    PACKAGES,
     ModelSpec,
     WorkerReport,
     clear_models,
@@ -45,6 +46,7 @@ from xchmv2.inference import (  # noqa: E402
     models,
     resolve_model,
     tiles_forwarded,
+    validate_versions,
     warn_of_demo,
     workers,
 )
@@ -261,7 +263,7 @@ class TestWarmup:
         assert {report.name for report in spec.workers} == {"gpu-1", "gpu-2"}
         for report in spec.workers:
             if not torch.cuda.is_available():
-                assert (report.device, report.card, report.hardware) == ("cpu", None, "processor")
+                assert (report.device, report.card, report.hardware) == ("cpu", None, "CPU")
             # The nanny said OMP_NUM_THREADS=1; forwards take turns, so one gets all threads.
             assert (report.dask_threads, report.torch_threads) == (2, 2)
             assert report.address.startswith("tcp://")
@@ -391,11 +393,12 @@ class TestWarmup:
 class TestPlanning:
     def test_folders_of_the_workers_alone_need_their_word(self, client):
         with pytest.raises(
-            CheckpointError, match=r"spec = xchmv2.warmup\(client, model\).*; else correct the path"
+            CheckpointError,
+            match=r"spec = xchmv2.warmup\(client, model\).*; otherwise correct the path",
         ):
             cube((64, 64)).chunk().chmv2.predict("/nowhere/here", **GRID)
 
-    def test_the_workers_choose_the_arithmetic(self, client, spec, homes, monkeypatch):
+    def test_the_workers_choose_the_precision(self, client, spec, homes, monkeypatch):
         # What this process has does not count.
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **asked: True)
@@ -432,9 +435,9 @@ class TestHub:
         code = f"""
             import json
             from dataclasses import asdict
-            from xchmv2.inference.hub import find_unloaded
+            from xchmv2.inference.models import _find_unloaded
             for model in {list(folders)}:
-                found = asdict(find_unloaded(model))
+                found = asdict(_find_unloaded(model))
                 found["files"] = sorted(path.name for path in found["folder"].iterdir())
                 print(json.dumps(found, default=str))
         """
@@ -475,12 +478,12 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
         with pytest.raises(CheckpointError, match=r"the hash of.*OSError.*away.*xchmv2.warmup"):
-            models.find_unloaded(HUB_ID)
+            models._find_unloaded(HUB_ID)
         nothing = type("Info", (), {"siblings": None})()
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: nothing)
-        found = models.find_unloaded(HUB_ID)
+        found = models._find_unloaded(HUB_ID)
         assert found.weights_sha256 == resolve_checkpoint(tmp_path / "whole").weights_sha256
-        assert found == models.find_unloaded(HUB_ID)  # the weights lie here now
+        assert found == models._find_unloaded(HUB_ID)  # the weights lie here now
 
 
 SMALL = dict(tile=32, overlap=8, block=64)
@@ -702,16 +705,19 @@ class TestLateAndLostWorkers:
             ) as cluster,
             distributed.Client(cluster, set_as_default=False) as client,
         ):
-            ours = client.get_versions(packages=warming._PACKAGES)["client"]["packages"]
+            ours = client.get_versions(packages=_VERSIONED)["client"]["packages"]
             spec = ModelSpec("~/nowhere", None, "0" * 64, "0", "cpu", "float32")
-            idle = warming.LoadModel(spec, ours, only_gpus=True)
+            idle = warming._LoadModel(spec, ours, only_gpus=True)
             client.register_plugin(idle)  # declares no GPU, needs no model
             assert len(names(client)) == 1
-            unfit = warming.LoadModel(spec, {**ours, "zarr": "2.0"}, only_gpus=True)
+            unfit = warming._LoadModel(spec, {**ours, "zarr": "2.0"}, only_gpus=True)
             with pytest.raises(CHMv2Error, match=r"zarr \S+ \(client: 2.0\) on worker '0'"):
                 client.register_plugin(unfit)
             wait_until(lambda: not names(client))
         assert "worker 0 leaves the cluster: expected the same versions" in caplog.text
+
+
+_VERSIONED = [name for name in PACKAGES if name != "python"]
 
 
 class TestVersions:
@@ -719,11 +725,11 @@ class TestVersions:
 
     @pytest.fixture
     def told(self, client):
-        return client.get_versions(packages=warming._PACKAGES)
+        return client.get_versions(packages=_VERSIONED)
 
     def check(self, client, told, monkeypatch):
         monkeypatch.setattr(client, "get_versions", lambda packages: told)
-        return warming.validate_versions(client, workers.list_workers(client))
+        return validate_versions(client, PACKAGES)
 
     def test_equal_ones_pass(self, client, told, monkeypatch):
         assert self.check(client, told, monkeypatch)["torch"].startswith("2.")
@@ -761,6 +767,42 @@ class TestVersions:
         told["scheduler"]["packages"]["torch"] = None
         with pytest.raises(CHMv2Error, match=r"torch missing .* on the scheduler"):
             self.check(client, told, monkeypatch)
+
+    @pytest.mark.parametrize("party", ["scheduler", "worker"])
+    def test_another_version_is_refused_without_warmup(
+        self, client, spec, told, monkeypatch, tmp_path, party
+    ):
+        """While planning, and where an older plan is computed region by region; no task is sent."""
+        imagery = cube((64, 64)).chunk()
+        lazy = imagery.chmv2.predict(spec, **GRID)
+        info = told["scheduler"] if party == "scheduler" else next(iter(told["workers"].values()))
+        info["packages"]["xchmv2"] = "0.1.0"
+        asked = []
+        monkeypatch.setattr(client, "get_versions", lambda packages: asked.append(packages) or told)
+        ran(client)
+        refused = pytest.raises(
+            CHMv2Error,
+            match=rf"expected the same versions .*, found xchmv2 0\.1\.0 \(client: [\d.a-z]+\) on "
+            rf"(the )?{party} ?.*; install the client's versions there",
+        )
+        with refused:
+            imagery.chmv2.predict(spec, **GRID)
+        with refused:
+            imagery.chmv2.plan(spec, **GRID)
+        with refused:
+            lazy.chmv2.to_zarr(tmp_path / "heights.zarr", progress=False)
+        assert asked == [["xchmv2"]] * 3
+        assert not ran(client)
+
+    def test_workers_beyond_three_are_counted(self, client, told, monkeypatch):
+        info = next(iter(told["workers"].values()))
+        info["packages"]["xchmv2"] = "0.1.0"
+        told["workers"] = {f"tcp://worker-{number}": info for number in range(5)}
+        with pytest.raises(CHMv2Error, match=r"worker-2'.*; and on 2 more; install"):
+            self.check(client, told, monkeypatch)
+
+    def test_the_version_of_this_package_is_among_those_compared(self):
+        assert PACKAGES[0] == "xchmv2"
 
 
 class TestDocumentation:

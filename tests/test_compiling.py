@@ -12,7 +12,7 @@ from conftest import cube
 
 from xchmv2.inference import Predictor, get_predictor, resolve_model
 from xchmv2.inference import models as held
-from xchmv2.inference.predictor import CompiledFeatures
+from xchmv2.inference.predictor import _CompiledFeatures
 from xchmv2.model import CHMv2ForDepthEstimation
 
 torch.set_num_threads(1)
@@ -39,13 +39,13 @@ def traced(monkeypatch):
 def shapes(monkeypatch):
     """Shapes that go to the compiled network."""
     found = []
-    call = CompiledFeatures.__call__
+    call = _CompiledFeatures.__call__
 
     def recorded(self, pixels):
         found.append(tuple(pixels.shape))
         return call(self, pixels)
 
-    monkeypatch.setattr(CompiledFeatures, "__call__", recorded)
+    monkeypatch.setattr(_CompiledFeatures, "__call__", recorded)
     return found
 
 
@@ -79,7 +79,7 @@ def test_what_does_not_compile_runs_plainly_with_one_warning(monkeypatch):
         raise RuntimeError("no working C++ compiler\nlong story")
 
     monkeypatch.setattr(torch, "compile", fail)
-    features = CompiledFeatures(lambda pixels: pixels + 1)
+    features = _CompiledFeatures(lambda pixels: pixels + 1)
     with pytest.warns(
         UserWarning,
         match=r"failed on cpu \(RuntimeError: no working C\+\+ compiler\); the network runs unc",
@@ -94,14 +94,14 @@ def test_running_out_of_memory_is_no_failure_of_the_compiler(monkeypatch):
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: full)
-    features = CompiledFeatures(lambda pixels: pixels)
+    features = _CompiledFeatures(lambda pixels: pixels)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         features(torch.zeros(2))
     assert not features._failed
 
 
 def test_each_shape_is_announced_once(traced, caplog):
-    features = CompiledFeatures(lambda pixels: pixels + 1)
+    features = _CompiledFeatures(lambda pixels: pixels + 1)
     with caplog.at_level(logging.INFO, "xchmv2.inference.predictor"):
         for size in (2, 3, 2, 3):
             features(torch.zeros(size))

@@ -238,8 +238,8 @@ def test_a_huge_cube_is_planned_in_seconds_without_loading_the_model(tiny_checkp
         start = time.process_time()
         heights = cube.chmv2.predict({str(tiny_checkpoint)!r})
         seconds = time.process_time() - start
-        from xchmv2.inference import held
-        assert not held._predictors, "a model was loaded"
+        from xchmv2.inference import models
+        assert not models._predictors, "a model was loaded"
         assert heights.shape == (10, n, n) and heights.chunks[1][0] == 4096
         from tests.benchmarks.memory import peak_memory
         peak = peak_memory("cpu") / 1024

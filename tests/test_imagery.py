@@ -12,7 +12,7 @@ from scipy import ndimage
 from xchmv2.errors import ImageryError
 from xchmv2.imagery import WindowReader, read_scene, resolve_target, resolve_value_range
 from xchmv2.imagery.bands import select_bands
-from xchmv2.imagery.resampling import AxisMap, resample
+from xchmv2.imagery.resampling import AxisMap, _resample
 from xchmv2.raster import ValidPixels, find_grid, ground_pixel, resolve_nodata
 
 
@@ -76,7 +76,7 @@ class TestBands:
             (banded(4, ["red", "r", "green", "blue"]), None,
              r"one band each.*2 for red: \['red', 'r'\]; choose"),
             (banded(3, [1, 2, 3]), (1, 2, 9),
-             r"three different bands out of \[1, 2, 3\].*\(1, 2, 9\)"),
+             r"three different bands of \[1, 2, 3\].*\(1, 2, 9\)"),
             (banded(3, [1, 2, 3]), (1, 2), r"three different bands"),
             (banded(3, [1, 2, 3]), (1, 1, 2), r"three different bands"),
             (banded(3, ["r", "g", "b"]), "rgb", r"three different bands"),
@@ -239,8 +239,8 @@ class TestGrid:
                 r"0.25 to 1.5 m.*found pixels of 0.0\d+ x 0.0\d+ m; resample .*resolution=0.6",
             ),
             (2.0, None, r"found pixels of 2 x 2 m; resample while predicting"),
-            (10.0, None, r"10 x 10 m, in which single trees cannot be seen; take finer"),
-            (10.0, 0.6, r"single trees cannot be seen; take finer"),
+            (10.0, None, r"10 x 10 m, in which single trees cannot be seen; use finer"),
+            (10.0, 0.6, r"single trees cannot be seen; use finer"),
             (0.6, 0.1, r"ground resolution of 0.25 to 1.5 m.*found resolution=0.1"),
             (0.6, 5, r"found resolution=5"),
         ],
@@ -368,7 +368,7 @@ class TestResampling:
             for size, ratio in ((31, ratio_y), (37, ratio_x))
         )
         expected, share = brute_force(image, valid, rows, cols)
-        found, found_ok = resample(image, valid, (rows, cols), ((0, rows.size), (0, cols.size)))
+        found, found_ok = _resample(image, valid, (rows, cols), ((0, rows.size), (0, cols.size)))
         clear, ok = np.abs(share - 0.5) > 1e-4, share > 0.5  # halves by rounding go either way
         np.testing.assert_array_equal(found_ok[clear], ok[clear])
         np.testing.assert_allclose(found[:, ok], expected[:, ok], atol=2e-5)
@@ -376,7 +376,7 @@ class TestResampling:
     def test_up_is_bilinear(self):
         image = np.random.default_rng(0).random((3, 20, 20)).astype("float32")
         axis = AxisMap(20, 40, 0.5, 0.0)
-        found, ok = resample(image, np.ones((20, 20), bool), (axis, axis), ((0, 40), (0, 40)))
+        found, ok = _resample(image, np.ones((20, 20), bool), (axis, axis), ((0, 40), (0, 40)))
         assert ok.all()
         centres = (np.arange(40) + 0.5) * 0.5 - 0.5
         where = np.meshgrid(centres, centres, indexing="ij")
@@ -447,7 +447,7 @@ class TestScene:
             (lambda v: v.values, r"valid as a boolean DataArray, found bool ndarray"),
             (
                 lambda v: v.expand_dims(other=2),
-                r"further dims \['other'\]; choose or combine: valid.isel",
+                r"further dims \['other'\]; select or combine: valid.isel",
             ),
         ],
     )

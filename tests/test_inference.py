@@ -33,7 +33,7 @@ def test_out_of_memory_halves_the_batch_with_one_warning():
     model.largest_batch = 2
     before = tiles_forwarded()
     with pytest.warns(
-        UserWarning, match=r"out of memory at \d+ tiles a batch; going on with"
+        UserWarning, match=r"out of memory at \d+ tiles per batch; continuing with"
     ) as got:
         found = imagery.chmv2.predict(model, batch_size=8, **OPTIONS)
     assert len(got) == 1
@@ -175,7 +175,7 @@ def test_auto_takes_bfloat16_only_where_the_card_has_its_own(monkeypatch, own, e
 
 
 @pytest.mark.parametrize("order", [("float32", "bfloat16"), ("bfloat16", "float32")])
-def test_each_arithmetic_has_its_own_weights(tiny_checkpoint, monkeypatch, order):
+def test_each_precision_has_its_own_weights(tiny_checkpoint, monkeypatch, order):
     monkeypatch.setattr(held, "_predictors", {})
     found = {
         dtype: get_predictor(resolve_model(tiny_checkpoint, device="cpu", dtype=dtype)).model
@@ -193,7 +193,7 @@ def test_only_a_few_models_are_held(monkeypatch):
     specs = [resolve_model(model) for model in models]
     assert len(held._live_models) == 4
     get_predictor(specs[-1])
-    with pytest.raises(CheckpointError, match=r"not any more \(it holds 4\)"):
+    with pytest.raises(CheckpointError, match=r"no longer does \(it holds 4\)"):
         get_predictor(specs[0])
     clear_models()
     with pytest.raises(CheckpointError, match=r"live model"):
@@ -226,7 +226,7 @@ def test_bfloat16_is_close_to_float32(tiny_checkpoint):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_the_processor(tiny_checkpoint):
+def test_cuda_agrees_with_the_cpu(tiny_checkpoint):
     imagery = cube((200, 200))
     layers = ("height", "bin_spread", "overlap_disagreement")
     exact = imagery.chmv2.predict(tiny_checkpoint, device="cpu", layers=layers, **OPTIONS)
@@ -239,7 +239,7 @@ def test_cuda_agrees_with_the_processor(tiny_checkpoint):
     assert np.sqrt(((coarse - exact["canopy_height"]) ** 2).mean()) < 0.05
 
 
-def test_automatic_batch_on_a_processor_keeps_the_pixels_of_one_default_tile():
+def test_automatic_batch_on_a_cpu_keeps_the_pixels_of_one_default_tile():
     found = get_predictor(resolve_model(reference.whole_tile_model()))
     window = predictor._Window(None, None, (0, 0), predictor.Scaling())
     for side, expected in [(448, 1), (224, 4), (64, 49), (1024, 1)]:

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 
 from xchmv2.accessor import CHMv2Accessor
 from xchmv2.errors import CheckpointError, CHMv2Error, GridError, ImageryError
-from xchmv2.inference import Accumulator, clear_models, get_predictor, tiles_forwarded
+from xchmv2.inference import clear_models, get_predictor, tiles_forwarded
 from xchmv2.inference import models as held
 from xchmv2.inference import models as spec
-from xchmv2.inference.models import find_unloaded
-from xchmv2.inference.predictor import Stopwatch
+from xchmv2.inference.blending import Accumulator
+from xchmv2.inference.models import _find_unloaded
+from xchmv2.inference.predictor import _Stopwatch
 from xchmv2.predict import PredictionPlan, plan, planning
 from xchmv2.predict.planning import Skipped
 
@@ -209,8 +210,8 @@ class TestNumbers:
         pixels = 128 * 128
         assert found.chunks == 3 * pixels
         assert found.window == (3 + 3 + 1 + 1) * pixels
-        assert found.sums == found.gathered == found.block == 4 * pixels
-        assert found.group_scratch == 0
+        assert found.sums == found.gathered == 4 * pixels
+        assert found.block == (4 + 1) * pixels
         assert found.of_group == (3 + 8 + 4) * pixels
         assert found.of_block == 8 * pixels + pixels
         assert imagery.compute().chmv2.plan(MODEL, **GRID).memory.chunks == 0
@@ -226,7 +227,7 @@ class TestNumbers:
         values = dask.get(graph, list(groups))
         assert found.sums == max(sum(a.nbytes for a in sums.values()) for sums in values)
         assert found.chunks == max(chunk_bytes(graph, task) for task in groups.values())
-        assert found.block == 4 * 2 * 100 * 100
+        assert found.block == 6 * 4 * 2 * 100 * 100  # the block, and five such while deriving it
 
     @pytest.mark.parametrize(
         ("pixel", "resolution", "dtype", "times"),
@@ -316,7 +317,7 @@ class TestTime:
     def test_threads_side_by_side_count_once(self, monkeypatch):
         now = iter([0.0, 10.0, 20.0, 24.0, 30.0, 36.0, 40.0, 41.0])
         monkeypatch.setattr("xchmv2.inference.predictor.time.perf_counter", lambda: next(now))
-        watch = Stopwatch()
+        watch = _Stopwatch()
         assert watch.seconds_per_tile is None
         with watch.running(5):  # 0 to 10
             pass
@@ -344,13 +345,13 @@ class TestModel:
             cube((64, 64)).chmv2.predict(tmp_path / "nowhere", **GRID)
 
     def test_weights_that_are_not_here_are_not_fetched(self, tiny_checkpoint, monkeypatch):
-        asked = []
+        asked, found = [], _find_unloaded(tiny_checkpoint)
 
         def describe(model):
             asked.append(model)
-            return find_unloaded(model)
+            return found
 
-        monkeypatch.setattr(spec, "find_unloaded", describe)
+        monkeypatch.setattr(spec, "_find_unloaded", describe)
         monkeypatch.setattr(spec, "resolve_checkpoint", None)
         cube((64, 64)).chmv2.plan(tiny_checkpoint, **GRID)
         assert asked == [tiny_checkpoint]

@@ -326,8 +326,12 @@ BAD_OPTIONS = [
     (dict(block=32), GridError, r"block of at least one tile"),
     (dict(batch_size=-1), CHMv2Error, r"batch size of 1 or more, or 'auto', found batch_size=-1"),
     (dict(batch_size=1.5), CHMv2Error, r"found batch_size=1.5"),
-    (dict(layers=("heigth",)), CHMv2Error, r"layers out of .*'height'.*found layers=\('heigth',\)"),
-    (dict(layers=()), CHMv2Error, r"layers out of"),
+    (
+        dict(layers=("heigth",)),
+        CHMv2Error,
+        r"one or more of the layers .*'height'.*found layers=\('heigth',\)",
+    ),
+    (dict(layers=()), CHMv2Error, r"one or more of the layers"),
     (dict(erode=-1), CHMv2Error, r"number of pixels, 0 or more, found erode=-1"),
     (dict(batch_size=True), CHMv2Error, r"found batch_size=True"),
     (dict(nodata="x"), CHMv2Error, r"nodata as one number, found nodata='x'"),
@@ -335,7 +339,7 @@ BAD_OPTIONS = [
     (dict(resolution="0.6"), CHMv2Error, r"resolution as one number, found resolution='0.6'"),
     (dict(block=128.0), GridError, r"whole pixels, found block=128.0"),
     (dict(device="gpu"), DeviceError, r"found device='gpu'"),
-    (dict(bands=("a", "b", "c")), ImageryError, r"three different bands out of"),
+    (dict(bands=("a", "b", "c")), ImageryError, r"three different bands of"),
 ]
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import cube
 
 from xchmv2.inference import Predictor
-from xchmv2.inference.predictor import Transfers, _Flight
+from xchmv2.inference.predictor import _Flight, _Transfers
 
 torch.set_num_threads(1)
 
@@ -17,7 +17,7 @@ OPTIONS = dict(tile=64, overlap=16, block=256)
 
 
 def round_trip(device):
-    transfers = Transfers(torch.device(device))
+    transfers = _Transfers(torch.device(device))
     arrays = [np.random.default_rng(i).integers(0, 256, (2, 3, 40, 30), "u1") for i in range(8)]
     found = []
     for array in arrays:
@@ -65,9 +65,9 @@ def test_a_batch_is_launched_before_the_one_before_it_lands(monkeypatch):
 
 def test_uint8_goes_to_the_device_as_it_is(monkeypatch):
     sent = []
-    original = Transfers.send
+    original = _Transfers.send
     monkeypatch.setattr(
-        Transfers, "send", lambda self, array: sent.append(array.dtype) or original(self, array)
+        _Transfers, "send", lambda self, array: sent.append(array.dtype) or original(self, array)
     )
     imagery = cube((64, 64))
     imagery.chmv2.predict(reference.whole_tile_model(), **OPTIONS)

@@ -1,30 +1,19 @@
-"""What the imagery means: bands, value range, valid pixels, pixel grid, ground resolution."""
+"""What the imagery means: bands, value range, valid pixels, ground resolution."""
 
-from xchmv2.imagery.bands import COLOUR_NAMES, COLOURS
+from xchmv2.imagery.bands import COLOUR_NAMES, COLOURS, ValueRange, resolve_value_range
 from xchmv2.imagery.overview import overview
 from xchmv2.imagery.resampling import WindowReader, resolve_target, validate_source
-from xchmv2.imagery.scene import ResolvedImagery, Scene, read_scene, resolve_imagery
-from xchmv2.imagery.values import ValueRange, resolve_value_range
-from xchmv2.raster.grid import Grid, find_crs_coordinate, find_grid
-from xchmv2.raster.ground import ground_pixel
-from xchmv2.raster.valid_pixels import ValidPixels, resolve_nodata
+from xchmv2.imagery.scene import Scene, read_scene, resolve_imagery
 
 __all__ = [
     "COLOURS",
     "COLOUR_NAMES",
-    "Grid",
-    "ResolvedImagery",
     "Scene",
-    "ValidPixels",
     "ValueRange",
     "WindowReader",
-    "find_crs_coordinate",
-    "find_grid",
-    "ground_pixel",
     "overview",
     "read_scene",
     "resolve_imagery",
-    "resolve_nodata",
     "resolve_target",
     "resolve_value_range",
     "validate_source",

@@ -1,4 +1,4 @@
-"""Which variables or band indices hold red, green and blue."""
+"""Red, green and blue: which bands hold them, and which of their values are black and white."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import xarray as xr
 
 from xchmv2.errors import ImageryError
 
+Range = tuple[float, float]
+#: (low, high) for all bands, or one such pair per band.
+ValueRange = Range | Sequence[Range]
+
 COLOURS = ("red", "green", "blue")
 
-#: Names that mean a colour beyond doubt: the words, their initials, Sentinel-2's numbers.
+#: Unambiguous names of colours: the words, their initials, Sentinel-2's band numbers.
 COLOUR_NAMES = {
     "red": "red", "r": "red", "b04": "red",
     "green": "green", "g": "green", "b03": "green",
@@ -25,14 +29,14 @@ BAND_DIM = "band"
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """One colour: the array that holds it and, along its band dimension, where."""
+    """One colour: the array that holds it, and its index along the band dimension."""
 
     array: xr.DataArray
     index: int | None
 
     @property
     def name(self) -> str:
-        """What the band is called in the source: its variable, or its place along ``band``."""
+        """The band's name in the source: its variable, or its number along ``band``."""
         return str(self.array.name) if self.index is None else f"{BAND_DIM} {self.index + 1}"
 
 
@@ -56,7 +60,7 @@ def select_bands(
     Raises
     ------
     ImageryError
-        If a colour is missing, has two candidates, or ``bands`` names what is not there.
+        If a colour is missing or has two candidates, or ``bands`` names a missing band.
     """
     if isinstance(imagery, xr.Dataset):
         stacked = [v for v in imagery.data_vars.values() if BAND_DIM in v.dims]
@@ -64,6 +68,48 @@ def select_bands(
             return _from_variables(imagery, bands)
         imagery = stacked[0]
     return _from_band_dim(imagery, bands)
+
+
+def resolve_value_range(
+    bands: Sequence[xr.DataArray], value_range: ValueRange | None = None
+) -> tuple[Range, Range, Range]:
+    """Find the values that stand for black and for full brightness in each band.
+
+    Parameters
+    ----------
+    bands : sequence of DataArray
+        Red, green and blue.
+    value_range : (low, high) or three of them, optional
+        Required except for uint8, which is 0 to 255: a guess from the data would make the heights
+        depend on the crop.
+
+    Returns
+    -------
+    tuple of (low, high)
+        One pair per band.
+
+    Raises
+    ------
+    ImageryError
+        If the range is missing, not increasing, or of the wrong shape, or bands are not numbers.
+    """
+    odd = sorted({str(band.dtype) for band in bands if band.dtype.kind not in "uif"})
+    if odd:
+        raise ImageryError(
+            "bands of integers or floating-point numbers",
+            f"{' and '.join(odd)}",
+            "convert them: imagery.astype('uint8')",
+        )
+    if value_range is None:
+        return _range_from_dtype(bands)
+    try:
+        pairs = np.broadcast_to(np.asarray(value_range, dtype=float), (3, 2))
+    except (TypeError, ValueError):
+        raise _bad_range(value_range) from None
+    if not (np.isfinite(pairs).all() and (pairs[:, 0] < pairs[:, 1]).all()):
+        raise _bad_range(value_range)
+    red, green, blue = ((float(low), float(high)) for low, high in pairs)
+    return red, green, blue
 
 
 def _from_variables(
@@ -99,14 +145,14 @@ def _from_band_dim(
 
 
 def _labels(imagery: xr.DataArray) -> list[Hashable]:
-    """Labels of the band dimension; 1, 2, 3, ... where it has none."""
+    """Labels of the band dimension; 1, 2, 3, ... if it has none."""
     if BAND_DIM in imagery.coords:
         return list(np.atleast_1d(imagery[BAND_DIM].values).tolist())
     return list(range(1, imagery.sizes[BAND_DIM] + 1))
 
 
 def _band_words(imagery: xr.DataArray, labels: list[Hashable]) -> dict[Hashable, set[str]]:
-    """Everything each band is called: its label, STAC common name, description."""
+    """All names of each band: its label, STAC common name, description."""
     words = {label: _words(label, {}) for label in labels}
     sources: list[Any] = [imagery.attrs.get("long_name")]
     for name in ("common_name", "long_name", "description"):
@@ -125,7 +171,7 @@ def _words(name: Hashable, attrs: Mapping[Any, Any]) -> set[str]:
 
 
 def _choose(words: Mapping[Hashable, set[str]]) -> tuple[Hashable, Hashable, Hashable]:
-    """Find the one candidate for each colour by what the bands are called."""
+    """Find the one candidate for each colour by the names of the bands."""
     candidates = {
         colour: [
             n for n, called in words.items() if colour in {COLOUR_NAMES.get(w) for w in called}
@@ -153,7 +199,7 @@ def _validate_choice(
     unknown = [band for band in chosen if band not in available]
     if len(chosen) != 3 or unknown or len(set(chosen)) != 3:
         raise ImageryError(
-            f"three different bands out of {available}, as red, green, blue",
+            f"three different bands of {available}, as red, green, blue",
             f"bands={bands!r}",
             f"name three: .predict(..., bands={_example(available)!r})",
         )
@@ -165,7 +211,7 @@ def _no_bands(available: list[Hashable]) -> ImageryError:
         return ImageryError(
             "red, green and blue bands",
             f"{len(available)}: {available}",
-            "give imagery with three bands; the model cannot do with fewer",
+            "give imagery with three bands; the model needs all three",
         )
     return ImageryError(
         "red, green and blue bands",
@@ -178,3 +224,35 @@ def _example(available: list[Hashable]) -> tuple[Hashable, ...]:
     """Three of the bands, in the order most sensors number them: blue first."""
     first = available[:3]
     return tuple(first if first == [1, 2, 3] else reversed(first))
+
+
+_WHOLE_UINT8: Range = (0.0, 255.0)
+
+
+def _range_from_dtype(bands: Sequence[xr.DataArray]) -> tuple[Range, Range, Range]:
+    if all(band.dtype == np.uint8 for band in bands):
+        return _WHOLE_UINT8, _WHOLE_UINT8, _WHOLE_UINT8
+    stored = {str(b.encoding.get("rasterio_dtype", b.encoding.get("dtype"))) for b in bands}
+    if stored == {"uint8"}:
+        fix = (
+            "it was read masked: open it unmasked, so that a pixel is nodata only if all bands "
+            "are, or pass .predict(..., value_range=(0, 255))"
+        )
+    else:
+        fix = (
+            "pass .predict(..., value_range=(black, white)), for example (0, 0.3) for reflectance "
+            "or (0, 3000) for reflectance stored as integers"
+        )
+    raise ImageryError(
+        "uint8 imagery, or the values that stand for black and white",
+        f"{' and '.join(sorted({str(band.dtype) for band in bands}))} and no value_range",
+        fix,
+    )
+
+
+def _bad_range(value_range: object) -> ImageryError:
+    return ImageryError(
+        "value_range as one (low, high) with low < high, or one such pair per band",
+        f"value_range={value_range!r}",
+        "for example .predict(..., value_range=(0, 3000))",
+    )

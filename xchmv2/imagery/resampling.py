@@ -13,13 +13,13 @@ import numpy.typing as npt
 from scipy import sparse
 
 from xchmv2.errors import ImageryError
-from xchmv2.raster import Grid, ValidPixels, ground_pixel
+from xchmv2.raster import Grid, ValidPixels, ground_pixel, stepped_ground_scale
 
 #: Ground resolutions the model was trained for, roughly [m]; both ends belong to it.
-FINEST, COARSEST = 0.25, 1.5
+_FINEST, _COARSEST = 0.25, 1.5
 #: Pixels smaller than this are a mistake in the CRS or the transform [m].
 _FINEST_SOURCE = 0.01
-#: Imagery coarser than this is not worth resampling: single trees cannot be seen in it [m].
+#: Imagery coarser than this does not show single trees, so resampling cannot help [m].
 _COARSEST_SOURCE = 3.0
 _TOLERANCE = 0.01
 
@@ -32,7 +32,7 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, AxisMap,
     grid : Grid
         Grid of the imagery.
     resolution : float or None
-        Wanted ground resolution [m]; None keeps the imagery's own pixels.
+        Ground resolution to resample to [m]; None keeps the imagery's own pixels.
 
     Returns
     -------
@@ -40,18 +40,18 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, AxisMap,
         The grid of the prediction. Under ``resolution`` its lines are multiples of the target
         pixel from the CRS origin, and it covers the imagery.
     rows, cols : AxisMap
-        How target pixels lie in source pixels.
+        The map from target to source pixels along each axis.
 
     Raises
     ------
     ImageryError
-        If the imagery or the wanted resolution is outside what the model was trained for, the CRS
-        is geographic, or ``resolution`` is given without a CRS.
+        If the imagery or the requested resolution is outside the range the model was trained for,
+        the CRS is geographic, or ``resolution`` is given without a CRS.
     """
     if grid.crs is None:
         if resolution is not None:
             raise ImageryError(
-                "a CRS, to know what a pixel measures on the ground",
+                "a CRS, which gives the size of a pixel on the ground",
                 f"none, with resolution={resolution}",
                 "write it: imagery.rio.write_crs('EPSG:...'), or leave resolution out",
             )
@@ -62,7 +62,7 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, AxisMap,
         _validate_native(native)
         return grid, AxisMap.identity(grid.shape[0]), AxisMap.identity(grid.shape[1])
     _validate_wanted(native, resolution)
-    return _aligned(grid, native, resolution)
+    return _aligned(grid, resolution)
 
 
 def _refuse_geographic(grid: Grid) -> None:
@@ -80,18 +80,18 @@ def _refuse_geographic(grid: Grid) -> None:
 
 
 def _validate_native(native: tuple[float, float]) -> None:
-    if min(native) >= FINEST * (1 - _TOLERANCE) and max(native) <= COARSEST * (1 + _TOLERANCE):
+    if min(native) >= _FINEST * (1 - _TOLERANCE) and max(native) <= _COARSEST * (1 + _TOLERANCE):
         return
     validate_source(native)
     raise ImageryError(
-        f"imagery of {FINEST} to {COARSEST} m on the ground (the model was trained at 0.6 m)",
+        f"imagery of {_FINEST} to {_COARSEST} m on the ground (the model was trained at 0.6 m)",
         f"pixels of {native[0]:.3g} x {native[1]:.3g} m",
         "resample while predicting: .predict(..., resolution=0.6)",
     )
 
 
 def validate_source(native: tuple[float, float]) -> None:
-    """Check that pixels are such as the model can be given, resampled or not.
+    """Check that pixels are suitable for the model, resampled or not.
 
     Parameters
     ----------
@@ -111,32 +111,28 @@ def validate_source(native: tuple[float, float]) -> None:
         )
     if max(native) > _COARSEST_SOURCE * (1 + _TOLERANCE):
         raise ImageryError(
-            f"imagery of {FINEST} to {COARSEST} m on the ground (the model was trained at 0.6 m)",
+            f"imagery of {_FINEST} to {_COARSEST} m on the ground (the model was trained at 0.6 m)",
             f"pixels of {native[0]:.3g} x {native[1]:.3g} m, in which single trees cannot be seen",
-            "take finer imagery; resampling does not bring the detail back",
+            "use finer imagery; resampling does not restore detail",
         )
 
 
 def _validate_wanted(native: tuple[float, float], resolution: float) -> None:
-    if not FINEST * (1 - _TOLERANCE) <= resolution <= COARSEST * (1 + _TOLERANCE):
+    if not _FINEST * (1 - _TOLERANCE) <= resolution <= _COARSEST * (1 + _TOLERANCE):
         raise ImageryError(
-            f"a ground resolution of {FINEST} to {COARSEST} m (the model was trained at 0.6 m)",
+            f"a ground resolution of {_FINEST} to {_COARSEST} m (the model was trained at 0.6 m)",
             f"resolution={resolution}",
-            "take the training resolution: .predict(..., resolution=0.6)",
+            "use the training resolution: .predict(..., resolution=0.6)",
         )
     validate_source(native)
 
 
-def _aligned(
-    grid: Grid, native: tuple[float, float], resolution: float
-) -> tuple[Grid, AxisMap, AxisMap]:
-    """Cover the grid by pixels of the wanted size, at whole multiples from the CRS origin."""
+def _aligned(grid: Grid, resolution: float) -> tuple[Grid, AxisMap, AxisMap]:
+    """Cover the grid with pixels of the requested size, at multiples from the CRS origin."""
     edges, pixels, shape = [], [], []
-    scales = [metres / abs(pixel) for metres, pixel in zip(native, grid.pixel, strict=True)]
-    if math.isclose(*scales, rel_tol=_TOLERANCE):  # conformal: square pixels stay square
-        scales = [math.sqrt(math.prod(scales))] * 2
+    scales = stepped_ground_scale(grid)
     for edge, pixel, scale, size in zip(grid.edges, grid.pixel, scales, grid.shape, strict=True):
-        wanted = math.copysign(resolution / _ground_scale(grid, scale), pixel)
+        wanted = math.copysign(resolution / scale, pixel)
         first = math.floor(round(edge / wanted, 6))
         last = math.ceil(round((edge + pixel * size) / wanted, 6))
         edges.append(first * wanted)
@@ -150,17 +146,6 @@ def _aligned(
     )
     rows, cols = (_axis_map(grid, target, axis) for axis in (0, 1))
     return target, rows, cols
-
-
-def _ground_scale(grid: Grid, metres_per_unit: float) -> float:
-    """Ground metres per CRS unit, in steps of 1 %.
-
-    The steps give neighbouring areas of interest the same pixels, though the scale differs a
-    little from one scene's centre to the next; in a UTM zone it becomes exactly 1.
-    """
-    unit = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-    step = math.log1p(_TOLERANCE)
-    return unit * math.exp(step * round(math.log(metres_per_unit / unit) / step))
 
 
 def _axis_map(grid: Grid, target: Grid, axis: int) -> AxisMap:
@@ -179,7 +164,7 @@ _SLIVER = 1e-6
 
 @dataclass(frozen=True)
 class AxisMap:
-    """How the pixels of a target grid lie along one axis of the source.
+    """The map from pixels of a target grid to pixels of the source along one axis.
 
     Target pixel ``t`` spans ``[t * ratio + offset, (t + 1) * ratio + offset)`` in source pixels.
 
@@ -190,7 +175,7 @@ class AxisMap:
     ratio : float
         Size of a target pixel in source pixels.
     offset : float
-        Where the target begins, in source pixels.
+        Start of the target, in source pixels.
     """
 
     source_size: int
@@ -205,7 +190,7 @@ class AxisMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether target pixels are source pixels, so that nothing need be resampled."""
+        """Whether target pixels are source pixels, so that nothing is resampled."""
         return self.ratio == 1 and self.offset == 0 and self.size == self.source_size
 
     def source_range(self, start: int, stop: int) -> tuple[int, int]:
@@ -218,7 +203,7 @@ class AxisMap:
         return max(first, 0), min(last, self.source_size)
 
 
-def resample(
+def _resample(
     bands: npt.NDArray[Any],
     valid: npt.NDArray[np.bool_],
     axes: tuple[AxisMap, AxisMap],
@@ -231,11 +216,11 @@ def resample(
     bands : numpy.ndarray
         (3, H, W) source values over ``axes[i].source_range(*target[i])``.
     valid : numpy.ndarray of bool
-        (H, W) valid source pixels; the others have no influence on the colours.
+        (H, W) valid source pixels; the others do not affect the colours.
     axes : tuple of AxisMap
         Vertical and horizontal map.
     target : tuple of (start, stop)
-        Target pixels wanted along each axis.
+        Target pixels along each axis.
 
     Returns
     -------
@@ -252,19 +237,19 @@ def resample(
     return np.stack([value / divisor for value in values]), _half_valid(area, weight) & (seen > 0)
 
 
-def resample_valid(
+def _resample_valid(
     valid: npt.NDArray[np.bool_],
     axes: tuple[AxisMap, AxisMap],
     target: tuple[tuple[int, int], tuple[int, int]],
 ) -> npt.NDArray[np.bool_]:
-    """Tell which pixels of a resampled window are valid, as :func:`resample` does.
+    """Compute which pixels of a resampled window are valid, as :func:`_resample` does.
 
     Parameters
     ----------
     valid : numpy.ndarray of bool
         (H, W) valid source pixels.
     axes, target : tuple
-        As of :func:`resample`.
+        As for :func:`_resample`.
 
     Returns
     -------
@@ -279,7 +264,7 @@ def resample_valid(
 def _weights(
     axes: tuple[AxisMap, AxisMap], target: tuple[tuple[int, int], tuple[int, int]]
 ) -> tuple[list[sparse.csr_array], list[sparse.csr_array]]:
-    """Weights of both axes, of area for validity and of colour for values."""
+    """Weights along both axes: by area for validity, by colour for values."""
     spans = [(axis, *t, axis.source_range(*t)) for axis, t in zip(axes, target, strict=True)]
     area = [_area_weights(*span) for span in spans]
     return area, [_area_weights(*s) if s[0].ratio > 1 else _bilinear_weights(*s) for s in spans]
@@ -296,7 +281,7 @@ def _half_valid(
 def _apply(
     weights: list[sparse.csr_array], values: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Weigh rows, then columns: (H, W) -> (h, w)."""
+    """Apply weights to rows, then columns: (H, W) -> (h, w)."""
     rows, cols = weights
     result: npt.NDArray[np.float32] = (cols @ (rows @ values).T).T
     return result
@@ -345,7 +330,7 @@ class WindowReader:
     valid_pixels : ValidPixels
         The rule for validity.
     rows, cols : AxisMap
-        How target pixels lie in source pixels.
+        The map from target to source pixels along each axis.
     """
 
     valid_pixels: ValidPixels
@@ -387,7 +372,7 @@ class WindowReader:
         bands, valid = bands[:, y, x], valid[y, x]
         if self.is_identity:
             return bands, valid
-        return resample(bands, valid, self._axes, target)
+        return _resample(bands, valid, self._axes, target)
 
     def valid(
         self,
@@ -395,9 +380,9 @@ class WindowReader:
         mask: npt.NDArray[np.bool_] | None,
         target: tuple[tuple[int, int], tuple[int, int]],
     ) -> npt.NDArray[np.bool_]:
-        """Tell the (h, w) valid pixels of a window alone; the parameters are those of a call."""
+        """Compute only the (h, w) valid pixels of a window; the parameters are those of a call."""
         valid = self.valid_pixels(bands, mask)[self._inside(target)]
-        return valid if self.is_identity else resample_valid(valid, self._axes, target)
+        return valid if self.is_identity else _resample_valid(valid, self._axes, target)
 
     @property
     def is_identity(self) -> bool:
@@ -405,7 +390,7 @@ class WindowReader:
         return self.rows.is_identity and self.cols.is_identity
 
     def _inside(self, target: tuple[tuple[int, int], tuple[int, int]]) -> tuple[slice, slice]:
-        """Where the window lies in what was read for it."""
+        """Locate the window in the pixels that were read for it."""
         y, x = (self._without_margin(axis, span) for axis, span in enumerate(target))
         return y, x
 
@@ -414,7 +399,7 @@ class WindowReader:
         return self.rows, self.cols
 
     def _without_margin(self, axis: int, span: tuple[int, int]) -> slice:
-        """Cut off what was read for erosion alone."""
+        """Cut off the pixels that were read only for erosion."""
         first, last = self._axes[axis].source_range(*span)
         read_from, _ = self.source_span(axis, *span)
         return slice(first - read_from, last - read_from)

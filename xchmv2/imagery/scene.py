@@ -9,39 +9,16 @@ from numbers import Real
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.imagery.bands import BAND_DIM, Band, select_bands
-from xchmv2.imagery.resampling import WindowReader, resolve_target
-from xchmv2.imagery.values import Range, ValueRange, resolve_value_range
-from xchmv2.raster import (
-    Grid,
-    ValidPixels,
-    find_grid,
-    is_crs_variable,
-    is_whole,
-    resolve_nodata,
+from xchmv2.imagery.bands import (
+    BAND_DIM,
+    Band,
+    Range,
+    ValueRange,
+    resolve_value_range,
+    select_bands,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class ResolvedImagery:
-    """Imagery that the model can be given.
-
-    Parameters
-    ----------
-    scene : Scene
-        Bands, mask and grid, lazy where the imagery is.
-    target : Grid
-        The grid of the prediction.
-    reader : WindowReader
-        From source pixels to windows of the target.
-    ranges : tuple of (low, high)
-        Values that stand for black and white in red, green and blue.
-    """
-
-    scene: Scene
-    target: Grid
-    reader: WindowReader
-    ranges: tuple[Range, Range, Range]
+from xchmv2.imagery.resampling import WindowReader, resolve_target
+from xchmv2.raster import Grid, ValidPixels, find_grid, is_crs_variable, is_whole, resolve_nodata
 
 
 def resolve_imagery(
@@ -53,20 +30,26 @@ def resolve_imagery(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
-) -> ResolvedImagery:
-    """Find out what imagery means; nothing is computed and no model is needed.
+) -> tuple[Scene, Grid, WindowReader, tuple[Range, Range, Range]]:
+    """Validate imagery for the model and choose the grid to predict on; nothing is computed.
 
     Parameters
     ----------
     imagery : Dataset or DataArray
         One variable per band, or an array with a ``band`` dimension; it is not modified.
     bands, value_range, nodata, valid, erode, resolution
-        As of :func:`xchmv2.predict.predict`.
+        As for :func:`xchmv2.predict.predict`.
 
     Returns
     -------
-    ResolvedImagery
-        What a prediction is made from.
+    scene : Scene
+        Bands, mask and grid, lazy where the imagery is.
+    target : Grid
+        The grid of the prediction.
+    reader : WindowReader
+        From source pixels to windows of the target.
+    ranges : tuple of (low, high)
+        Values that stand for black and white in red, green and blue.
 
     Raises
     ------
@@ -81,7 +64,7 @@ def resolve_imagery(
     arrays = [band.array for band in scene.bands]
     ranges = resolve_value_range(arrays, value_range)
     valid_pixels = ValidPixels(resolve_nodata(arrays, nodata), erode)
-    return ResolvedImagery(scene, target, WindowReader(valid_pixels, rows, cols), ranges)
+    return scene, target, WindowReader(valid_pixels, rows, cols), ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +82,7 @@ class Scene:
     dims : tuple of Hashable
         The imagery's own order of dims, without ``band``.
     flipped : mapping
-        Indexer that turns the dims between north up and as they came.
+        Indexer that turns the dims from their order in the imagery to north up, and back.
     """
 
     bands: tuple[Band, Band, Band]
@@ -114,8 +97,15 @@ class Scene:
         return any(band.array.chunks is not None for band in self.bands)
 
     @property
+    def leading_chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Chunks of the dims before y and x, such as time; one date each for what is in memory."""
+        first = self.bands[0].array
+        chunks = first.chunks or tuple((1,) * size for size in first.shape)
+        return tuple(chunks[: len(self.template.dims) - 2])
+
+    @property
     def template(self) -> xr.DataArray:
-        """An array with the dims and coordinates of the result, but for resampled ones."""
+        """An array with the dims and coordinates of the result, apart from resampled ones."""
         first = self.bands[0]
         if first.index is None:
             return first.array
@@ -186,7 +176,7 @@ def _validate_sizes(array: xr.DataArray) -> None:
 
 
 def _flips(grid: Grid) -> dict[Hashable, slice]:
-    """Dims that run south to north or east to west: the model knows shadows as they fall."""
+    """Dims that run south to north or east to west: the model knows shadows on imagery north up."""
     if grid.crs is None:
         return {}
     backwards = slice(None, None, -1)
@@ -232,7 +222,7 @@ def _validate_mask_type(valid: object) -> None:
     raise ImageryError(
         "valid as a boolean DataArray",
         f"{getattr(valid, 'dtype', '')} {type(valid).__name__}".strip(),
-        "compare it with the value that means imagery: .predict(..., valid=mask == 255)",
+        "compare it with the value that stands for imagery: .predict(..., valid=mask == 255)",
     )
 
 
@@ -241,16 +231,19 @@ def _place_mask(valid: xr.DataArray, template: xr.DataArray) -> xr.DataArray:
     foreign = [str(dim) for dim in valid.dims if dim not in template.dims]
     if foreign:
         raise ImageryError(
-            f"valid with dims out of {template.dims}",
+            f"valid with no other dims than {template.dims}",
             f"the further dims {foreign}",
-            f"choose or combine: valid.isel({foreign[0]}=0), or valid.all({foreign[0]!r})",
+            f"select or combine: valid.isel({foreign[0]}=0), or valid.all({foreign[0]!r})",
         )
     try:
+        if set(find_grid(template).dims) <= set(valid.dims):
+            valid = on_same_grid(valid, template)
         xr.align(valid, template, join="exact", copy=False)
-    except ValueError as error:
+    except ValueError as error:  # CHMv2Error is one
+        said = error.found if isinstance(error, CHMv2Error) else str(error).splitlines()[0]
         raise ImageryError(
             "valid on the imagery's own coordinates",
-            f"sizes {dict(valid.sizes)} ({str(error).splitlines()[0]})",
+            f"sizes {dict(valid.sizes)} ({said})",
             "bring it onto them: valid.reindex_like(imagery, method='nearest', "
             "tolerance=half a pixel, fill_value=False)",
         ) from None

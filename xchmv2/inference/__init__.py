@@ -1,6 +1,6 @@
 """Inference on one device: models by name, tiles in batches, blending of their heights."""
 
-from xchmv2.inference.blending import Accumulator, BlockPart, Layer, Sums, blend, stack_dates
+from xchmv2.inference.blending import BlockPart, Layer, Sums, blend, stack_dates
 from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
 from xchmv2.inference.models import (
     ModelLike,
@@ -18,6 +18,7 @@ from xchmv2.inference.models import (
     warn_of_demo,
 )
 from xchmv2.inference.predictor import Predictor, Scaling, resolve_batch, tiles_forwarded
+from xchmv2.inference.versions import PACKAGES, validate_own_versions, validate_versions
 from xchmv2.inference.workers import (
     GPU,
     Workers,
@@ -34,7 +35,7 @@ from xchmv2.inference.workers import (
 
 __all__ = [
     "GPU",
-    "Accumulator",
+    "PACKAGES",
     "BlockPart",
     "Layer",
     "ModelLike",
@@ -69,5 +70,7 @@ __all__ = [
     "tiles_forwarded",
     "validate_config",
     "validate_device",
+    "validate_own_versions",
+    "validate_versions",
     "warn_of_demo",
 ]

@@ -1,8 +1,8 @@
-"""Blending: weighted sums of tiles over a group, and what a block makes of its groups.
+"""Blending: weighted sums of tiles over a group, and blocks made from the sums of groups.
 
 The tile weights at a pixel sum to 1 over all tiles that cover it, so a plain sum over groups is
-already the blended value and no weight travels with it. Invalid pixels are NaN in every group that
-covers them, and stay NaN in the sum.
+already the blended value, and weights need not be passed on. Invalid pixels are NaN in every group
+that covers them, and stay NaN in the sum.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Accumulator:
     shape : tuple of int
         (H, W) of the group's extent [px].
     layers : sequence of str
-        Layers that will be asked for.
+        Layers that will be derived.
     """
 
     def __init__(self, shape: tuple[int, int], layers: Sequence[Layer]) -> None:
@@ -51,7 +51,7 @@ class Accumulator:
     ) -> None:
         """Add one tile: its place in the extent, its weights, heights and bin spreads (h, w)."""
         if self._scatter is not None and self._weight is not None:
-            # West's update of a weighted sum of squares: no difference of large squares.
+            # West's update of a weighted sum of squares, which subtracts no large squares.
             before = self._weight[where]
             mean = self._height[where] / np.where(before > 0, before, 1)
             after = before + weights
@@ -76,9 +76,9 @@ def stack_dates(dates: Sequence[Sums | None], shape: tuple[int, ...]) -> Sums | 
     Parameters
     ----------
     dates : sequence of Sums or None
-        One entry a date; None where the date holds no valid pixel in this group.
+        One entry per date; None where the date holds no valid pixel in this group.
     shape : tuple of int
-        Shape of the leading dims, of as many elements as there are dates.
+        Shape of the leading dims, with as many elements as dates.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Devices and arithmetic: what their names mean, and what this process has."""
+"""Devices and precision: validate and resolve their names in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 
 
 def validate_device(device: str, *, remote: bool = False) -> None:
-    """Check a device's name and, where the work is done in this process, its presence.
+    """Check a device's name and, if this process does the work, that it is present.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def validate_device(device: str, *, remote: bool = False) -> None:
     Raises
     ------
     DeviceError
-        If the name is unknown to torch, or the device is not here.
+        If the name is unknown to torch, or this machine has no such device.
     """
     if device == "auto":
         return
@@ -44,13 +44,13 @@ def validate_device(device: str, *, remote: bool = False) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DeviceError(
             f"the device {device!r} on this machine",
-            f"{torch.cuda.device_count()} CUDA devices and the processor",
-            "run on the processor: .predict(..., device='cpu')",
+            f"{torch.cuda.device_count()} CUDA devices and the CPU",
+            "run on the CPU: .predict(..., device='cpu')",
         ) from error
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """Turn "auto" into the arithmetic for a device.
+    """Turn "auto" into the precision for a device.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def _computes_bfloat16() -> bool:
-    """Whether the CUDA device has bfloat16 of its own; an emulated one is slower than float32."""
+    """Whether the CUDA device computes in bfloat16; emulation is slower than float32."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -80,12 +80,12 @@ def resolve_device(device: str) -> str:
     Parameters
     ----------
     device : str
-        Torch device, or "auto" for CUDA where there is one.
+        Torch device, or "auto" for CUDA if available.
 
     Returns
     -------
     str
-        Such as "cpu" or "cuda:0".
+        For example "cpu" or "cuda:0".
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Models by name: what a task is told of a model, and the models that a process holds."""
+"""Models by name: the description of a model in tasks, and the models that a process holds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from xchmv2.errors import CheckpointError, DemoModelWarning
 from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
 from xchmv2.inference.predictor import Predictor
+from xchmv2.inference.versions import validate_versions
 from xchmv2.inference.workers import active_client, workers_dtype
 from xchmv2.model import (
     CONFIG_NAME,
@@ -41,7 +42,7 @@ from xchmv2.model import (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model, an arithmetic and a device, by name and content; small and hashable.
+    """A model, a precision and a device, by name and content; small and hashable.
 
     Parameters
     ----------
@@ -52,9 +53,9 @@ class ModelSpec:
     weights_sha256, config_sha256 : str
         Content of the weights and of the configuration files.
     device : str
-        Torch device, or "auto" for what the worker has.
+        Torch device, or "auto" for the worker's own choice.
     dtype : {"float32", "bfloat16"}
-        Arithmetic of the network.
+        Precision of the network.
     compile : bool
         Whether the network is compiled.
     """
@@ -69,7 +70,7 @@ class ModelSpec:
 
     @property
     def plain(self) -> ModelSpec:
-        """The spec alone, without what a cluster told: it is this that goes into graphs."""
+        """The spec alone, without the reports of workers; this is what goes into graphs."""
         return ModelSpec(
             self.model,
             self.revision,
@@ -83,22 +84,22 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What one dask worker said when it was warmed up.
+    """What one dask worker reported when it was warmed up.
 
     Parameters
     ----------
     name, host, address : str
         The worker, as its scheduler names it.
     device : str
-        Torch device that it forwards on, such as "cpu" or "cuda:0".
+        Torch device that it forwards on, for example "cpu" or "cuda:0".
     card : str or None
-        Identity of its GPU, the same for all processes that use it; None on a processor.
+        Identity of its GPU, the same for all processes that use it; None on a CPU.
     hardware : str
-        The GPU's product name, or "processor".
+        The GPU's product name, or "CPU".
     dask_threads, torch_threads : int
-        Tasks that it runs at once, and threads of one forward on the processor.
+        Tasks that it runs at once, and threads of one forward on the CPU.
     seconds : float
-        Time that loading the model took [s]; near 0 where it was loaded before.
+        Time that loading the model took [s]; near 0 if it was loaded before.
     """
 
     name: str
@@ -141,7 +142,7 @@ class WarmModel(ModelSpec):
 
 #: A hub id, a checkpoint folder, or a live model.
 ModelSource = str | os.PathLike[str] | CHMv2ForDepthEstimation
-#: What ``model=`` takes: one of those, or what ``warmup`` returned.
+#: What ``model=`` takes: one of those, or the result of ``warmup``.
 ModelLike = ModelSource | ModelSpec
 
 
@@ -160,20 +161,20 @@ def resolve_model(
     Parameters
     ----------
     model : str, path, CHMv2ForDepthEstimation or ModelSpec
-        Hub id, checkpoint folder, "demo", live model, or what ``xchmv2.warmup`` returned.
+        Hub id, checkpoint folder, "demo", live model, or the result of ``xchmv2.warmup``.
     device : str, default "auto"
-        Torch device; "auto" is CUDA where the computing process has it, else the processor.
+        Torch device; "auto" is CUDA if the computing process has it, else the CPU.
     dtype : {"auto", "float32", "bfloat16"}
         "auto" is bfloat16 where this process, or under a distributed client every worker that
         will forward tiles, has a CUDA card that supports it, else float32.
     compile : bool, default False
         Whether the network is compiled before it is used.
     spread : bool, default False
-        Whether the spread of the height bins will be asked for.
+        Whether the spread of the height bins will be computed.
     in_process : bool, default False
-        Whether the work is sure to be done in this process, even under a distributed client.
+        Whether this process will do the work, even under a distributed client.
     weights : bool, default True
-        Whether weights that are on the hub are to be fetched, where this process may need them.
+        Whether weights on the hub are fetched, if this process may need them.
 
     Returns
     -------
@@ -184,13 +185,17 @@ def resolve_model(
     ------
     CheckpointError
         If the files are missing or damaged, the model does not take three bands, or a live model
-        meets a distributed client.
+        is used under a distributed client.
     ConfigError
-        If the spread is wanted of a model without bins.
+        If the spread is requested from a model without bins.
     DeviceError
-        If the device or dtype is unknown, or no such device is here.
+        If the device or dtype is unknown, or this machine has no such device.
+    CHMv2Error
+        If scheduler or workers of a distributed client have another version of this package.
     """
     client = None if in_process else active_client()
+    if client is not None:
+        validate_versions(client)
     found = _resolve(model, str(device), dtype, client, spread=spread, weights=weights)
     return dataclasses.replace(found, compile=compile or found.compile)
 
@@ -212,8 +217,8 @@ def _resolve(
         return _resolve_live(model, device, dtype, spread=spread, remote=remote)
     if model == DEMO:
         warn_of_demo()
-    # A client only plans: it needs to know the weights, not to have them.
-    found = resolve_checkpoint(model) if weights and client is None else find_unloaded(model)
+    # A client only plans: it needs the hash of the weights, not the weights.
+    found = resolve_checkpoint(model) if weights and client is None else _find_unloaded(model)
     validate_config(found.config, spread=spread)
     return ModelSpec(
         model=found.model_id,
@@ -228,31 +233,31 @@ def _resolve(
 
 
 def refuse_live(model: object) -> None:
-    """Refuse a model that lives in one process alone.
+    """Refuse a model that exists in one process only.
 
     Raises
     ------
     CheckpointError
-        If it is one.
+        If the model is live.
     """
     name = model.model if isinstance(model, ModelSpec) else ""
-    if isinstance(model, CHMv2ForDepthEstimation) or name.startswith(LIVE):
+    if isinstance(model, CHMv2ForDepthEstimation) or name.startswith(_LIVE):
         raise CheckpointError(
             "a model that every worker can load by name",
             "a live model while a distributed client is active",
-            SAVE_IT,
+            _SAVE_IT,
         )
 
 
 def validate_config(config: CHMv2Config, *, spread: bool = False) -> None:
-    """Check that a model takes three bands and can give what is asked for.
+    """Check that a model takes three bands and can compute what is requested.
 
     Parameters
     ----------
     config : CHMv2Config
         The model's configuration.
     spread : bool, default False
-        Whether the spread of the height bins will be asked for.
+        Whether the spread of the height bins will be computed.
 
     Raises
     ------
@@ -284,15 +289,15 @@ def warn_of_demo() -> None:
 def _resolve_spec(
     spec: ModelSpec, device: str, dtype: str, *, spread: bool, remote: bool
 ) -> ModelSpec:
-    """Take a model as it was described before; "auto" leaves device and dtype as they are."""
+    """Take a model as described before; "auto" keeps its device and dtype."""
     if remote:
         refuse_live(spec)
     if isinstance(spec, WarmModel):
         validate_config(spec.config, spread=spread)
     chosen = spec.device if device == "auto" else device
     validate_device(chosen, remote=remote)
-    arithmetic = spec.dtype if dtype == "auto" else resolve_dtype(dtype, chosen)
-    return dataclasses.replace(spec.plain, device=chosen, dtype=arithmetic)
+    precision = spec.dtype if dtype == "auto" else resolve_dtype(dtype, chosen)
+    return dataclasses.replace(spec.plain, device=chosen, dtype=precision)
 
 
 def _resolve_live(
@@ -302,19 +307,19 @@ def _resolve_live(
     validate_config(model.config, spread=spread)
     if remote:
         refuse_live(model)
-    name, sha = hold_live(model)
+    name, sha = _hold_live(model)
     return ModelSpec(name, None, sha, sha, device, resolved)
 
 
 #: How names of live models begin.
-LIVE = "live:"
-#: What cures a live model where it cannot be used.
-SAVE_IT = (
+_LIVE = "live:"
+#: The fix where a live model cannot be used.
+_SAVE_IT = (
     "save it where all workers can read it: model.save_pretrained(folder), then "
     ".predict(model=folder)"
 )
 
-# How many models of each kind a process holds; the one unused for longest goes first.
+# How many models of each kind a process holds; the least recently used is dropped first.
 _MOST_MODELS = 4
 
 _load_lock = threading.Lock()
@@ -352,20 +357,20 @@ def get_predictor(spec: ModelSpec) -> Predictor:
 
 
 def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
-    """Tell what tiles of a size took in this process so far, without loading anything.
+    """Return the mean time of tiles of a size in this process, without loading anything.
 
     Parameters
     ----------
     spec : ModelSpec
-        The model, in its arithmetic on its device.
+        The model, with its precision and device.
     window : tuple of int
         Height and width of a tile [px].
 
     Returns
     -------
     float or None
-        Time a tile [s], batching and blending included, reading and writing not; None where this
-        process has forwarded none such, or holds the model no more.
+        Time per tile [s], with batching and blending, without reading and writing; None if this
+        process has forwarded no such tile, or no longer holds the model.
     """
     with _load_lock:
         found = _predictors.get(_key(spec, resolve_device(spec.device)))
@@ -373,19 +378,19 @@ def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
 
 
 def _key(spec: ModelSpec, device: str) -> tuple[Any, ...]:
-    """Return what tells one predictor of a process from another."""
+    """Return what distinguishes the predictors of a process."""
     return (spec.weights_sha256, spec.config_sha256, device, spec.dtype, spec.compile)
 
 
 def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
-    """Give this process the predictor to use for a spec, in place of loading one.
+    """Set the predictor that this process uses for a spec, instead of loading one.
 
     Parameters
     ----------
     spec : ModelSpec
-        What graphs name it by.
+        Names the predictor in graphs.
     predictor : Predictor
-        What :func:`get_predictor` will return; let go of as loaded ones are.
+        Returned by :func:`get_predictor`; dropped like those that were loaded.
     """
     key = _key(spec, resolve_device(spec.device))
     with _load_lock:
@@ -407,27 +412,27 @@ def clear_models() -> None:
         torch.cuda.empty_cache()
 
 
-def hold_live(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
-    """Keep a copy of a live model under its content hash, so that training on cannot change it."""
+def _hold_live(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
+    """Keep a copy of a live model under its content hash, so that training cannot change it."""
     sha = state_dict_sha256(model)
     with _load_lock:
         kept = _live_models.pop(sha, None) or copy.deepcopy(model).eval()
         _keep(_live_models, sha, kept)
-    return f"{LIVE}{sha}", sha
+    return f"{_LIVE}{sha}", sha
 
 
 def _keep(held: dict[K, T], key: K, value: T) -> None:
-    """Hold a value as the newest, and let go of the oldest beyond the limit."""
+    """Hold a value as the newest, and drop the oldest beyond the limit."""
     held[key] = value
     while len(held) > _MOST_MODELS:
         del held[next(iter(held))]
 
 
 def _load(spec: ModelSpec, device: str) -> Predictor:
-    """Make a predictor; the process's one copy of the model in float32 serves all others too."""
+    """Make a predictor; all predictors of a process share its one float32 copy of the model."""
     exact = (spec.weights_sha256, spec.config_sha256, device, "float32")
     held = next((p.model for key, p in _predictors.items() if key[:4] == exact), None)
-    if spec.model.startswith(LIVE):
+    if spec.model.startswith(_LIVE):
         model, mean, std = held or _find_live(spec), IMAGE_MEAN, IMAGE_STD
         if str(model.device) != device:
             model = copy.deepcopy(model)  # another predictor may hold it where it is
@@ -441,7 +446,7 @@ def _load(spec: ModelSpec, device: str) -> Predictor:
 
 
 def _checked(spec: ModelSpec) -> Checkpoint:
-    """Find the files of a spec, and make sure that they are the ones it was made for."""
+    """Find the files of a spec, and check that they are those it was made for."""
     found = resolve_checkpoint(spec.model, revision=spec.revision)
     if (found.weights_sha256, found.config_sha256) != (spec.weights_sha256, spec.config_sha256):
         raise CheckpointError(
@@ -458,19 +463,19 @@ def _find_live(spec: ModelSpec) -> CHMv2ForDepthEstimation:
     except KeyError:
         raise CheckpointError(
             "the live model of this prediction in the computing process",
-            f"a process that does not hold it, or not any more (it holds {_MOST_MODELS})",
-            SAVE_IT,
+            f"a process that does not hold it, or no longer does (it holds {_MOST_MODELS})",
+            _SAVE_IT,
         ) from None
 
 
 _ASK_WORKERS = (
-    "where only the workers have the files, let them say what they are: "
+    "if only the workers have the files, ask them: "
     "spec = xchmv2.warmup(client, model), then .predict(model=spec)"
 )
 
 
-def find_unloaded(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
-    """Describe a checkpoint, fetching its configuration alone where it is on the hub.
+def _find_unloaded(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+    """Describe a checkpoint; of one on the hub only the configuration is fetched.
 
     Parameters
     ----------
@@ -487,19 +492,19 @@ def find_unloaded(model: str | os.PathLike[str], revision: str | None = None) ->
     Raises
     ------
     CheckpointError
-        If files are missing here, or the hub cannot be reached or refuses.
+        If local files are missing, or the hub cannot be reached or refuses.
     """
     small = (CONFIG_NAME, PREPROCESSOR_NAME, INDEX_NAME)
     try:
         folder, is_local = find_folder(model, revision, small)
     except CheckpointError as error:
         raise CheckpointError(
-            error.expected, error.found, f"{_ASK_WORKERS}; else {error.fix}"
+            error.expected, error.found, f"{_ASK_WORKERS}; otherwise {error.fix}"
         ) from error
     if is_local or (folder / WEIGHTS_NAME).exists():
         return resolve_checkpoint(model, revision)
     commit = folder.name if folder.parent.name == "snapshots" else revision
-    # None for files that the hub does not keep apart from the repository: then fetch them.
+    # None for weights that the hub stores inside the repository, without a hash: fetch them.
     weights = _published_sha256(str(model), commit, folder)
     if weights is None:
         return resolve_checkpoint(model, revision)
@@ -507,12 +512,12 @@ def find_unloaded(model: str | os.PathLike[str], revision: str | None = None) ->
 
 
 def _published_sha256(model: str, commit: str | None, folder: Path) -> str | None:
-    """Ask the hub for the hash of a checkpoint's weights; None where it does not tell."""
+    """Ask the hub for the hash of a checkpoint's weights; None if it has none."""
     from huggingface_hub import HfApi
 
     try:
         info = HfApi().model_info(model, revision=commit, files_metadata=True)
-    except Exception as error:  # the client's errors have no base class but this
+    except Exception as error:  # the hub client's errors have no common base class
         raise CheckpointError(
             f"the hash of the weights of {model!r} from the Hugging Face hub",
             f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}",

@@ -26,7 +26,7 @@ from xchmv2.model import CHMv2ForDepthEstimation, convert_weights
 from xchmv2.raster import FloatArray, TileRun
 
 #: One tile along both axes: its pixels in the group's extent and its blending weights.
-Tile = tuple[tuple[slice, FloatArray], tuple[slice, FloatArray]]
+_Tile = tuple[tuple[slice, FloatArray], tuple[slice, FloatArray]]
 
 _count_lock = threading.Lock()
 _tiles_forwarded = 0
@@ -69,12 +69,12 @@ class Predictor:
     device : str
         A torch device.
     dtype : {"float32", "bfloat16"}
-        Arithmetic of the network. Logits to height is always float32.
+        Precision of the network. Logits to height is always float32.
     mean, std : tuple of float
         Normalisation of red, green and blue in the range 0 to 1.
     compile : bool, default False
-        Whether the network is compiled. Batches then always have one size, the last of a window
-        filled up, so that it is compiled once for a size of tile.
+        Whether the network is compiled. All batches then have one size, the last of a window is
+        filled up, so that it is compiled once for each tile size.
     """
 
     def __init__(
@@ -93,16 +93,16 @@ class Predictor:
         self.model = convert_weights(model, self._autocast) if self._autocast else model
         self._mean = self._per_band(mean)
         self._std = self._per_band(std)
-        self._compiled = CompiledFeatures(self.model.features) if compile else None
-        self._transfers = Transfers(self._device)
-        # One lock a device, whatever the model: two forwards at once would share its memory.
+        self._compiled = _CompiledFeatures(self.model.features) if compile else None
+        self._transfers = _Transfers(self._device)
+        # One lock per device for all models: two forwards at once would share its memory.
         self._lock = _device_locks.setdefault(self._device, threading.Lock())
         self._batch_limit: float = math.inf
         self._warned = False
-        self._watches: dict[tuple[int, int], Stopwatch] = {}
+        self._watches: dict[tuple[int, int], _Stopwatch] = {}
 
     def seconds_per_tile(self, window: tuple[int, int]) -> float | None:
-        """Tell what a tile took here so far, batching and blending included.
+        """Return the mean time of a tile so far, with batching and blending.
 
         Parameters
         ----------
@@ -112,7 +112,7 @@ class Predictor:
         Returns
         -------
         float or None
-            Time a tile [s], of all threads together; None where no such tile was forwarded yet.
+            Time per tile [s], of all threads together; None before such a tile was forwarded.
         """
         watch = self._watches.get(window)
         return None if watch is None else watch.seconds_per_tile
@@ -157,7 +157,7 @@ class Predictor:
         total = Accumulator((valid.shape[0], valid.shape[1]), layers)
         window = _Window(image, valid, (rows.axis.padding, cols.axis.padding), scaling)
         spread = "bin_spread" in layers
-        watch = self._watches.setdefault((rows.axis.window, cols.axis.window), Stopwatch())
+        watch = self._watches.setdefault((rows.axis.window, cols.axis.window), _Stopwatch())
         with watch.running(len(tiles)):
             for (y, x), height, sd in self._forward_all(window, tiles, batch_size, spread=spread):
                 total.add((y[0], x[0]), y[1][:, None] * x[1][None, :], height, sd)
@@ -166,14 +166,14 @@ class Predictor:
     def _forward_all(
         self,
         window: _Window,
-        tiles: Sequence[Tile],
+        tiles: Sequence[_Tile],
         batch_size: int | Literal["auto"],
         *,
         spread: bool,
-    ) -> Iterator[tuple[Tile, FloatArray, FloatArray | None]]:
+    ) -> Iterator[tuple[_Tile, FloatArray, FloatArray | None]]:
         """Yield each tile with its heights; halve the batch when the device is out of memory.
 
-        A batch is on its way while the one before it is taken in.
+        A batch is computed while the one before it is added up.
         """
         done, flying = 0, None
         while done < len(tiles):
@@ -192,12 +192,12 @@ class Predictor:
             yield from flying.land()
 
     def _launch(
-        self, window: _Window, batch: Sequence[Tile], size: int, *, spread: bool
+        self, window: _Window, batch: Sequence[_Tile], size: int, *, spread: bool
     ) -> _Flight:
-        """Begin to forward one batch; compiled, it is filled up to its size by its last tile."""
+        """Begin to forward one batch; if compiled, its last tile is repeated to fill it up."""
         filling = 0 if self._compiled is None else size - len(batch)
         pixels, valid = window.cut([*batch, *[batch[-1]] * filling])
-        # uint8 crosses to the device as it is: a quarter of the bytes.
+        # uint8 is copied to the device unchanged: a quarter of the bytes.
         host = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
         sent = self._transfers.send(host), self._transfers.send(~valid)
         if self._device.type == "cpu":
@@ -233,18 +233,20 @@ class Predictor:
     def _per_band(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device).view(1, 3, 1, 1)
 
-    def _resolve_batch(self, batch_size: int | Literal["auto"], window: _Window, tile: Tile) -> int:
+    def _resolve_batch(
+        self, batch_size: int | Literal["auto"], window: _Window, tile: _Tile
+    ) -> int:
         pixels = (tile[0][1].size + window.padding[0]) * (tile[1][1].size + window.padding[1])
         compiled = self._compiled is not None
         return resolve_batch(batch_size, pixels, self._device, compiled=compiled)
 
     def _halve_batch(self, failed: int, error: Exception) -> None:
-        """Lower the batch limit for good, or give up if one tile is already too many."""
+        """Lower the batch limit permanently, or raise if even one tile does not fit."""
         if failed == 1:
             raise DeviceError(
                 f"memory for one tile on {self._device}",
-                "not enough even at batch_size=1",
-                "free the device or take a smaller tile: .predict(..., tile=256)",
+                "too little even at batch_size=1",
+                "free the device or use a smaller tile: .predict(..., tile=256)",
             ) from error
         self._batch_limit = min(self._batch_limit, failed // 2)
         if self._device.type == "cuda":
@@ -252,8 +254,8 @@ class Predictor:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._device} ran out of memory at {failed} tiles a batch; going on with "
-                f"{failed // 2}. Pass batch_size= to start there.",
+                f"{self._device} ran out of memory at {failed} tiles per batch; continuing with "
+                f"{failed // 2}. Pass batch_size= to start with that.",
                 stacklevel=2,
             )
 
@@ -267,7 +269,7 @@ class _Window:
     padding: tuple[int, int]
     scaling: Scaling
 
-    def cut(self, batch: Sequence[Tile]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    def cut(self, batch: Sequence[_Tile]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
         """Return the tiles' pixels (B, 3, h, w) and valid masks (B, h, w), padded."""
         pixels = np.stack([self.image[:, y[0], x[0]] for y, x in batch])
         valid = np.stack([self.valid[y[0], x[0]] for y, x in batch])
@@ -280,13 +282,13 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Flight:
-    """A batch that the device computes, or has computed."""
+    """A batch that the device is computing or has computed."""
 
-    batch: Sequence[Tile]
-    heights: Fetch
-    spreads: Fetch | None
+    batch: Sequence[_Tile]
+    heights: _Fetch
+    spreads: _Fetch | None
 
-    def land(self) -> Iterator[tuple[Tile, FloatArray, FloatArray | None]]:
+    def land(self) -> Iterator[tuple[_Tile, FloatArray, FloatArray | None]]:
         """Wait for the batch and yield each tile with its heights and bin spreads [m]."""
         heights = self.heights.result()  # (B, h, w)
         spreads = None if self.spreads is None else self.spreads.result()
@@ -311,13 +313,13 @@ def _count(tiles: int) -> None:
         _tiles_forwarded += tiles
 
 
-# On a processor larger batches gain nothing once a tile of this many pixels keeps it busy.
-_PROCESSOR_BATCH_PIXELS = 448 * 448
-# Activations of the head at full resolution, bfloat16, as an upper bound per input pixel.
-_ACCELERATOR_BYTES_PER_PIXEL = 6_000
+# On a CPU larger batches gain nothing: a tile of this many pixels keeps it busy.
+_CPU_BATCH_PIXELS = 448 * 448
+# Upper bound for the head's activations at full resolution in bfloat16, per input pixel.
+_GPU_BYTES_PER_PIXEL = 6_000
 _MEMORY_SHARE = 0.5
 _LARGEST_BATCH = 64
-# Compiled, a window's last batch is filled up; tiles of 448 px keep a GPU busy eight at a time.
+# If compiled, a window's last batch is filled up; eight tiles of 448 px keep a GPU busy.
 _COMPILED_BATCH = 8
 
 
@@ -329,7 +331,7 @@ def resolve_batch(
     Parameters
     ----------
     batch_size : int or "auto"
-        What was asked for; "auto" fills half of a card's free memory, up to what keeps it busy.
+        As requested; "auto" fills half of a GPU's free memory, up to the batch that keeps it busy.
     pixels : int
         Pixels of one tile, padding included.
     device : torch.device
@@ -345,26 +347,26 @@ def resolve_batch(
     if batch_size != "auto":
         return batch_size
     if device.type != "cuda":
-        return max(1, _PROCESSOR_BATCH_PIXELS // pixels)
-    fitting = int(_MEMORY_SHARE * _free_memory(device) / (pixels * _ACCELERATOR_BYTES_PER_PIXEL))
-    # A power of two: a little more or less free memory gives the same batches, and the same bits.
+        return max(1, _CPU_BATCH_PIXELS // pixels)
+    fitting = int(_MEMORY_SHARE * _free_memory(device) / (pixels * _GPU_BYTES_PER_PIXEL))
+    # A power of two: slightly more or less free memory gives the same batches, and the same bits.
     power = 1 << (max(1, fitting).bit_length() - 1)
     return min(_COMPILED_BATCH if compiled else _LARGEST_BATCH, power)
 
 
 @functools.cache
 def _free_memory(device: torch.device) -> int:
-    """Memory of a card that was free when this process first asked [bytes].
+    """Memory of a GPU that was free when this process first asked [bytes].
 
-    Once, so that a process keeps its batches; what others take later is met by halving them.
+    Asked once, so that a process keeps its batch size; if others take memory later, it is halved.
     """
     free, _ = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(free + kept)
 
 
-class Fetch:
-    """A result on its way to the host.
+class _Fetch:
+    """A result that is being copied to the host.
 
     Parameters
     ----------
@@ -385,12 +387,13 @@ class Fetch:
         return array
 
 
-class Transfers:
-    """Copies to and from one device, on a stream of their own where it has streams.
+class _Transfers:
+    """Copies to and from one device, on a separate stream if it has streams.
 
     Parameters
     ----------
     device : torch.device
+        Where the network runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -399,7 +402,7 @@ class Transfers:
         self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
 
     def send(self, array: npt.NDArray[Any]) -> Tensor:
-        """Begin to copy an array to the device; `await_sent` comes before its use."""
+        """Begin to copy an array to the device; call `await_sent` before its use."""
         host = torch.from_numpy(array)
         if self._stream is None:
             return host.to(self._device)
@@ -407,30 +410,30 @@ class Transfers:
             return host.pin_memory().to(self._device, non_blocking=True)
 
     def await_sent(self, *tensors: Tensor) -> None:
-        """Let what this thread computes next on the device wait for tensors that were sent."""
+        """Make this thread's next computation on the device wait for tensors that were sent."""
         if self._stream is None:
             return
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in tensors:
-            tensor.record_stream(current)  # its memory is not free before that work is done
+            tensor.record_stream(current)  # its memory stays reserved until that work is done
 
-    def fetch(self, tensor: Tensor) -> Fetch:
-        """Begin to copy a result to the host, once what computes it is done."""
+    def fetch(self, tensor: Tensor) -> _Fetch:
+        """Begin to copy a result to the host, once it is computed."""
         if self._stream is None:
-            return Fetch(tensor.cpu(), None)
+            return _Fetch(tensor.cpu(), None)
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(self._device))
-        return Fetch(host, arrived)
+        return _Fetch(host, arrived)
 
 
 _log = logging.getLogger(__name__)
 
 
-class CompiledFeatures:
-    """Pixels to features, compiled once for each shape that comes.
+class _CompiledFeatures:
+    """Pixels to features, compiled once for each shape.
 
     Parameters
     ----------
@@ -439,8 +442,8 @@ class CompiledFeatures:
 
     Notes
     -----
-    The first call of each shape takes a minute or more, which is logged. Where there is no
-    compiler, or it fails, one warning is given and the plain function serves from then on.
+    The first call for each shape takes a minute or more, which is logged. If there is no compiler,
+    or it fails, one warning is given and the uncompiled function is used from then on.
     """
 
     def __init__(self, features: Callable[[Tensor], Tensor]) -> None:
@@ -463,16 +466,16 @@ class CompiledFeatures:
         return self._compiled
 
     def _first(self, pixels: Tensor) -> Tensor:
-        """Compile for a shape, and fall back for good if that fails."""
+        """Compile for a shape, and fall back permanently if that fails."""
         start = time.perf_counter()
         try:
             with warnings.catch_warnings():
-                # Such as that tables of positions are traced: they are constant for a shape.
+                # For example about traced position tables, which are constant for a shape.
                 warnings.simplefilter("ignore")
                 found = self._compile()(pixels)
         except torch.OutOfMemoryError:
-            raise  # smaller batches cure it
-        except Exception as error:  # a compiler's, a driver's: there is no family of them
+            raise  # handled with smaller batches
+        except Exception as error:  # errors of compilers and drivers have no common base class
             self._failed = True
             reason = next(iter(str(error).splitlines()), "")
             warnings.warn(
@@ -487,14 +490,14 @@ class CompiledFeatures:
         return found
 
 
-class Stopwatch:
+class _Stopwatch:
     """Measures work that several threads do at once.
 
     Notes
     -----
-    Time runs while at least one thread works, so that what threads do side by side counts once. A
-    spell from the first to begin to the last to end is added when it is over. The first spell of
-    all includes setting up the device: it counts only until there is another.
+    Time runs while at least one thread works, so that simultaneous work counts once. Each spell,
+    from the first thread to begin to the last to end, is added when it is over. The very first
+    includes setting up the device: it counts only until there is another.
     """
 
     def __init__(self) -> None:
@@ -507,13 +510,13 @@ class Stopwatch:
 
     @property
     def seconds_per_tile(self) -> float | None:
-        """Time a tile took [s]; None before any was measured."""
+        """Mean time per tile [s]; None before any was measured."""
         seconds, tiles = self._later if self._later[1] else self._first or (0.0, 0)
         return seconds / tiles if tiles else None
 
     @contextmanager
     def running(self, tiles: int) -> Iterator[None]:
-        """Measure what is done inside; where it fails, its tiles do not count."""
+        """Measure the work done inside; if it fails, its tiles do not count."""
         with self._lock:
             if not self._running:
                 self._since, self._tiles = time.perf_counter(), 0
@@ -530,7 +533,7 @@ class Stopwatch:
                     self._add(time.perf_counter() - self._since, self._tiles)
 
     def _add(self, seconds: float, tiles: int) -> None:
-        """Add a spell that is over, unless nothing came of it."""
+        """Add a spell that is over, unless all of its work failed."""
         if not tiles:
             return
         if self._first is None:

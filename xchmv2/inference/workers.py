@@ -13,26 +13,26 @@ import torch
 from xchmv2.errors import CHMv2Error
 from xchmv2.inference.devices import resolve_device, resolve_dtype
 
-#: The dask resource that workers declare where forwards shall go to them alone.
+#: The dask resource of the workers that alone shall forward tiles, where any declares it.
 GPU = "GPU"
 _MOST_NAMED = 3
 
-#: What a scheduler knows of its workers, by address.
+#: What a scheduler knows about its workers, by address.
 Workers = Mapping[str, Mapping[str, Any]]
 
 
 def active_client() -> Any | None:
-    """Return the client that computing now would go through; never imports distributed."""
+    """Return the client that a computation would use now; never imports distributed."""
     return _ask_distributed("default_client")
 
 
-def active_worker() -> Any | None:
+def _active_worker() -> Any | None:
     """Return the worker whose task this is; never imports distributed."""
     return _ask_distributed("get_worker")
 
 
 def _ask_distributed(function: str) -> Any | None:
-    """Call what raises a ValueError where there is nothing to return."""
+    """Call a function of distributed; None where it raises a ValueError or is not imported."""
     if "distributed" not in sys.modules:
         return None
     try:
@@ -51,24 +51,24 @@ def list_workers(client: Any) -> Workers:
 
 
 def forwarding_workers(workers: Workers) -> Workers:
-    """Pick the workers that tiles are forwarded on: those that declare a GPU, else all."""
+    """Pick the workers that forward tiles: those that declare a GPU, else all."""
     declared = {address: info for address, info in workers.items() if _gpus(info) > 0}
     return declared or workers
 
 
 def gpu_share(declared: Iterable[float]) -> float | None:
-    """Tell how much of the resource one tile group takes.
+    """Choose how much of the resource one tile group takes.
 
     Parameters
     ----------
     declared : iterable of float
-        What each worker has of it.
+        The amount that each worker declares.
 
     Returns
     -------
     float or None
-        Half of what the least of them declares, so that one group is prepared while another is
-        on the card; None where no worker declares any.
+        Half of the smallest amount declared, so that one group is prepared while another is on
+        the GPU; None where no worker declares any.
     """
     least = min((amount for amount in declared if amount > 0), default=None)
     return None if least is None else least / 2
@@ -90,7 +90,7 @@ def forward_resources() -> dict[str, float] | None:
 
 
 def workers_dtype(client: Any, device: str, dtype: str) -> str:
-    """Turn "auto" into the arithmetic that every worker which will forward tiles has.
+    """Turn "auto" into a precision that every worker which will forward tiles computes in.
 
     Parameters
     ----------
@@ -99,31 +99,31 @@ def workers_dtype(client: Any, device: str, dtype: str) -> str:
     device : str
         Torch device, or "auto".
     dtype : {"auto", "float32", "bfloat16"}
-        What was asked for; only "auto" asks the workers.
+        As requested; only "auto" asks the workers.
 
     Returns
     -------
     str
-        "float32" where there is no worker yet, or the client is an asynchronous one.
+        "float32" where there is no worker yet, or the client is asynchronous.
     """
     if dtype != "auto" or device == "cpu":
         return resolve_dtype(dtype, device)
     workers = forwarding_workers(list_workers(client))
     if client.asynchronous or not workers:
         return "float32"
-    found = ask_workers(client, workers, _fastest_dtype, device, task="tell its arithmetic")
+    found = ask_workers(client, workers, _fastest_dtype, device, task="report its precision")
     return common_dtype(found.values())
 
 
 def common_dtype(found: Iterable[str]) -> str:
-    """Return bfloat16 only if all have it."""
+    """Return bfloat16 only if all workers compute in it."""
     return "bfloat16" if set(found) == {"bfloat16"} else "float32"
 
 
 def ask_workers(
     client: Any, workers: Workers, function: Callable[..., Any], *args: Any, task: str
 ) -> dict[str, Any]:
-    """Run a coroutine function once in each worker process, aside from its tasks.
+    """Run a coroutine function once in each worker process, outside its tasks.
 
     Parameters
     ----------
@@ -132,11 +132,11 @@ def ask_workers(
     workers : mapping
         The workers to ask, by address.
     function : coroutine function
-        Of a module, so that it goes by name.
+        Defined in a module, so that it is pickled by name.
     *args
         Its arguments.
     task : str
-        What the worker was asked to do, for the message.
+        Names what the workers are asked to do, for the message.
 
     Returns
     -------
@@ -154,8 +154,8 @@ def ask_workers(
         raise CHMv2Error(
             f"every worker that forwards tiles to {task}",
             f"{len(failed)} of {len(answers)} that cannot: {_reasons(workers, failed)}",
-            "put that right on the workers named and call again; where some workers shall not "
-            "forward tiles, start those that shall with --resources 'GPU=1'",
+            "correct that on the workers named and call again; if only some workers shall forward "
+            "tiles, start those with --resources 'GPU=1'",
         ) from next(iter(failed.values()))
     return dict(answers)
 
@@ -180,7 +180,7 @@ def _gpus(info: Mapping[str, Any]) -> float:
 
 
 async def _fastest_dtype(device: str) -> str:
-    """In a worker: its own "auto"; in a thread, because the first use of CUDA takes seconds."""
+    """In a worker: resolve "auto"; in a thread, because the first use of CUDA takes seconds."""
     return await asyncio.to_thread(lambda: resolve_dtype("auto", resolve_device(device)))
 
 
@@ -188,18 +188,18 @@ _NANNYS = "1"
 
 
 def forward_threads(worker: Any | None) -> int:
-    """Tell how many threads a forward gets.
+    """Count the threads that a forward gets.
 
     Parameters
     ----------
     worker : distributed.Worker or None
-        The worker of this process, if it is one.
+        The worker of this process, if any.
 
     Returns
     -------
     int
-        The worker's threads where its nanny left torch with one, else what torch is set to. Any
-        other ``OMP_NUM_THREADS`` that the worker was started with holds.
+        The worker's threads where its nanny limited torch to one, else the setting of torch. Any
+        other ``OMP_NUM_THREADS`` that the worker was started with is kept.
     """
     nannied = worker is not None and worker.nanny is not None
     if nannied and os.environ.get("OMP_NUM_THREADS") == _NANNYS:
@@ -209,6 +209,6 @@ def forward_threads(worker: Any | None) -> int:
 
 def use_forward_threads() -> None:
     """Give the forward that this thread is about to run the threads of its worker."""
-    threads = forward_threads(active_worker())
+    threads = forward_threads(_active_worker())
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)

@@ -3,9 +3,8 @@
 from xchmv2.predict.graph import Prediction, find_prediction
 from xchmv2.predict.planning import PredictionPlan, plan
 from xchmv2.predict.prediction import predict
-from xchmv2.predict.progress import Progress, tqdm
+from xchmv2.predict.progress import Progress, progress_bar
 from xchmv2.predict.sinks import blocks_of, compute_keys, delayed_sinks, leaves_process, run_sinks
-from xchmv2.predict.task_memory import TaskMemory
 from xchmv2.predict.warming import ForwardsOnGPUs, warmup
 
 __all__ = [
@@ -13,7 +12,6 @@ __all__ = [
     "Prediction",
     "PredictionPlan",
     "Progress",
-    "TaskMemory",
     "blocks_of",
     "compute_keys",
     "delayed_sinks",
@@ -21,7 +19,7 @@ __all__ = [
     "leaves_process",
     "plan",
     "predict",
+    "progress_bar",
     "run_sinks",
-    "tqdm",
     "warmup",
 ]

@@ -12,24 +12,24 @@ from typing import Any, get_args
 import dask
 import dask.array as da
 import numpy as np
+import xarray as xr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from xchmv2.errors import CHMv2Error
+from xchmv2.imagery import Scene
 from xchmv2.inference import Layer, forward_resources
 from xchmv2.predict.tasks import BlendBlock, Job, SumGroup
 from xchmv2.raster import Chunks, Source, assemble
 
 
-def predict_blocks(bands: Sequence[Source], mask: Source | None, job: Job) -> dict[Layer, da.Array]:
+def predict_blocks(scene: Scene, job: Job) -> dict[Layer, da.Array]:
     """Build the graph of a prediction; nothing is computed, no model is loaded.
 
     Parameters
     ----------
-    bands : sequence of Source
-        Red, green and blue with equal chunks along all dims before y and x.
-    mask : Source or None
-        Boolean pixels declared valid, with the same leading dims.
+    scene : Scene
+        Bands and mask.
     job : Job
         What to do with them.
 
@@ -44,8 +44,7 @@ def predict_blocks(bands: Sequence[Source], mask: Source | None, job: Job) -> di
         If dask's experimental array query planning is on.
     """
     _validate_dask()
-    sources = [*bands, *([mask] if mask else [])]
-    leading = bands[0].leading
+    sources, leading = _sources(scene), scene.leading_chunks
     token = tokenize(job, [source.name for source in sources], leading)
     groups = f"{GROUPS}{token}"
     tasks = _group_tasks(groups, sources, job, leading)
@@ -60,7 +59,7 @@ def predict_blocks(bands: Sequence[Source], mask: Source | None, job: Job) -> di
 
 
 def find_prediction(array: da.Array) -> Prediction | None:
-    """Recognise a layer of a prediction that nothing was done to since.
+    """Recognise a layer of a prediction that was not changed since.
 
     Parameters
     ----------
@@ -70,34 +69,34 @@ def find_prediction(array: da.Array) -> Prediction | None:
     Returns
     -------
     Prediction or None
-        What the array is, None where it is something else.
+        The array's origin; None for any other array.
     """
     named, layer = _PREDICTED.fullmatch(array.name), array.dask.layers.get(array.name)
     if named is None or layer is None:
         return None
     task = next(iter(layer.values()))
     if not isinstance(task, tuple) or not isinstance(task[0], BlendBlock):
-        return None  # a persisted one: numbers, of which nothing more is known
+        return None  # persisted: its tasks are values now
     samples = array.dask.layers[f"chmv2-samples-{named['token']}"]
     return Prediction(task[0].job, task[0].layer, named["token"], samples, array.dask)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a prediction's array was made of.
+    """What a prediction's array is computed from.
 
     Parameters
     ----------
     job : Job
-        All that determines it beside the pixels of the imagery.
+        All that determines it besides the pixels of the imagery.
     layer : str
         Which layer of the prediction it is.
     token : str
         The same for all layers of one prediction.
     samples : mapping
-        Tasks that give a digest of each date's imagery, one for each date chunk.
+        Tasks that return a digest of each date's imagery, one per date chunk.
     graph : HighLevelGraph
-        What those need.
+        The graph that those tasks belong to.
     """
 
     job: Job
@@ -107,13 +106,36 @@ class Prediction:
     graph: HighLevelGraph
 
 
-#: Begins the name of the layer whose tasks run the network.
+#: Prefix of the layer whose tasks run the network.
 GROUPS = "chmv2-groups-"
 _PREDICTED = re.compile(rf"chmv2-({'|'.join(get_args(Layer))})-(?P<token>\w+)")
 
 
+def _sources(scene: Scene) -> list[Source]:
+    """Red, green, blue and the mask, if any, as dask arrays with equal chunks before y and x."""
+    distinct = {id(band.array): band.array for band in scene.bands}
+    arrays = {
+        key: _as_dask(array, f"chmv2-imagery-{i}", scene)
+        for i, (key, array) in enumerate(distinct.items())
+    }
+    sources = [Source(arrays[id(band.array)], band.index) for band in scene.bands]
+    if scene.mask is not None:
+        sources.append(Source(_as_dask(scene.mask, "chmv2-mask", scene)))
+    return sources
+
+
+def _as_dask(array: xr.DataArray, name: str, scene: Scene) -> da.Array:
+    """Wrap what is in memory, one date a chunk, so that a task holds one date."""
+    leading = scene.leading_chunks
+    if array.chunks is not None:
+        return array.data.rechunk(dict(enumerate(leading)))
+    chunks = (*leading, *((-1,) * (array.ndim - len(leading))))
+    # If computed at once, it needs no key that depends on its content, which takes time to hash.
+    return da.from_array(array.values, chunks=chunks, name=None if scene.lazy else name)
+
+
 def _forward_annotations() -> dict[str, Any] | None:
-    """Where tasks that run the network may run; what the user annotates goes before it."""
+    """Choose resources for tasks that run the network; the user's annotations take precedence."""
     resources = forward_resources()
     return {"resources": resources, **dask.get_annotations()} if resources else None
 
@@ -126,8 +148,8 @@ def _with_samples(
     job: Job,
     leading: tuple[tuple[int, ...], ...],
 ) -> HighLevelGraph:
-    """Add the digests of the imagery; nothing depends on them, so they run only if asked for."""
-    samples = MaterializedLayer(sample_tasks(name, sources, job, leading))
+    """Add the digests of the imagery; nothing depends on them, so they run only on request."""
+    samples = MaterializedLayer(_sample_tasks(name, sources, job, leading))
     return HighLevelGraph(
         {**graph.layers, name: samples},
         {**graph.dependencies, name: graph.dependencies[groups]},
@@ -192,14 +214,14 @@ def _validate_dask() -> None:
 
 #: Side of a window [px of the tile grid].
 _SIDE = 32
-#: Where the windows lie, as shares of both axes.
+#: Positions of the windows, as shares of both axes.
 _PLACES = [(y, x) for y in (1 / 6, 1 / 2, 5 / 6) for x in (1 / 6, 1 / 2, 5 / 6)]
 
-Span = tuple[int, int]
+_Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class SampleSource:
+class _SampleSource:
     """Task: digests of a few source windows, one digest for each date of a chunk.
 
     Parameters
@@ -207,13 +229,13 @@ class SampleSource:
     spans : tuple of (y span, x span)
         Source pixels of each window.
     offsets : tuple of tuple of (int, int)
-        For each window and source, where the span begins in the chunks over it.
+        For each window and source, the span's start in the chunks over it.
     bands : tuple of (int or None)
         Index along the band dimension of each source's chunks.
     """
 
-    spans: tuple[tuple[Span, Span], ...]
-    offsets: tuple[tuple[Span, ...], ...]
+    spans: tuple[tuple[_Span, _Span], ...]
+    offsets: tuple[tuple[_Span, ...], ...]
     bands: tuple[int | None, ...]
 
     def __call__(self, windows: Sequence[Sequence[Chunks]]) -> list[str]:
@@ -227,10 +249,10 @@ class SampleSource:
         return [_digest([array[date] for array in pixels]) for date in dates]
 
 
-def sample_tasks(
+def _sample_tasks(
     name: str, sources: Sequence[Source], job: Job, leading: tuple[tuple[int, ...], ...]
 ) -> Mapping[Hashable, Any]:
-    """One task per date chunk; it reads what lies over nine places.
+    """One task per date chunk; it reads nine small windows.
 
     Parameters
     ----------
@@ -239,7 +261,7 @@ def sample_tasks(
     sources : sequence of Source
         Bands and mask.
     job : Job
-        Says where the windows lie, so that the chunks of the source do not matter.
+        Its tile grid fixes the windows, whatever the chunks of the source.
     leading : tuple of tuple of int
         Chunks of the dims before y and x.
     """
@@ -249,7 +271,7 @@ def sample_tasks(
         for span in spans
     ]
     offsets = tuple(tuple((y[1], x[1]) for y, x in window) for window in over)
-    task = SampleSource(spans, offsets, tuple(source.band_chunk[1] for source in sources))
+    task = _SampleSource(spans, offsets, tuple(source.band_chunk[1] for source in sources))
     return {
         (name, *date): (
             task,
@@ -262,7 +284,7 @@ def sample_tasks(
     }
 
 
-def _span(job: Job, place: tuple[float, float]) -> tuple[Span, Span]:
+def _span(job: Job, place: tuple[float, float]) -> tuple[_Span, _Span]:
     """Source pixels behind a small window of the tile grid."""
     spans = []
     for axis, (along, share) in enumerate(zip((job.rows, job.cols), place, strict=True)):

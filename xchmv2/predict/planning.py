@@ -10,12 +10,11 @@ from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import xarray as xr
 
 from xchmv2.errors import CheckpointError, CHMv2Error
-from xchmv2.imagery import Scene, ValueRange, WindowReader
+from xchmv2.imagery import Scene, ValueRange
 from xchmv2.inference import (
     Layer,
     ModelLike,
@@ -27,16 +26,17 @@ from xchmv2.inference import (
     seconds_per_tile,
 )
 from xchmv2.model import MODEL, OVERLAP, TILE
-from xchmv2.predict.prediction import Preparation, leading_chunks, prepare
-from xchmv2.predict.task_memory import TaskMemory, find_memory
+from xchmv2.predict.prediction import prepare
 from xchmv2.predict.tasks import Job
 from xchmv2.raster import (
+    Grid,
     Row,
-    TileRun,
+    Source,
     as_html,
     as_text,
     find_period,
     ground_pixel,
+    runs_by_block,
     write_bytes,
     write_crs,
     write_period,
@@ -47,9 +47,87 @@ from xchmv2.raster import (
 )
 
 
+def plan(
+    imagery: xr.Dataset | xr.DataArray,
+    model: ModelLike = MODEL,
+    *,
+    bands: Sequence[Hashable] | None = None,
+    value_range: ValueRange | None = None,
+    nodata: float | None = None,
+    valid: xr.DataArray | None = None,
+    erode: int = 0,
+    resolution: float | None = None,
+    tile: int = TILE,
+    overlap: int = OVERLAP,
+    block: int | None = None,
+    layers: Layer | Sequence[Layer] = ("height",),
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    compile: bool = False,
+) -> PredictionPlan:
+    """Tell what :func:`xchmv2.predict.predict` will do with the same arguments.
+
+    Parameters
+    ----------
+    imagery : Dataset or DataArray
+        The imagery; it is not modified.
+    model : str, path, CHMv2ForDepthEstimation or ModelSpec
+        As for ``predict``. For a model on the hub the configuration is fetched, not the weights.
+        Where the model cannot be found, the plan says so and holds for all else.
+    bands, value_range, nodata, valid, erode, resolution, tile, overlap, block, layers, device, \
+    dtype, batch_size, compile
+        As for ``predict``.
+
+    Returns
+    -------
+    PredictionPlan
+        Printed as text, and as a table in notebooks.
+
+    Raises
+    ------
+    ImageryError, GridError, ConfigError, DeviceError, CHMv2Error
+        As ``predict`` does.
+
+    Notes
+    -----
+    Nothing is computed and no weights are loaded. For imagery and masks in memory the valid pixels
+    are counted, which takes about as long as reading them once.
+    """
+    problems: list[CheckpointError] = []
+
+    def describe(model: ModelLike, *, device: str, dtype: str, **options: Any) -> ModelSpec:
+        try:
+            return resolve_model(model, device=device, dtype=dtype, weights=False, **options)
+        except CheckpointError as error:
+            problems.append(error)
+            return ModelSpec(_name_model(model), None, "", "", device, dtype)
+
+    scene, target, job = prepare(
+        imagery,
+        model,
+        bands=bands,
+        value_range=value_range,
+        nodata=nodata,
+        valid=valid,
+        erode=erode,
+        resolution=resolution,
+        tile=tile,
+        overlap=overlap,
+        block=block,
+        layers=layers,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        compile=compile,
+        describe=describe,
+    )
+    return _count(scene, target, job, problems)
+
+
 @dataclass(frozen=True, repr=False)
-class PlannedWork:
-    """What is known of a prediction before it runs.
+class PredictionPlan:
+    """What a prediction will do, as :func:`xchmv2.predict.plan` found out; print it to read it.
 
     Parameters
     ----------
@@ -72,15 +150,17 @@ class PlannedWork:
     date_chunks : int
         Chunks of dates: tasks handle those of one chunk together.
     skipped : Skipped or None
-        Tiles without a valid pixel; None where it takes reading the imagery to know.
+        Tiles without a valid pixel; None where only reading the imagery would tell.
     memory : TaskMemory
         Arrays of the largest tasks.
     model_problem : str or None
         Why ``predict`` would refuse the model.
     device, batch_size, seconds_per_tile : optional
-        Device of this process, tiles a forward there, and what a tile of this size took this
-        process so far [s]. None under a distributed client, whose workers have their own; the
-        time is None too before this process has forwarded such tiles.
+        Device of this process, tiles per forward on it, and the mean time that a tile of this size
+        has taken in this process [s]. None under a distributed client, whose workers have their
+        own; the time is None too before this process has forwarded such tiles.
+    assumed : bool
+        Whether the time per tile was given to :meth:`timed`, not measured.
     """
 
     job: Job
@@ -100,7 +180,6 @@ class PlannedWork:
     device: str | None = None
     batch_size: int | None = None
     seconds_per_tile: float | None = None
-    #: Whether the time a tile was given to :meth:`timed` and not measured.
     assumed: bool = False
 
     @property
@@ -115,17 +194,17 @@ class PlannedWork:
 
     @property
     def tiles(self) -> int:
-        """Tiles of all dates, skipped ones included."""
+        """Tiles of all dates, including those skipped."""
         return math.prod(self.tile_grid) * self.dates
 
     @property
     def forwards(self) -> int:
-        """Tiles that will be put through the network, or at most will as far as is known."""
+        """Tiles that the network will see; an upper bound unless ``skipped`` is exact."""
         return self.tiles - (0 if self.skipped is None else self.skipped.tiles)
 
     @property
     def skipped_share(self) -> float | None:
-        """Share of the tiles that hold no valid pixel, 0 to 1; at least that if not exact."""
+        """Share of the tiles that hold no valid pixel, 0 to 1; a lower bound unless exact."""
         return None if self.skipped is None else self.skipped.tiles / self.tiles
 
     @property
@@ -164,25 +243,25 @@ class PlannedWork:
     @property
     def output_bytes(self) -> int:
         """Size of the result in memory, all layers [bytes]."""
-        return 4 * math.prod(self.sizes.values()) * len(self.job.layers)
+        return _FLOAT32 * math.prod(self.sizes.values()) * len(self.job.layers)
 
     @property
     def seconds(self) -> float | None:
-        """Time the network takes on one device [s], for ``forwards``; None if not known."""
+        """Time the network takes on one device for all ``forwards`` [s]; None if not known."""
         return None if self.seconds_per_tile is None else self.forwards * self.seconds_per_tile
 
     def timed(self, tiles_per_second: float) -> Self:
-        """Return the same plan at a speed that you know.
+        """Return the same plan with a speed that you know.
 
         Parameters
         ----------
         tiles_per_second : float
-            Tiles that all devices together forward in a second, as
-            ``python -m xchmv2.benchmark`` measures for one.
+            Tiles that all devices together forward in a second, as ``python -m tests.benchmarks``
+            measures for one.
 
         Returns
         -------
-        PlannedWork
+        PredictionPlan
             With ``seconds``.
 
         Raises
@@ -199,131 +278,11 @@ class PlannedWork:
             )
         return replace(self, seconds_per_tile=1 / float(tiles_per_second), assumed=True)
 
+    def __repr__(self) -> str:
+        return as_text(f"<{_TITLE}>", _write_rows(self))
 
-def write_rows(plan: PlannedWork) -> list[Row]:
-    """Write a plan as named lines.
-
-    Parameters
-    ----------
-    plan : PlannedWork
-        The plan.
-
-    Returns
-    -------
-    list of (name, value)
-        Fourteen of them.
-    """
-    return [
-        ("imagery", _imagery(plan)),
-        ("dates", f"{plan.dates}, {write_period(plan.period) or 'without days'}"),
-        ("CRS", plan.crs or "none"),
-        ("resolution", _resolution(plan)),
-        ("output", _output(plan)),
-        ("area", _area(plan)),
-        ("tiles", _tiles(plan)),
-        ("skipped", _skipped(plan)),
-        ("blocks", _blocks(plan)),
-        ("tasks", _tasks(plan)),
-        ("memory", _memory(plan)),
-        ("model", _model(plan)),
-        ("device", _device(plan)),
-        ("time", _time(plan)),
-    ]
-
-
-def _imagery(plan: PlannedWork) -> str:
-    kind = "dask-backed" if plan.lazy else "not dask-backed: predicted at once"
-    bands = ", ".join(plan.job.bands)
-    return f"{write_sizes(plan.source_sizes)}; {bands}; {plan.values}; {kind}"
-
-
-def _resolution(plan: PlannedWork) -> str:
-    if plan.source_pixel is None or plan.pixel is None:
-        return "not known without a CRS; the imagery's own pixels"
-    if not plan.resampled:
-        return f"{write_pixel(plan.pixel)} on the ground, the imagery's own"
-    found, wanted = write_pixel(plan.source_pixel), write_pixel(plan.pixel)
-    return f"{found} on the ground, resampled to {wanted}"
-
-
-def _output(plan: PlannedWork) -> str:
-    layers = ", ".join(plan.job.layers)
-    return f"{write_sizes(plan.sizes)}; {layers}; float32, {write_bytes(plan.output_bytes)}"
-
-
-def _area(plan: PlannedWork) -> str:
-    a_date = plan.megapixels / plan.dates
-    ground = "" if plan.area is None else f", {plan.area:.3g} km2"
-    return f"{a_date:.3g} Mpx{ground} a date; {plan.megapixels:.3g} Mpx in all"
-
-
-def _tiles(plan: PlannedWork) -> str:
-    axis, (rows, cols) = plan.job.rows, plan.tile_grid
-    grid = f"{axis.tile} px, overlap {axis.overlap}, stride {axis.stride}"
-    return f"{grid}: {rows} x {cols} = {rows * cols} a date, {plan.tiles} in all"
-
-
-def _skipped(plan: PlannedWork) -> str:
-    if plan.skipped is None:
-        return "not known before the imagery is read"
-    if plan.skipped.exact and not plan.skipped.tiles:
-        return "none"
-    least = "" if plan.skipped.exact else "at least "
-    share = write_share(plan.skipped.tiles, plan.tiles)
-    return f"{least}{plan.skipped.tiles} tiles without a valid pixel, {share}"
-
-
-def _blocks(plan: PlannedWork) -> str:
-    rows, cols = plan.block_grid
-    return f"{plan.job.block} px: {rows} x {cols} = {rows * cols} a date"
-
-
-def _tasks(plan: PlannedWork) -> str:
-    groups, blocks = plan.group_tasks, plan.block_tasks
-    return f"{groups} tile groups + {blocks} blocks = {plan.tasks}, and those that read imagery"
-
-
-def _memory(plan: PlannedWork) -> str:
-    found = plan.memory
-    read = f"chunks {write_bytes(found.chunks)}, " if found.chunks else ""
-    window = write_bytes(found.window + found.group_scratch)
-    return (
-        f"a tile group {write_bytes(found.of_group)} at most ({read}"
-        f"window {window}, sums {write_bytes(found.sums)}), "
-        f"a block {write_bytes(found.of_block)}; without the network"
-    )
-
-
-def _model(plan: PlannedWork) -> str:
-    spec = plan.job.model
-    if plan.model_problem is not None:
-        return f"{spec.model}, which predict() would refuse: .model_problem says why"
-    compiled = ", compiled" if spec.compile else ""
-    name = "a model of this process" if spec.model.startswith("live:") else spec.model
-    return f"{name}, weights {spec.weights_sha256[:12]}, {spec.dtype}{compiled}"
-
-
-def _device(plan: PlannedWork) -> str:
-    if plan.device is None:
-        return f"{plan.job.model.device} on each worker of the cluster"
-    batch = f"{plan.batch_size} tile{'s' if plan.batch_size != 1 else ''} a forward"
-    return f"{plan.device}, {batch}"
-
-
-def _time(plan: PlannedWork) -> str:
-    if plan.seconds is None or not plan.seconds_per_tile:
-        return (
-            "not known: predict a piece in this process first, or give plan.timed(tiles_per_second)"
-        )
-    known = plan.skipped is not None and plan.skipped.exact
-    speed = f"{_significant(1 / plan.seconds_per_tile)} tiles a second"
-    how = "as given" if plan.assumed else "as measured in this process"
-    most = "" if known else "at most "
-    return f"{most}{write_seconds(plan.seconds)} for the network, at {speed}, {how}"
-
-
-def _significant(number: float) -> str:
-    return f"{number:.{max(0, 2 - math.floor(math.log10(number)))}f}"
+    def _repr_html_(self) -> str:
+        return as_html(_TITLE, _write_rows(self), _draw_grid(self.job))
 
 
 @dataclass(frozen=True)
@@ -342,230 +301,53 @@ class Skipped:
     exact: bool
 
 
-def count_skipped(scene: Scene, job: Job, reader: WindowReader) -> Skipped | None:
-    """Count the tiles without a valid pixel.
+@dataclass(frozen=True)
+class TaskMemory:
+    """Arrays of the largest task of each kind [bytes], without the network and its batches.
 
     Parameters
     ----------
-    scene : Scene
-        Imagery and mask; only what is in memory is looked at.
-    job : Job
-        The tile grid.
-    reader : WindowReader
-        The rule for validity.
-
-    Returns
-    -------
-    Skipped or None
-        None where it takes reading the imagery to know.
+    chunks : int
+        Chunks of the imagery over the largest tile group; 0 for imagery in memory.
+    window : int
+        The pixels cut from them, and the temporary arrays of preparing and adding them up.
+    sums : int
+        The weighted sums of the group's tiles, which it returns.
+    gathered : int
+        The sums of all groups that reach into one block.
+    block : int
+        One block of one layer, which is the output, and the temporary arrays of deriving it.
     """
-    never = reader.valid_pixels.never_invalid([band.array.dtype for band in scene.bands])
-    if never and scene.mask is None:
-        return Skipped(0, exact=True)
-    mask_known = scene.mask is None or _in_memory(scene.mask)
-    known = not never and mask_known and all(_in_memory(band.array) for band in scene.bands)
-    if not known and (scene.mask is None or not mask_known):
-        return None
-    if not known:  # the mask alone: as if all bands were valid everywhere
-        rule = replace(reader.valid_pixels, nodata=(None, None, None))
-        reader = replace(reader, valid_pixels=rule)
-    tiles = sum(
-        _count_in_date(_Plane(scene, date, known), job, reader)
-        for date in np.ndindex(scene.template.shape[:-2])
-    )
-    return Skipped(tiles, exact=known or never)
 
+    chunks: int
+    window: int
+    sums: int
+    gathered: int
+    block: int
 
-@dataclass(frozen=True, eq=False)
-class _Plane:
-    """One date of what is in memory."""
+    @property
+    def of_group(self) -> int:
+        """Upper bound for a task that runs the network [bytes]."""
+        return self.chunks + self.window + self.sums
 
-    scene: Scene
-    date: tuple[int, ...]
-    with_bands: bool
-
-    def bands(self, where: tuple[slice, slice]) -> list[npt.NDArray[Any]]:
-        """Red, green and blue (H, W), or zeros in their place."""
-        if not self.with_bands:
-            shape = [cut.stop - cut.start for cut in where]
-            return [np.broadcast_to(np.uint8(0), shape)] * 3
-        found = []
-        for band in self.scene.bands:
-            index = () if band.index is None else (band.index,)
-            key: Any = (*self.date, *index, *where)
-            found.append(band.array.values[key])
-        return found
-
-    def mask(self, where: tuple[slice, slice]) -> npt.NDArray[np.bool_] | None:
-        """Pixels declared valid (H, W)."""
-        if self.scene.mask is None:
-            return None
-        key: Any = (*self.date, *where)
-        mask: npt.NDArray[np.bool_] = self.scene.mask.values[key]
-        return mask
-
-
-def _count_in_date(plane: _Plane, job: Job, reader: WindowReader) -> int:
-    """Go through the groups as the tasks will, so that no more is held than they hold."""
-    return sum(_count_in_group(plane, rows, cols, reader) for rows, cols in product(*job.runs))
-
-
-def _count_in_group(plane: _Plane, rows: TileRun, cols: TileRun, reader: WindowReader) -> int:
-    target = ((rows.start, rows.stop), (cols.start, cols.stop))
-    y, x = (slice(*reader.source_span(axis, *span)) for axis, span in enumerate(target))
-    valid = reader.valid(plane.bands((y, x)), plane.mask((y, x)), target)
-    return sum(not valid[ys, xs].any() for (ys, _), (xs, _) in product(rows.tiles, cols.tiles))
-
-
-def _in_memory(array: xr.DataArray) -> bool:
-    """Whether an array's values are there; of a file opened without dask they may not be."""
-    return bool(getattr(array.variable, "_in_memory", False))
-
-
-_SIDE = 140
-_MOST_LINES = 40
-
-
-def draw_grid(job: Job) -> str:
-    """Draw blocks as thick lines and tile starts as thin ones.
-
-    Parameters
-    ----------
-    job : Job
-        The grid; what has more than 40 lines along an axis is left out, as nobody could see it.
-
-    Returns
-    -------
-    str
-        SVG in the colour of the text around it.
-    """
-    height, width = job.rows.size, job.cols.size
-    scale = _SIDE / max(height, width)
-    size = (max(1.0, height * scale), max(1.0, width * scale))
-    blocks = [[job.block * i for i in range(1, len(sizes))] for sizes in job.chunks]
-    tiles = [axis.starts[1:] for axis in (job.rows, job.cols)]
-    return (
-        f'<svg width="{size[1] + 4:.0f}" height="{size[0] + 4:.0f}" '
-        f'viewBox="-2 -2 {size[1] + 4:.1f} {size[0] + 4:.1f}" fill="none" stroke="currentColor" '
-        f'style="flex: none;" role="img" aria-label="tiles and blocks">'
-        f'<rect width="{size[1]:.1f}" height="{size[0]:.1f}" stroke-width="1.5"/>'
-        f'<path d="{_lines(tiles, size, scale)}" stroke-width="0.5" stroke-opacity="0.45"/>'
-        f'<path d="{_lines(blocks, size, scale)}" stroke-width="1.5"/></svg>'
-    )
-
-
-def _lines(places: Sequence[Sequence[int]], size: tuple[float, float], scale: float) -> str:
-    """Lines across at rows, and down at columns, as an SVG path."""
-    rows, cols = ([place * scale for place in along] for along in places)
-    across = [f"M0 {y:.1f}H{size[1]:.1f}" for y in rows] if len(rows) <= _MOST_LINES else []
-    down = [f"M{x:.1f} 0V{size[0]:.1f}" for x in cols] if len(cols) <= _MOST_LINES else []
-    return "".join(across + down)
+    @property
+    def of_block(self) -> int:
+        """Upper bound for a task that adds up groups [bytes]."""
+        return self.gathered + self.block
 
 
 _TITLE = "xchmv2 prediction plan, nothing computed yet"
+_FLOAT32 = 4
 
 
-@dataclass(frozen=True, repr=False)
-class PredictionPlan(PlannedWork):
-    """What a prediction will do, from :func:`xchmv2.predict.plan`; printed, it tells it in lines.
-
-    Its parameters and attributes are those of `PlannedWork`.
-    """
-
-    def __repr__(self) -> str:
-        return as_text(f"<{_TITLE}>", write_rows(self))
-
-    def _repr_html_(self) -> str:
-        return as_html(_TITLE, write_rows(self), draw_grid(self.job))
+def _name_model(model: ModelLike) -> str:
+    name = model.model if isinstance(model, ModelSpec) else model
+    return type(name).__name__ if isinstance(name, torch.nn.Module) else str(name)
 
 
-def plan(
-    imagery: xr.Dataset | xr.DataArray,
-    model: ModelLike = MODEL,
-    *,
-    bands: Sequence[Hashable] | None = None,
-    value_range: ValueRange | None = None,
-    nodata: float | None = None,
-    valid: xr.DataArray | None = None,
-    erode: int = 0,
-    resolution: float | None = None,
-    tile: int = TILE,
-    overlap: int = OVERLAP,
-    block: int | None = None,
-    layers: Layer | Sequence[Layer] = ("height",),
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    batch_size: int | Literal["auto"] = "auto",
-    compile: bool = False,
+def _count(
+    scene: Scene, target: Grid, job: Job, problems: Sequence[CheckpointError]
 ) -> PredictionPlan:
-    """Tell what :func:`xchmv2.predict.predict` will do with the same arguments.
-
-    Parameters
-    ----------
-    imagery : Dataset or DataArray
-        The imagery; it is not modified.
-    model : str, path, CHMv2ForDepthEstimation or ModelSpec
-        As of ``predict``. Of a model on the hub the configuration is fetched, not the weights.
-        Where the model cannot be found, the plan says so and holds for all else.
-    bands, value_range, nodata, valid, erode, resolution, tile, overlap, block, layers, device, \
-    dtype, batch_size, compile
-        As of ``predict``.
-
-    Returns
-    -------
-    PredictionPlan
-        It prints as text, and as a table in notebooks.
-
-    Raises
-    ------
-    ImageryError, GridError, ConfigError, DeviceError, CHMv2Error
-        As ``predict`` does.
-
-    Notes
-    -----
-    Nothing is computed and no weights are loaded. Of imagery and masks in memory the valid pixels
-    are counted, which takes about as long as reading them once.
-    """
-    describe = _Describe()
-    ready = prepare(
-        imagery,
-        model,
-        bands=bands,
-        value_range=value_range,
-        nodata=nodata,
-        valid=valid,
-        erode=erode,
-        resolution=resolution,
-        tile=tile,
-        overlap=overlap,
-        block=block,
-        layers=layers,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        compile=compile,
-        describe=describe,
-    )
-    return _count(ready, describe.problem)
-
-
-class _Describe:
-    """Names the model as ``resolve_model`` does, and remembers why it cannot."""
-
-    problem: CheckpointError | None = None
-
-    def __call__(self, model: ModelLike, *, device: str, dtype: str, **options: Any) -> ModelSpec:
-        try:
-            return resolve_model(model, device=device, dtype=dtype, weights=False, **options)
-        except CheckpointError as error:
-            self.problem = error
-            name = model.model if isinstance(model, ModelSpec) else model
-            named = str(name) if not isinstance(name, torch.nn.Module) else type(name).__name__
-            return ModelSpec(named, None, "", "", device, dtype)
-
-
-def _count(ready: Preparation, problem: CheckpointError | None) -> PredictionPlan:
-    scene, target, job = ready.scene, ready.target, ready.job
     sizes = dict(zip(scene.template.dims, scene.template.shape, strict=True))
     source = {str(dim): sizes[dim] for dim in scene.dims}
     return PredictionPlan(
@@ -574,30 +356,228 @@ def _count(ready: Preparation, problem: CheckpointError | None) -> PredictionPla
         sizes={**source, **dict(zip(target.dims, target.shape, strict=True))},
         values=" and ".join(dict.fromkeys(str(band.array.dtype) for band in scene.bands)),
         lazy=scene.lazy,
-        resampled=not ready.reader.is_identity,
+        resampled=not job.reader.is_identity,
         period=find_period(scene.template),
         crs=write_crs(target.crs),
         source_pixel=None if target.crs is None else ground_pixel(scene.grid),
         pixel=None if target.crs is None else ground_pixel(target),
-        date_chunks=math.prod(len(chunks) for chunks in leading_chunks(scene)),
-        skipped=count_skipped(scene, job, ready.reader),
-        memory=find_memory(scene, job, ready.reader),
-        model_problem=None if problem is None else str(problem),
-        **_here(job, scene.lazy, problem is None),
+        date_chunks=math.prod(len(chunks) for chunks in scene.leading_chunks),
+        skipped=_count_skipped(scene, job),
+        memory=_estimate_memory(scene, job),
+        model_problem=str(problems[0]) if problems else None,
+        **_find_device(job, lazy=scene.lazy, found=not problems),
     )
 
 
-def _here(job: Job, lazy: bool, found: bool) -> dict[str, Any]:
-    """Device, batch and speed of this process; of a cluster's workers they are not known."""
+def _find_device(job: Job, *, lazy: bool, found: bool) -> dict[str, Any]:
+    """Device, batch and speed of this process; those of a cluster's workers are not known."""
     if lazy and active_client() is not None:
         return {}
     window = (job.rows.window, job.cols.window)
     device = resolve_device(job.model.device)
-    batch = resolve_batch(
-        job.batch_size,
-        math.prod(window),
-        torch.device(device),
-        compiled=job.model.compile,
+    pixels, compiled = math.prod(window), job.model.compile
+    return {
+        "device": device,
+        "batch_size": resolve_batch(
+            job.batch_size, pixels, torch.device(device), compiled=compiled
+        ),
+        "seconds_per_tile": seconds_per_tile(job.model, window) if found else None,
+    }
+
+
+def _count_skipped(scene: Scene, job: Job) -> Skipped | None:
+    """Count the tiles without a valid pixel, from what is in memory; None where that cannot tell.
+
+    It goes through the groups as the tasks will, so that it holds no more than they do.
+    """
+    reader, mask = job.reader, scene.mask
+    never = reader.valid_pixels.never_invalid([band.array.dtype for band in scene.bands])
+    if never and mask is None:
+        return Skipped(0, exact=True)
+    known = not never and all(_in_memory(band.array) for band in scene.bands)
+    if not (known if mask is None else _in_memory(mask)):
+        return None
+    if not known:  # the mask alone: as if all bands were valid everywhere
+        rule = replace(reader.valid_pixels, nodata=(None, None, None))
+        reader = replace(reader, valid_pixels=rule)
+    tiles = 0
+    for date in np.ndindex(scene.template.shape[:-2]):
+        for rows, cols in product(*job.runs):
+            target = ((rows.start, rows.stop), (cols.start, cols.stop))
+            where = tuple(slice(*reader.source_span(axis, *s)) for axis, s in enumerate(target))
+            index: Any = (*date, *where)
+            seen = None if mask is None else mask.values[index]
+            bands = [np.broadcast_to(np.uint8(0), [cut.stop - cut.start for cut in where])] * 3
+            if known:
+                bands = [_without_band(b.array.values, b.index)[index] for b in scene.bands]
+            valid = reader.valid(bands, seen, target)
+            places = product(rows.tiles, cols.tiles)
+            tiles += sum(not valid[y, x].any() for (y, _), (x, _) in places)
+    return Skipped(tiles, exact=known or never)
+
+
+def _without_band(values: Any, index: int | None) -> Any:
+    return values if index is None else values[..., index, :, :]
+
+
+def _in_memory(array: xr.DataArray) -> bool:
+    """Whether an array's values are in memory; a file opened without dask may not be read yet."""
+    return bool(getattr(array.variable, "_in_memory", False))
+
+
+def _estimate_memory(scene: Scene, job: Job) -> TaskMemory:
+    """Add up the arrays of the largest group and of the largest block; upper bounds."""
+    # Any pair of runs is a group, so the largest along each axis make up the largest.
+    extent = math.prod(max(run.stop - run.start for run in runs) for runs in job.runs)
+    spans = [
+        [job.reader.source_span(axis, run.start, run.stop) for run in runs]
+        for axis, runs in enumerate(job.runs)
+    ]
+    span = math.prod(max(stop - start for start, stop in along) for along in spans)
+    dates = math.prod(max(sizes) for sizes in scene.leading_chunks)
+    scatter = "overlap_disagreement" in job.layers
+    sums = _FLOAT32 * dates * (1 + ("bin_spread" in job.layers) + scatter)
+    # Three bands, validity and mask: of all dates as they are cut out, and of one put together.
+    size = max(band.array.dtype.itemsize for band in scene.bands)
+    window = span * (dates + 1) * (3 * size + 1 + job.masked)
+    if not job.reader.is_identity:  # a band and weights over the source, bands over the target
+        window += span * (2 * _FLOAT32 + size) + extent * (9 * _FLOAT32 + 1)
+    if dates > 1:  # the sums of all dates are joined
+        window += extent * sums
+    if scatter:
+        window += extent * _FLOAT32
+    block = _FLOAT32 * dates * math.prod(max(sizes) for sizes in job.chunks)
+    return TaskMemory(
+        chunks=_chunk_bytes(scene, spans),
+        window=window,
+        sums=extent * sums,
+        gathered=_gathered_pixels(job) * sums,
+        block=block * 6 if scatter else block * 5 // 4,
     )
-    speed = seconds_per_tile(job.model, window) if found else None
-    return {"device": device, "batch_size": batch, "seconds_per_tile": speed}
+
+
+def _gathered_pixels(job: Job) -> int:
+    """Pixels of all groups that reach into the block with most of them."""
+    longest = []
+    for axis, runs in zip((job.rows, job.cols), job.runs, strict=True):
+        lengths = [run.stop - run.start for run in runs]
+        longest.append(max(sum(lengths[i] for i in b) for b in runs_by_block(axis, job.block)))
+    return math.prod(longest)
+
+
+def _chunk_bytes(scene: Scene, spans: Sequence[Sequence[tuple[int, int]]]) -> int:
+    """Bytes of the dask chunks over the largest group, counting each dask array once."""
+    arrays = [*(band.array for band in scene.bands), scene.mask]
+    lazy = {a.data.name: a.data for a in arrays if a is not None and a.chunks is not None}
+    total = 0
+    for array in lazy.values():
+        pixels = math.prod(max(sizes) for sizes in array.chunks[:-2])
+        for axis, along in enumerate(spans):
+            over = Source(array).covering(axis, along)
+            pixels *= max(sum(array.chunks[axis - 2][i] for i in chunks) for chunks, _ in over)
+        total += pixels * array.dtype.itemsize
+    return total
+
+
+def _write_rows(plan: PredictionPlan) -> list[Row]:
+    """Write a plan as fourteen named lines."""
+    job, memory = plan.job, plan.memory
+    kind = "dask-backed" if plan.lazy else "not dask-backed: predicted at once"
+    ground = "" if plan.area is None else f", {plan.area:.3g} km2"
+    read = f"chunks {write_bytes(memory.chunks)}, " if memory.chunks else ""
+    tiles = f"{job.rows.tile} px, overlap {job.rows.overlap}, stride {job.rows.stride}"
+    batch = f"{plan.batch_size} tile{'s' if plan.batch_size != 1 else ''} a forward"
+    lines = {
+        "imagery": f"{write_sizes(plan.source_sizes)}; {', '.join(job.bands)}; {plan.values}; "
+        f"{kind}",
+        "dates": f"{plan.dates}, {write_period(plan.period) or 'without days'}",
+        "CRS": plan.crs or "none",
+        "resolution": _write_resolution(plan),
+        "output": f"{write_sizes(plan.sizes)}; {', '.join(job.layers)}; float32, "
+        f"{write_bytes(plan.output_bytes)}",
+        "area": f"{plan.megapixels / plan.dates:.3g} Mpx{ground} a date; "
+        f"{plan.megapixels:.3g} Mpx in all",
+        "tiles": f"{tiles}: {_write_grid(plan.tile_grid)}, {plan.tiles} in all",
+        "skipped": _write_skipped(plan),
+        "blocks": f"{job.block} px: {_write_grid(plan.block_grid)}",
+        "tasks": f"{plan.group_tasks} tile groups + {plan.block_tasks} blocks = {plan.tasks}, "
+        "and those that read imagery",
+        "memory": f"a tile group {write_bytes(memory.of_group)} at most ({read}"
+        f"window {write_bytes(memory.window)}, sums {write_bytes(memory.sums)}), "
+        f"a block {write_bytes(memory.of_block)}; without the network",
+        "model": _write_model(plan),
+        "device": f"{plan.device}, {batch}"
+        if plan.device
+        else f"{job.model.device} on each worker of the cluster",
+        "time": _write_time(plan),
+    }
+    return list(lines.items())
+
+
+def _write_grid(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]} = {math.prod(grid)} a date"
+
+
+def _write_resolution(plan: PredictionPlan) -> str:
+    if plan.source_pixel is None or plan.pixel is None:
+        return "not known without a CRS; the imagery's own pixels"
+    change = f"resampled to {write_pixel(plan.pixel)}" if plan.resampled else "the imagery's own"
+    return f"{write_pixel(plan.source_pixel)} on the ground, {change}"
+
+
+def _write_skipped(plan: PredictionPlan) -> str:
+    if plan.skipped is None:
+        return "not known before the imagery is read"
+    if plan.skipped == Skipped(0, exact=True):
+        return "none"
+    least = "" if plan.skipped.exact else "at least "
+    share = write_share(plan.skipped.tiles, plan.tiles)
+    return f"{least}{plan.skipped.tiles} tiles without a valid pixel, {share}"
+
+
+def _write_model(plan: PredictionPlan) -> str:
+    spec = plan.job.model
+    if plan.model_problem is not None:
+        return f"{spec.model}, which predict() would refuse: .model_problem says why"
+    name = "a model of this process" if spec.model.startswith("live:") else spec.model
+    compiled = ", compiled" if spec.compile else ""
+    return f"{name}, weights {spec.weights_sha256[:12]}, {spec.dtype}{compiled}"
+
+
+def _write_time(plan: PredictionPlan) -> str:
+    if plan.seconds is None or not plan.seconds_per_tile:
+        return (
+            "not known: predict a piece in this process first, or give plan.timed(tiles_per_second)"
+        )
+    most = "" if plan.skipped is not None and plan.skipped.exact else "at most "
+    speed = 1 / plan.seconds_per_tile
+    speed_text = f"{speed:.{max(0, 2 - math.floor(math.log10(speed)))}f} tiles a second"
+    how = "as given" if plan.assumed else "as measured in this process"
+    return f"{most}{write_seconds(plan.seconds)} for the network, at {speed_text}, {how}"
+
+
+_SIDE = 140
+_MOST_LINES = 40
+
+
+def _draw_grid(job: Job) -> str:
+    """Draw blocks as thick lines and tile starts as thin ones, as SVG; over 40 are left out."""
+    scale = _SIDE / max(job.rows.size, job.cols.size)
+    height, width = (max(1.0, axis.size * scale) for axis in (job.rows, job.cols))
+    blocks = [[job.block * i for i in range(1, len(sizes))] for sizes in job.chunks]
+    tiles = [axis.starts[1:] for axis in (job.rows, job.cols)]
+
+    def lines(places: Sequence[Sequence[int]]) -> str:
+        rows, cols = ([at * scale for at in along[: _MOST_LINES + 1]] for along in places)
+        across = [f"M0 {y:.1f}H{width:.1f}" for y in rows] if len(rows) <= _MOST_LINES else []
+        down = [f"M{x:.1f} 0V{height:.1f}" for x in cols] if len(cols) <= _MOST_LINES else []
+        return "".join(across + down)
+
+    return (
+        f'<svg width="{width + 4:.0f}" height="{height + 4:.0f}" '
+        f'viewBox="-2 -2 {width + 4:.1f} {height + 4:.1f}" fill="none" stroke="currentColor" '
+        f'style="flex: none;" role="img" aria-label="tiles and blocks">'
+        f'<rect width="{width:.1f}" height="{height:.1f}" stroke-width="1.5"/>'
+        f'<path d="{lines(tiles)}" stroke-width="0.5" stroke-opacity="0.45"/>'
+        f'<path d="{lines(blocks)}" stroke-width="1.5"/></svg>'
+    )

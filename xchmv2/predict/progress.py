@@ -6,16 +6,24 @@ import time
 import warnings
 from types import TracebackType
 
+with warnings.catch_warnings():
+    # A text bar does as well; a warning at the first bar would not help anyone.
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from tqdm.auto import tqdm
+
+#: A progress bar, with the arguments of ``tqdm``.
+progress_bar = tqdm
+
 
 class Progress:
-    """A bar, in a terminal or a notebook; silent if told so.
+    """The progress of writing a store's regions, as a bar in a terminal or notebook.
 
     Parameters
     ----------
     total : int
         Regions of the store.
     done : int
-        Those that were down before.
+        Those already written.
     show : bool
         Whether to draw.
     """
@@ -24,7 +32,7 @@ class Progress:
         self.pixels = 0
         self.regions = 0
         self._begun = time.perf_counter()
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=total, initial=done, disable=not show, unit="region", desc="to_zarr", smoothing=0
         )
 
@@ -45,15 +53,9 @@ class Progress:
         return time.perf_counter() - self._begun
 
     def add(self, pixels: int, regions: int = 1) -> None:
-        """Count regions of so many pixels."""
+        """Count regions as written, with their pixels."""
         self.pixels += pixels
         self.regions += regions
         speed = self.pixels / 1e6 / max(self.seconds, 1e-9)
         self._bar.set_postfix_str(f"{speed:.2f} Mpx/s", refresh=False)
         self._bar.update(regions)
-
-
-with warnings.catch_warnings():
-    # Text will do; a warning at the first bar would not tell anyone more.
-    warnings.filterwarnings("ignore", "IProgress not found")
-    from tqdm.auto import tqdm as tqdm  # to be imported from here

@@ -1,8 +1,8 @@
-"""Graphs whose ends write: one per date, or per band of rows where that is too large.
+"""Sinks: graphs whose last tasks write, one per date, or per band of rows where that is too large.
 
-Each end takes one block of every layer and writes it. Tile groups that reach into several blocks
-run once and wait in memory until the last of these is written; from one band of rows to the next
-they are handed over.
+Each of these tasks takes one block of every layer and writes it. Tile groups that reach into
+several blocks run once and stay in memory until the last of these is written; from one band of rows
+to the next they are handed over.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dask.callbacks import Callback
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from xchmv2.errors import CHMv2Error
+from xchmv2.inference import validate_versions
 from xchmv2.predict.graph import GROUPS
 
 #: Place of a block: indices of its chunks along all dims.
@@ -27,10 +28,10 @@ Index = tuple[int, ...]
 #: Writes one block of each array and returns how many pixels that were.
 Sink = Callable[[Sequence[npt.NDArray[Any]]], int]
 
-#: Blocks of one graph at most on a cluster: about five tasks each, beside those that read.
+#: Blocks of one graph at most on a cluster: about five tasks each, besides those that read.
 _MOST_BLOCKS = 2048
-#: Here, a graph is one row of blocks, however long: what waits in memory is then one row of border
-#: groups. A date in one graph took three times the memory, and more with every row.
+#: In this process a graph is one row of blocks, however long: one row of border groups is then held
+#: in memory. A date in one graph took three times the memory, and more with every row.
 _MOST_BLOCKS_HERE = 1
 
 
@@ -48,19 +49,19 @@ def run_sinks(
     arrays : sequence of dask.array.Array
         Arrays of equal chunks.
     sinks : mapping
-        What writes the blocks at each place; other places are not computed.
+        By place, the function that writes its blocks; other places are not computed.
     name : str
-        Begins the keys of the writing tasks; no two runs at a time may share it.
+        Prefix of the writing tasks' keys; no two simultaneous runs may share it.
     done : callable
-        Told of each block that is down, its place and pixels, in this process.
+        Called in this process with the place and pixels of each block once it is written.
 
     Raises
     ------
     Exception
-        The first error of a task; the other tasks are given up.
+        The first error of a task; the other tasks are cancelled.
     """
     graph = _sink_graph(arrays, sinks, name)
-    client = distributed_client()
+    client = _validated_client()
     most = _MOST_BLOCKS_HERE if client is None else _MOST_BLOCKS
     for batches in _batches(sinks, most):
         keys: list[list[Hashable]] = [[(name, *index) for index in batch] for batch in batches]
@@ -73,7 +74,7 @@ def run_sinks(
 
 
 def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[Index, Sink], name: str) -> Any:
-    """Return a Delayed that writes all blocks and gives the pixels written when computed.
+    """Return a Delayed that writes all blocks and returns the number of pixels written.
 
     Parameters
     ----------
@@ -88,21 +89,38 @@ def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[Index, Sink], name:
     return Delayed(total, HighLevelGraph.from_collections(total, last, [_Ends(graph, name)]))
 
 
-def distributed_client() -> Any:
-    """Return the distributed client that computes now; None where the work is done here."""
-    owner = getattr(get_scheduler(cls=da.Array), "__self__", None)
-    return owner if type(owner).__module__.startswith("distributed") else None
-
-
 def leaves_process() -> bool:
-    """Whether computing now is done by other processes."""
+    """Whether other processes would compute now."""
     module = getattr(get_scheduler(cls=da.Array), "__module__", "")
-    return distributed_client() is not None or module == "dask.multiprocessing"
+    return _distributed_client() is not None or module == "dask.multiprocessing"
 
 
 def compute_keys(graph: HighLevelGraph, keys: Sequence[Hashable]) -> list[Any]:
     """Compute some keys of a graph on the scheduler that dask is set to."""
+    _validated_client()
     return list(get_scheduler(cls=da.Array)(graph.cull(set(keys)), list(keys)))
+
+
+def blocks_of(array: da.Array) -> Iterator[tuple[Index, tuple[slice, ...]]]:
+    """Yield the place of each block of an array and its pixels."""
+    bounds = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks]
+    for index in np.ndindex(*array.numblocks):
+        pairs = zip(bounds, index, strict=True)
+        yield index, tuple(slice(int(b[i]), int(b[i + 1])) for b, i in pairs)
+
+
+def _distributed_client() -> Any:
+    """Return the distributed client that computes now; None where this process computes."""
+    owner = getattr(get_scheduler(cls=da.Array), "__self__", None)
+    return owner if type(owner).__module__.startswith("distributed") else None
+
+
+def _validated_client() -> Any:
+    """Return that client, once its cluster is known to have this version of the package."""
+    client = _distributed_client()
+    if client is not None:
+        validate_versions(client)
+    return client
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ class _Ends:
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """Task: a value that is already here."""
+    """Task: return a value that was computed before."""
 
     value: Any
 
@@ -189,7 +207,7 @@ def _run_here(
 
 
 def _with_held(graph: HighLevelGraph, held: Mapping[Hashable, Any]) -> HighLevelGraph:
-    """Put values that were computed before in the place of their tasks."""
+    """Replace tasks by the values that were computed before."""
     if not held:
         return graph
     layers = dict(graph.layers)
@@ -209,7 +227,7 @@ def _run_on_cluster(
 ) -> dict[Hashable, Any]:
     """Compute a batch on a cluster; returns the groups to hand over, which stay there.
 
-    The graph is culled and no more: fusing its tasks would lose which workers they may run on.
+    The graph is only culled: fusing its tasks would lose the workers that they may run on.
     """
     from distributed import as_completed
 
@@ -222,7 +240,7 @@ def _run_on_cluster(
                 raise CHMv2Error(
                     "the cluster to finish its work",
                     f"that a task was {future.status}",
-                    "call again: what is written stays",
+                    "call again: what is written is kept",
                 )
             done(future.key[1:], future.result())
             future.release()  # else the block would be written again if its worker died
@@ -230,11 +248,3 @@ def _run_on_cluster(
         client.cancel(futures)
         raise
     return dict(zip(carried, shared, strict=True))
-
-
-def blocks_of(array: da.Array) -> Iterator[tuple[Index, tuple[slice, ...]]]:
-    """Yield the place of each block of an array and its pixels."""
-    bounds = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks]
-    for index in np.ndindex(*array.numblocks):
-        pairs = zip(bounds, index, strict=True)
-        yield index, tuple(slice(int(b[i]), int(b[i + 1])) for b, i in pairs)

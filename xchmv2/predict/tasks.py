@@ -1,4 +1,4 @@
-"""What the tasks of a prediction do, and the job they share.
+"""The tasks of a prediction, and the job they share.
 
 A group task turns source chunks into the weighted sums of its tiles; a block task adds up the
 groups that reach into it. Both are small objects, so that a graph of many thousands stays small.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from xchmv2.imagery import WindowReader
 from xchmv2.inference import (
     BlockPart,
     Layer,
@@ -26,30 +27,15 @@ from xchmv2.inference import (
 from xchmv2.raster import Chunks, FloatArray, TileAxis, TileRun, assemble, runs_by_block, tile_runs
 
 
-class Reader(Protocol):
-    """Turns source pixels into a window of the grid that is predicted on."""
-
-    def source_span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
-        """Source pixels that ``[start, stop)`` depends on along y (0) or x (1)."""
-
-    def __call__(
-        self,
-        bands: npt.NDArray[Any],
-        mask: npt.NDArray[np.bool_] | None,
-        target: tuple[tuple[int, int], tuple[int, int]],
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Return the window's (3, h, w) values and (h, w) validity."""
-
-
 @dataclass(frozen=True)
 class Job:
-    """All that determines a prediction beside its pixels; small, hashable, in every task.
+    """All that determines a prediction besides its pixels; small, hashable, in every task.
 
     Parameters
     ----------
     model : ModelSpec
-        Which model, where, in which arithmetic.
-    reader : Reader
+        The model, its device and its precision.
+    reader : WindowReader
         From source pixels to windows.
     rows, cols : TileAxis
         The tile grid.
@@ -62,13 +48,13 @@ class Job:
     batch_size : int or "auto"
         Tiles per forward.
     bands : tuple of str
-        What red, green and blue are called in the source.
+        Names of red, green and blue in the source.
     masked : bool
         Whether a mask of valid pixels was given.
     """
 
     model: ModelSpec
-    reader: Reader
+    reader: WindowReader
     rows: TileAxis
     cols: TileAxis
     block: int
@@ -105,11 +91,11 @@ class SumGroup:
     Parameters
     ----------
     job : Job
-        What to do.
+        The prediction.
     iy, ix : int
         The group: indices of its runs.
     offsets : tuple of (int, int)
-        Where the window begins in the chunks of each source.
+        The window's start in the chunks of each source.
     bands : tuple of (int or None)
         Index along the band dimension of each source's chunks; a fourth source is a mask.
     """
@@ -171,7 +157,7 @@ class BlendBlock:
     Parameters
     ----------
     job : Job
-        What to do.
+        The prediction.
     layer : str
         The layer to derive.
     by, bx : int

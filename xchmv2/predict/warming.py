@@ -1,4 +1,8 @@
-"""warmup(): the model in every worker of a cluster before the work begins."""
+"""warmup(): load the model in every worker of a cluster before the work begins.
+
+Two plugins stay on the cluster afterwards: one sends tile groups to the workers that declare a GPU,
+the other loads the model in workers that join later.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ from typing import Any, Literal
 import torch
 from distributed import Client, SchedulerPlugin, Worker, WorkerPlugin
 from distributed.core import Status
-from distributed.versions import get_versions
 
 from xchmv2.errors import CheckpointError, CHMv2Error
 from xchmv2.inference import (
     GPU,
+    PACKAGES,
     ModelLike,
     ModelSpec,
     WarmModel,
@@ -40,6 +44,8 @@ from xchmv2.inference import (
     resolve_dtype,
     validate_config,
     validate_device,
+    validate_own_versions,
+    validate_versions,
     warn_of_demo,
 )
 from xchmv2.model import DEMO, MODEL, CHMv2Config, resolve_checkpoint
@@ -53,7 +59,7 @@ def warmup(
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> WarmModel:
-    """Load the model once in every worker process, and check that the cluster is of one mind.
+    """Load the model once in every worker process, and check that all workers agree about it.
 
     Parameters
     ----------
@@ -64,14 +70,14 @@ def warmup(
     device : str, default "auto"
         Torch device of the workers; "auto" is CUDA where a worker has it, or a spec's own.
     dtype : {"auto", "float32", "bfloat16"}
-        Arithmetic; "auto" is bfloat16 if every worker that forwards tiles supports it, or a
+        Precision; "auto" is bfloat16 if every worker that forwards tiles computes in it, or a
         spec's own.
 
     Returns
     -------
     WarmModel
-        To be passed on: ``predict(model=...)``. Printed, it tells device, threads and loading
-        time of each worker that will forward tiles.
+        Pass it on: ``predict(model=...)``. Printed, it shows device, threads and loading time of
+        each worker that will forward tiles.
 
     Raises
     ------
@@ -79,7 +85,7 @@ def warmup(
         If there is no worker, versions differ, or a worker cannot find or load the model; the
         message names the worker, its host and its reason.
     CheckpointError
-        If workers found different files under the same name, or others than lie on the client.
+        If workers found different files under the same name, or other files than the client.
     DeviceError
         If device or dtype are unknown.
 
@@ -96,23 +102,23 @@ def warmup(
     """
     _validate_client(client)
     refuse_live(model)
-    device, arithmetic = str(device), str(dtype)
+    device, precision = str(device), str(dtype)
     if isinstance(model, ModelSpec):
         device = model.device if device == "auto" else device
-        arithmetic = model.dtype if dtype == "auto" else arithmetic
+        precision = model.dtype if dtype == "auto" else precision
     validate_device(device, remote=True)
-    resolve_dtype(arithmetic, "cpu")  # refuses an unknown one
+    resolve_dtype(precision, "cpu")  # refuses an unknown one
+    versions = validate_versions(client, PACKAGES)
     workers = list_workers(client)
-    versions = validate_versions(client, workers)
     forwarding = forwarding_workers(workers)
     name, revision = _name(model)
     found = ask_workers(
-        client, forwarding, _find, name, revision, device, arithmetic, task=f"find {name!r}"
+        client, forwarding, _find, name, revision, device, precision, task=f"find {name!r}"
     )
-    spec = _agreed(model, forwarding, found, device, arithmetic)
+    spec = _agreed(model, forwarding, found, device, precision)
     loaded = ask_workers(client, forwarding, _load, spec, task=f"load {name!r}")
     client.register_plugin(ForwardsOnGPUs())
-    client.register_plugin(LoadModel(spec, versions, only_gpus=forwarding is not workers))
+    client.register_plugin(_LoadModel(spec, versions, only_gpus=forwarding is not workers))
     reports = [_report(address, info, loaded[address]) for address, info in forwarding.items()]
     reports.sort(key=lambda report: (report.host, report.name))
     _warn_of_shared_gpus(reports)
@@ -122,19 +128,33 @@ def warmup(
     return WarmModel(**vars(spec), config=config, workers=tuple(reports))
 
 
-def _report(address: str, info: Mapping[str, Any], loaded: Mapping[str, Any]) -> WorkerReport:
-    return WorkerReport(
-        name=str(info.get("name", address)),
-        host=str(info.get("host", "?")),
-        address=address,
-        dask_threads=int(info.get("nthreads", 1)),
-        **loaded,
-    )
+def _validate_client(client: Client) -> None:
+    if not isinstance(client, Client) or client.asynchronous:
+        raise CHMv2Error(
+            "a distributed.Client for use outside coroutines",
+            "an asynchronous client" if isinstance(client, Client) else repr(client),
+            "make one: client = distributed.Client(cluster)",
+        )
+    if not list_workers(client):
+        raise CHMv2Error(
+            "a cluster with at least one worker",
+            f"none yet at {client.scheduler.address}",
+            "wait for them: client.wait_for_workers(1)",
+        )
+
+
+def _name(model: ModelLike) -> tuple[str, str | None]:
+    """Give the name that workers look for; a folder of this machine by its absolute path."""
+    if isinstance(model, ModelSpec):
+        return model.model, model.revision
+    path = Path(str(model)).expanduser()
+    here = model != DEMO and path.is_dir()
+    return (str(path.resolve()) if here else str(model)), None
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A model's files as one worker sees them, and the arithmetic it would choose."""
+    """A model's files as one worker sees them, and the precision it would choose."""
 
     model: str
     revision: str | None
@@ -163,53 +183,6 @@ def _find_here(model: str, revision: str | None, device: str, dtype: str) -> _Fo
     )
 
 
-async def _load(spec: ModelSpec, dask_worker: Any) -> dict[str, Any]:
-    """In a worker, which dask gives: load the model and tell what it runs on."""
-    start = time.perf_counter()
-    await asyncio.to_thread(get_predictor, spec)
-    where = torch.device(resolve_device(spec.device))
-    return {
-        "device": str(where),
-        "card": _card(where),
-        "hardware": torch.cuda.get_device_name(where) if where.type == "cuda" else "processor",
-        "torch_threads": forward_threads(dask_worker),
-        "seconds": time.perf_counter() - start,
-    }
-
-
-def _card(device: torch.device) -> str | None:
-    """Identify a GPU among all processes and hosts."""
-    if device.type != "cuda":
-        return None
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    return str(uuid) if uuid else f"{platform.node()}, {visible}, {device.index}"
-
-
-def _validate_client(client: Client) -> None:
-    if not isinstance(client, Client) or client.asynchronous:
-        raise CHMv2Error(
-            "a distributed.Client for use outside coroutines",
-            "an asynchronous client" if isinstance(client, Client) else repr(client),
-            "make one: client = distributed.Client(cluster)",
-        )
-    if not list_workers(client):
-        raise CHMv2Error(
-            "a cluster with at least one worker",
-            f"none yet at {client.scheduler.address}",
-            "wait for them: client.wait_for_workers(1)",
-        )
-
-
-def _name(model: ModelLike) -> tuple[str, str | None]:
-    """Give the name that workers look for; a folder of this machine by its absolute path."""
-    if isinstance(model, ModelSpec):
-        return model.model, model.revision
-    path = Path(str(model)).expanduser()
-    here = model != DEMO and path.is_dir()
-    return (str(path.resolve()) if here else str(model)), None
-
-
 def _agreed(
     model: ModelLike,
     workers: Workers,
@@ -217,7 +190,7 @@ def _agreed(
     device: str,
     dtype: str,
 ) -> ModelSpec:
-    """Make one spec of what the workers found, or say who found what."""
+    """Make one spec of what the workers found; refuse files that differ."""
     holders = defaultdict(list)
     for address, files in found.items():
         holders[files.weights_sha256, files.config_sha256].append(name_worker(workers, address))
@@ -250,13 +223,46 @@ def _agreed(
 
 
 def _expected(model: ModelLike, name: str) -> tuple[str, str] | None:
-    """Hashes that this process knows: of a spec, or of files that lie here."""
+    """Hashes that this process knows: those of a spec, or of files on this machine."""
     if isinstance(model, ModelSpec):
         return model.weights_sha256, model.config_sha256
     if name != DEMO and not Path(name).is_dir():
         return None
     found = resolve_checkpoint(name)
     return found.weights_sha256, found.config_sha256
+
+
+async def _load(spec: ModelSpec, dask_worker: Any) -> dict[str, Any]:
+    """In a worker, which dask passes: load the model and report what it runs on."""
+    start = time.perf_counter()
+    await asyncio.to_thread(get_predictor, spec)
+    where = torch.device(resolve_device(spec.device))
+    return {
+        "device": str(where),
+        "card": _card(where),
+        "hardware": torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU",
+        "torch_threads": forward_threads(dask_worker),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _card(device: torch.device) -> str | None:
+    """Identify a GPU among all processes and hosts."""
+    if device.type != "cuda":
+        return None
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return str(uuid) if uuid else f"{platform.node()}, {visible}, {device.index}"
+
+
+def _report(address: str, info: Mapping[str, Any], loaded: Mapping[str, Any]) -> WorkerReport:
+    return WorkerReport(
+        name=str(info.get("name", address)),
+        host=str(info.get("host", "?")),
+        address=address,
+        dask_threads=int(info.get("nthreads", 1)),
+        **loaded,
+    )
 
 
 def _warn_of_shared_gpus(reports: Iterable[WorkerReport]) -> None:
@@ -277,14 +283,11 @@ def _warn_of_shared_gpus(reports: Iterable[WorkerReport]) -> None:
             )
 
 
-_log = logging.getLogger(__name__)
-
-
 class ForwardsOnGPUs(SchedulerPlugin):  # type: ignore[misc]
-    """Sends tile groups to the workers that declare a GPU, where there are such.
+    """Sends tile groups to the workers that declare a GPU, where any does.
 
-    dask's default optimisation forgets annotations, and it is the scheduler that optimises: no
-    setting of the client prevents it. This looks at the tasks after that.
+    dask's default optimisation loses annotations, and it runs on the scheduler: no setting of the
+    client prevents it. This plugin restricts the tasks afterwards.
     """
 
     name = "xchmv2-forwards-on-gpus"
@@ -296,15 +299,18 @@ class ForwardsOnGPUs(SchedulerPlugin):  # type: ignore[misc]
         if share is None:
             return
         for key in tasks:
-            # Fused with others, a task is named after all of them.
+            # A fused task is named after all that it was fused from.
             if GROUPS in f"{key[0] if isinstance(key, tuple) else key}-":
                 task = scheduler.tasks[key]
-                # One that runs already holds what it was started with.
+                # One that already runs keeps the resources that it was started with.
                 if task.state == "released":
                     task.resource_restrictions = {GPU: share, **(task.resource_restrictions or {})}
 
 
-class LoadModel(WorkerPlugin):  # type: ignore[misc]
+_log = logging.getLogger(__name__)
+
+
+class _LoadModel(WorkerPlugin):  # type: ignore[misc]
     """Checks versions and loads the model in a worker before it takes its first task.
 
     Parameters
@@ -314,11 +320,11 @@ class LoadModel(WorkerPlugin):  # type: ignore[misc]
     versions : mapping
         The client's versions by package.
     only_gpus : bool
-        Whether workers that declare no GPU do without the model.
+        Whether workers that declare no GPU need no model.
 
     Notes
     -----
-    One per cluster: the model that was warmed up last is the one that workers must have to join.
+    One per cluster: workers that join must have the model that was warmed up last.
     """
 
     name = "xchmv2-load-model"
@@ -327,96 +333,20 @@ class LoadModel(WorkerPlugin):  # type: ignore[misc]
         self._spec, self._versions, self._only_gpus = spec, versions, only_gpus
 
     async def setup(self, worker: Worker) -> None:
-        """Load the model, aside from the worker's event loop; without it the worker is closed."""
+        """Load the model outside the worker's event loop; a worker that cannot is closed."""
         try:
             validate_own_versions(self._versions, str(worker.name))
             if not self._only_gpus or worker.state.total_resources.get(GPU):
                 await asyncio.to_thread(get_predictor, self._spec)
         except Exception as error:
             _log.error("worker %r leaves the cluster: %s", worker.name, error)
-            # dask only logs what a plugin raises, and would send it tasks all the same.
+            # dask only logs what a plugin raises, and would still send tasks to the worker.
             worker.status = Status.closing_gracefully
             worker.loop.add_callback(_leave, worker)
             raise
 
 
 async def _leave(worker: Worker) -> None:
-    """Close a worker and its nanny, once they have started: before, each waits for the other."""
+    """Close a worker and its nanny once they have started; before, each waits for the other."""
     await worker
     await worker.close(reason="it cannot run xchmv2's tasks")
-
-
-#: Packages whose exact version must be the same everywhere: they read each other's pickles.
-_SAME_VERSION = ("xchmv2", "dask", "distributed")
-#: Packages that must agree to the minor version.
-_SAME_MINOR = ("torch", "numpy", "xarray", "zarr", "python")
-_PACKAGES = [name for name in (*_SAME_VERSION, *_SAME_MINOR) if name != "python"]
-
-
-def validate_versions(client: Client, workers: Workers) -> dict[str, str]:
-    """Compare versions between client, scheduler and workers.
-
-    Returns
-    -------
-    dict
-        The client's versions by package.
-
-    Raises
-    ------
-    CHMv2Error
-        If they differ; names each party, and what it has.
-    """
-    found = client.get_versions(packages=_PACKAGES)
-    ours: dict[str, str] = found["client"]["packages"]
-    # The scheduler unpacks graphs too, but stores and forwards nothing.
-    parties: list[tuple[str, Any, tuple[str, ...]]] = [
-        ("the scheduler", found["scheduler"], (*_SAME_VERSION, "torch", "python"))
-    ]
-    for address, info in found["workers"].items():
-        parties.append((name_worker(workers, address), info, _SAME_VERSION + _SAME_MINOR))
-    wrong = []
-    for party, info, names in parties:
-        differing = _differing(info["packages"], ours, names)
-        if differing:
-            wrong.append(f"{differing} on {party}")
-    if wrong:
-        raise _version_error(wrong)
-    return ours
-
-
-def validate_own_versions(theirs: Mapping[str, str], name: str) -> None:
-    """Compare the versions of this process, a worker of the name given, with a client's.
-
-    Raises
-    ------
-    CHMv2Error
-        If they differ.
-    """
-    differing = _differing(get_versions(_PACKAGES)["packages"], theirs, _SAME_VERSION + _SAME_MINOR)
-    if differing:
-        raise _version_error([f"{differing} on worker {name!r}"])
-
-
-def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Name the packages whose versions do not go together."""
-    return ", ".join(
-        f"{name} {theirs.get(name) or 'missing'} (client: {ours.get(name) or 'missing'})"
-        for name in names
-        if _release(name, theirs.get(name)) != _release(name, ours.get(name))
-    )
-
-
-def _release(name: str, version: str | None) -> str | None:
-    """Cut a version to what must agree; builds of torch for other hardware are the same torch."""
-    if version is None or name in _SAME_VERSION:
-        return version
-    return ".".join(version.split("+")[0].split(".")[:2])
-
-
-def _version_error(wrong: list[str]) -> CHMv2Error:
-    return CHMv2Error(
-        "the same versions on client, scheduler and workers",
-        "; ".join(wrong),
-        "install the client's versions there, for example from one constraints file or container "
-        "image, and start the workers again",
-    )

@@ -74,7 +74,7 @@ def read_pair(
         If an option is out of range, the reference is no raster of one date, its heights lie
         outside 0 to 120 m, or only one of imagery and reference has a CRS.
     """
-    found = resolve_imagery(
+    scene, target, reader, ranges = resolve_imagery(
         imagery,
         bands=bands,
         value_range=value_range,
@@ -83,7 +83,6 @@ def read_pair(
         erode=erode,
         resolution=resolution,
     )
-    scene, target = found.scene, found.target
     further = [str(dim) for dim in scene.template.dims if dim not in scene.grid.dims]
     if further:
         raise ImageryError(
@@ -93,8 +92,8 @@ def read_pair(
         )
     mask = None if scene.mask is None else scene.mask.values
     span = ((0, target.shape[0]), (0, target.shape[1]))
-    values, ok = found.reader(_read_bands(scene), mask, span)
-    image = _scaled(values, found.ranges)
+    values, ok = reader(_read_bands(scene), mask, span)
+    image = _scaled(values, ranges)
     height = np.full(target.shape, np.nan, np.float32)
     known, where = place_reference(reference, target)
     height[tuple(where.values())] = known

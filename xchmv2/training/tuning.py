@@ -33,7 +33,7 @@ from xchmv2.model import (
     resolve_checkpoint,
     state_dict_sha256,
 )
-from xchmv2.predict import tqdm
+from xchmv2.predict import progress_bar
 from xchmv2.raster import is_whole, validate_grid
 from xchmv2.training.pairs import Crop, CropSampler, Pair, cut_crop, read_pair, split_crops
 from xchmv2.training.run_state import (
@@ -205,7 +205,7 @@ def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: b
         row = {"epoch": 0, "loss": math.nan, **trainer.evaluate(), "seconds": 0.0}
         state.history.append(row)
         save_state(folder, state, trainer.model, trainer.optimizer)
-    with tqdm(total=total, initial=done, disable=not progress, unit="step") as bar:
+    with progress_bar(total=total, initial=done, disable=not progress, unit="step") as bar:
         while state.epoch < schedule.epochs and state.epoch - state.best_epoch < schedule.patience:
             row = trainer.run_epoch(state.epoch + 1, lambda loss: bar.update())
             state.history.append(row)

@@ -20,7 +20,7 @@ from xchmv2.change import correlation_length, difference
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas
 from xchmv2.zonal import effective_samples, to_table, zonal
-from xchmv2.zonal import zone_statistics as pieces_module
+from xchmv2.zonal import polygons as pieces_module
 
 CRS = 32633
 LEFT, TOP = 500_000.0, 5_300_000.0
@@ -480,6 +480,65 @@ class TestStandardError:
             stated = float(np.sqrt((runs[f"{name}_se"] ** 2).mean()))
             seen = float(runs[name].std(ddof=1))
             assert 0.6 < stated / seen < 2.5, (name, stated, seen)
+
+
+class TestOtherRasters:
+    @pytest.mark.parametrize("chunks", [None, {"y": 7}])
+    def test_mask_is_a_share(self, chunks):
+        height = raster()
+        mask = height > 20
+        mask_read = mask if chunks is None else mask.chunk(chunks)
+        found = zonal(mask_read, SHAPES["tilted"]).compute()
+        weight = supersample(height, SHAPES["tilted"])
+        assert found["mean"].item() == pytest.approx(np.average(mask, weights=weight), abs=2e-3)
+        assert found["mean"].attrs == {"long_name": "mean share", "units": "1"}
+        named = mask.rename("forest").assign_attrs(long_name="forest", units="1")
+        assert zonal(named, SHAPES["tilted"])["mean"].attrs["long_name"] == "mean forest"
+
+    def test_any_quantity_in_its_own_unit(self):
+        biomass = (raster() * 10).rename("agbd").assign_attrs(long_name="biomass", units="Mg ha-1")
+        del biomass.attrs["standard_name"]
+        found = zonal(biomass, SHAPES["tilted"])
+        expected = zonal(raster(), SHAPES["tilted"])
+        for name in ("mean", "max", "std"):
+            assert found[name].attrs["units"] == "Mg ha-1"
+            assert found[name].item() == pytest.approx(10 * expected[name].item(), rel=1e-6)
+        assert found["mean"].attrs["long_name"] == "mean biomass"
+        score = difference(raster(seed=1), raster(seed=2), sigma=3.0)["z_score"]
+        assert zonal(score, SHAPES["tilted"])["mean"].attrs["units"] == "1"
+        plain = xr.DataArray(biomass.values, biomass.coords, biomass.dims)
+        assert "units" not in zonal(plain, SHAPES["tilted"])["mean"].attrs
+
+    def test_heights_in_feet_are_metres(self):
+        feet = (raster() / 0.3048).assign_attrs(raster().attrs, units="ft").rename("canopy_height")
+        found, expected = (zonal(h, SHAPES["tilted"])["mean"] for h in (feet, raster()))
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert found.attrs["units"] == "m"
+
+    def test_events_are_a_loss(self):
+        lost = raster(seed=3).rename("magnitude")
+        lost.attrs = {"long_name": "canopy height lost", "units": "m"}
+        polygon = SHAPES["tilted"]
+        found = zonal(lost.to_dataset(), polygon)
+        expected = zonal((-lost).rename("height_change"), polygon)
+        assert found["loss_volume"].item() > 0
+        for name in expected.data_vars:
+            assert found[name].item() == expected[name].item()
+
+
+def test_layers_within_a_hundredth_of_a_pixel_are_on_the_grid():
+    change = raster(times=2, low=-10, high=10).rename("height_change")
+    sigma = (abs(change[0]) * 0 + 2).drop_vars("time").rename("sigma")
+    options = {"stats": "mean", "correlation_length": 3.0}
+    expected = zonal(change, SHAPES["tilted"], sigma=2.0, **options)
+    moved = sigma.assign_coords(x=sigma.x + 1e-6)
+    xr.testing.assert_allclose(zonal(change, SHAPES["tilted"], sigma=moved, **options), expected)
+    dates = xr.concat([sigma, sigma], "time").assign_coords(time=change.time)
+    late = dates.assign_coords(time=change.time + np.timedelta64(1, "D"))
+    xr.testing.assert_allclose(zonal(change, SHAPES["tilted"], sigma=dates, **options), expected)
+    for wrong in (sigma.assign_coords(x=sigma.x + 0.1), late):
+        with pytest.raises(CHMv2Error, match=r"sigma on the grid of the values.*interp_like"):
+            zonal(change, SHAPES["tilted"], sigma=wrong, **options)
 
 
 class TestErrors:

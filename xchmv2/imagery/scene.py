@@ -18,7 +18,15 @@ from xchmv2.imagery.bands import (
     select_bands,
 )
 from xchmv2.imagery.resampling import WindowReader, resolve_target
-from xchmv2.raster import Grid, ValidPixels, find_grid, is_crs_variable, is_whole, resolve_nodata
+from xchmv2.raster import (
+    Grid,
+    ValidPixels,
+    find_grid,
+    is_crs_variable,
+    is_whole,
+    on_same_grid,
+    resolve_nodata,
+)
 
 
 def resolve_imagery(

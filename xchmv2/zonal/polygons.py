@@ -1,9 +1,12 @@
-"""Polygons as users give them, and where they lie on a raster's pixels."""
+"""Polygons as users give them, where they lie on a raster's pixels, and the windows to read."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,41 +21,31 @@ _BEND = 0.01, 1000.0
 #: What lies further from the raster than this is cut off: projections end somewhere [degrees].
 _REACH = 10.0
 
+#: Side of the squares, counted from the raster's first pixel, that polygons are cut into [px].
+TILE = 1024
+
 #: Geometries as an object array of shapely polygons.
 Geometries = npt.NDArray[np.object_]
+#: First row, end row, first column, end column.
+Window = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Polygons:
-    """Polygons, once as they were given and once counted in a raster's pixels.
-
-    Parameters
-    ----------
-    given : ndarray of object, shape (N,)
-        In the CRS they came in.
-    crs : pyproj CRS or None
-        That CRS; without one, the raster's.
-    on_pixels : ndarray of object, shape (N,)
-        The same in pixels: x counts columns, y counts rows downwards as negative numbers, so that
-        the raster spans x from 0 to its width and y from minus its height to 0.
-    labels : dict of str to ndarray, shape (N,)
-        What names the polygons: their index, and the columns of a GeoDataFrame.
-    """
+    """Polygons, once as they were given and once counted in a raster's pixels."""
 
     given: Geometries
+    #: The CRS they were given in; without one, the raster's.
     crs: Any
+    #: x counts columns, y counts rows downwards as negative numbers: the raster spans x from 0 to
+    #: its width and y from minus its height to 0.
     on_pixels: Geometries
+    #: Their index, and the columns of a GeoDataFrame.
     labels: dict[str, npt.NDArray[Any]]
 
 
 def require_zonal() -> None:
-    """Refuse to go on without the libraries that polygons need.
-
-    Raises
-    ------
-    CHMv2Error
-        If one is not installed.
-    """
+    """Refuse to go on without the libraries that polygons need."""
     try:
         import exactextract  # noqa: F401
         import geopandas  # noqa: F401
@@ -68,27 +61,8 @@ def require_zonal() -> None:
 def read_polygons(polygons: Any, grid: Grid) -> Polygons:
     """Read polygons and place them on the pixels of a raster.
 
-    Parameters
-    ----------
-    polygons : GeoDataFrame, GeoSeries, shapely geometry or sequence of them
-        Polygons and multipolygons; without a CRS of their own they are in the raster's.
-    grid : Grid
-        The raster's pixels.
-
-    Returns
-    -------
-    Polygons
-        In the order given. Missing geometries are empty polygons.
-
-    Raises
-    ------
-    CHMv2Error
-        If there are no polygons, other geometries, or a CRS on the polygons only.
-
-    Warns
-    -----
-    UserWarning
-        If polygons cross themselves; they are repaired.
+    Missing geometries are empty polygons; polygons that cross themselves are repaired with a
+    warning. Other geometries, and a CRS on the polygons only, are refused.
     """
     import shapely
 
@@ -213,5 +187,59 @@ def _on_pixels(geometries: Geometries, grid: Grid) -> Geometries:
             UserWarning,
             stacklevel=4,
         )
-        flat[broken] = shapely.make_valid(flat[broken])
+        flat[broken] = [_keep_areas(repaired) for repaired in shapely.make_valid(flat[broken])]
     return flat
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of one polygon in one square of the raster, in pixels."""
+
+    #: Index of the polygon.
+    polygon: int
+    #: Pixels it reaches into.
+    window: Window
+    geometry: Any
+
+
+def cut_pieces(geometries: Geometries, shape: tuple[int, int]) -> Iterator[Piece]:
+    """Cut polygons at fixed squares of the raster, in order of polygons, to bound memory.
+
+    The squares do not depend on chunks, so neither do the sums.
+    """
+    import shapely
+
+    for index, geometry in enumerate(geometries):
+        top, bottom, left, right = _window(geometry, (0, shape[0], 0, shape[1]))
+        if top >= bottom or left >= right:
+            continue
+        squares = [
+            (max(top, row), min(bottom, row + TILE), max(left, col), min(right, col + TILE))
+            for row, col in product(
+                range(top - top % TILE, bottom, TILE), range(left - left % TILE, right, TILE)
+            )
+        ]
+        parts = np.array([shapely.box(w, -s, e, -n) for n, s, w, e in squares], dtype=object)
+        shapely.prepare(geometry)
+        cut = ~shapely.covers(geometry, parts)
+        parts[cut] = shapely.intersection(geometry, parts[cut])
+        for part, square in zip(parts, squares, strict=True):
+            if (part := _keep_areas(part)).area > 0:
+                yield Piece(index, _window(part, square), part)
+
+
+def _window(geometry: Any, within: Window) -> Window:
+    """Return the pixels a polygon reaches into."""
+    if geometry.is_empty:
+        return (0, 0, 0, 0)
+    west, south, east, north = geometry.bounds
+    top, bottom = max(within[0], math.floor(-north)), min(within[1], math.ceil(-south))
+    return top, bottom, max(within[2], math.floor(west)), min(within[3], math.ceil(east))
+
+
+def _keep_areas(geometry: Any) -> Any:
+    """Drop the lines and points that cutting and repairing leave."""
+    import shapely
+
+    parts = shapely.get_parts(shapely.get_parts(geometry))
+    return shapely.multipolygons(parts[shapely.area(parts) > 0])

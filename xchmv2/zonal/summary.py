@@ -1,37 +1,45 @@
-"""zonal(): statistics of heights and changes under polygons."""
+"""Zonal statistics: heights, changes and any other raster summed up under polygons."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import dask
 import numpy as np
 import xarray as xr
 from scipy.stats import norm
 
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import cell_areas, find_grid, has_true_areas, is_crs_variable, without_nodata
-from xchmv2.zonal.polygons import Polygons, read_polygons, require_zonal
-from xchmv2.zonal.zone_statistics import (
-    CHANGE_STATS,
-    WITH_ERROR,
-    Group,
-    Rules,
-    cut_layer,
-    cut_pieces,
-    estimate_length,
-    finish,
-    label,
-    lazy_sums,
-    percentile_of,
-    resolve_stats,
-    spread_windows,
-    sum_group,
+from xchmv2.raster import (
+    HEIGHT_NAME,
+    cell_areas,
+    find_grid,
+    grid_difference,
+    has_true_areas,
+    holds_change,
+    is_crs_variable,
+    on_same_grid,
+    read_change,
+    read_numbers,
+    read_raster,
+    tell_kind,
 )
+from xchmv2.zonal.polygons import Piece, Polygons, cut_pieces, read_polygons, require_zonal
+from xchmv2.zonal.zone_statistics import (
+    WITH_ERROR,
+    Rules,
+    estimate_length,
+    label_stat,
+    resolve_stats,
+    summarize,
+)
+
+_CHANGE_NAME = "height_change"
 
 
 def zonal(
@@ -48,22 +56,23 @@ def zonal(
     Parameters
     ----------
     height_or_change : DataArray or Dataset
-        Heights [m] with dims y and x, and others such as time; a change named ``height_change``;
-        or the Dataset of ``difference``.
+        Heights with dims y and x, and others such as time; a change named ``height_change``; the
+        Dataset of ``difference`` or ``events``; or any other raster, such as biomass, in its own
+        unit. Of a mask (bool) the statistics are those of a share.
     polygons : GeoDataFrame, GeoSeries, shapely geometry or sequence of them
         Polygons and multipolygons, with holes or without, in any CRS; without one, in the
         raster's.
     stats : str or sequence of str, optional
-        Of heights and changes: ``mean``, ``std``, ``min``, ``max`` [m], ``count`` [px], ``area``
-        [m2], ``valid_fraction``, ``median`` and percentiles such as ``p95`` [m]. Of changes also
+        ``mean``, ``std``, ``min``, ``max``, ``median`` and percentiles such as ``p95``, in the
+        raster's unit; ``count`` [px], ``area`` [m2] and ``valid_fraction``. Of changes also
         ``loss_area``, ``gain_area``, ``net_area`` [ha] and ``loss_volume``, ``gain_volume``,
         ``net_volume`` [m3]. Default: all but percentiles.
     threshold : float, optional
         Change [m] from which on a pixel counts as lost or gained. Default: the pixels that
         ``difference`` found significant; 5 m where there is no such layer.
     sigma : float or DataArray, optional
-        Standard deviation of the error of one pixel [m]. Default: the one that ``difference``
-        worked with; without it there are no standard errors.
+        Standard deviation of the error of one pixel [m], on the grid of the values. Default: the
+        one that ``difference`` worked with; without it there are no standard errors.
     correlation_length : float, optional
         Radius of the disc that counts as one independent error [m], 0 for independent pixels.
         Default: the one that ``difference`` was given, else estimated from the change as by
@@ -106,19 +115,19 @@ def zonal(
     Rolstad et al. 2009, Journal of Glaciology 55 (192): 666-680, for the standard errors.
     """
     require_zonal()
-    quantity = read_quantity(height_or_change, threshold, sigma)
+    quantity = _read_quantity(height_or_change, threshold, sigma)
     names = _with_errors(resolve_stats(stats, change=quantity.change), quantity)
     grid = find_grid(quantity.values)
+    quantity = replace(quantity, values=quantity.values.transpose(..., *grid.dims))
     placed = read_polygons(polygons, grid)
-    groups = cut_pieces(placed.on_pixels, grid.shape)
-    _warn_outside(placed, groups)
-    values = quantity.values.transpose(..., *grid.dims)
+    pieces = list(cut_pieces(placed.on_pixels, grid.shape))
+    _warn_outside(placed, pieces)
     length = _resolve_length(quantity, correlation_length, names)
-    found, length = _compute(values, quantity, placed, groups, names, length)
-    return label_zones(found, length, names, values, placed)
+    found, length = _summarize(quantity, placed, pieces, names, length)
+    return _label(found, length, names, quantity, placed)
 
 
-def _with_errors(stats: tuple[str, ...], quantity: Quantity) -> tuple[str, ...]:
+def _with_errors(stats: tuple[str, ...], quantity: _Quantity) -> tuple[str, ...]:
     if "sigma" not in quantity.layers:
         return stats
     return tuple(
@@ -126,8 +135,8 @@ def _with_errors(stats: tuple[str, ...], quantity: Quantity) -> tuple[str, ...]:
     )
 
 
-def _warn_outside(polygons: Polygons, groups: Sequence[Group]) -> None:
-    inside = {piece.polygon for group in groups for piece in group.pieces}
+def _warn_outside(polygons: Polygons, pieces: Sequence[Piece]) -> None:
+    inside = {piece.polygon for piece in pieces}
     outside = [k for k in range(len(polygons.given)) if k not in inside]
     if outside:
         names = next(iter(polygons.labels.values()))
@@ -140,10 +149,8 @@ def _warn_outside(polygons: Polygons, groups: Sequence[Group]) -> None:
         )
 
 
-def _resolve_length(
-    quantity: Quantity, given: float | None, names: Sequence[str]
-) -> float | Literal["estimate"] | None:
-    """Return the correlation length, None if none is needed, or that it is to be estimated."""
+def _resolve_length(quantity: _Quantity, given: float | None, names: Sequence[str]) -> float | None:
+    """Return the correlation length; NaN if it is to be estimated, None if none is needed."""
     if given is not None and not (np.isfinite(given) and given >= 0):
         raise CHMv2Error(
             "a correlation length of 0 m or more",
@@ -161,131 +168,83 @@ def _resolve_length(
             "give it: correlation_length=10.0, or estimate it from the difference to a reference: "
             "xchmv2.change.correlation_length(height - reference)",
         )
-    return "estimate"
+    return math.nan
 
 
-def _compute(
-    values: xr.DataArray,
-    quantity: Quantity,
+def _summarize(
+    quantity: _Quantity,
     polygons: Polygons,
-    groups: Sequence[Group],
-    names: Sequence[str],
-    length: float | Literal["estimate"] | None,
+    pieces: Sequence[Piece],
+    names: tuple[str, ...],
+    length: float | None,
 ) -> tuple[Any, Any]:
-    """Return an array (names, dates, polygons) and the correlation length, lazily where it is."""
-    import shapely
-
-    rules = _rules(quantity, names)
+    """Return an array (names, dates, polygons) and the correlation length, lazy as the values."""
+    values = quantity.values.chunk()  # in memory: one chunk
     cells = cell_areas(values)
-    layers = {"area": cells.data, **_layers(quantity.layers, values)}
-    flat = values.data.reshape(-1, *values.shape[-2:])
-    windows = spread_windows(values.shape[-2:])
-    estimate = partial(estimate_length, cell=_central_area(cells))
-    sizes = shapely.area(polygons.on_pixels)
-    shape = (len(names), flat.shape[0], len(sizes))
-    join = partial(finish, names=tuple(names), sizes=sizes, dates=shape[1])
-    wanted = length == "estimate"
-    if values.chunks is not None:
-        join = join if wanted else partial(join, length=length)
-        task = (estimate, windows) if wanted else None
-        found, estimated = lazy_sums(flat, layers, groups, rules, join, shape, task)
-        return found, estimated if wanted else length
-    if wanted:
-        length = estimate([cut_layer(flat, window) for window in windows])
-    summed = [
-        sum_group(
-            group,
-            rules,
-            cut_layer(flat, group.window),
-            {name: cut_layer(layer, group.window) for name, layer in layers.items()},
-        )
-        for group in groups
-    ]
-    return join(summed, length=length), length
+    layers = {"area": cells.data, **_place_layers(quantity.layers, values)}
+    layers["value"] = values.data.reshape(-1, *values.shape[-2:])
+    if length is not None and math.isnan(length):
+        middle = cells[tuple(size // 2 for size in cells.shape)]  # reads no data
+        cell = float(middle.compute(scheduler="synchronous"))
+        length = estimate_length(layers["value"], cell)
+    rules = Rules(names, quantity.threshold)
+    found = summarize(layers, polygons.on_pixels, pieces, rules, length)
+    if quantity.values.chunks is not None:
+        return found, length
+    computed: tuple[Any, Any] = dask.compute(found, length, scheduler="synchronous")
+    return computed
 
 
-def _central_area(cells: xr.DataArray) -> float:
-    """Return the area of the pixel in the middle; of a lazy raster no data are read for it."""
-    return float(cells[tuple(size // 2 for size in cells.shape)].compute(scheduler="synchronous"))
-
-
-def _rules(quantity: Quantity, names: Sequence[str]) -> Rules:
-    wanted = {name.removesuffix("_se") for name in names}
-    return Rules(
-        percentiles=any(percentile_of(name) is not None for name in wanted),
-        change=bool(wanted & set(CHANGE_STATS)),
-        threshold=quantity.threshold,
-    )
-
-
-def _layers(layers: Mapping[str, Any], values: xr.DataArray) -> dict[str, Any]:
-    """Bring layers onto the values' grid: numbers, or arrays (H, W) or (D, H, W)."""
+def _place_layers(layers: dict[str, Any], values: xr.DataArray) -> dict[str, Any]:
+    """Bring layers onto the values' grid: numbers, or dask arrays (H, W) or (D, H, W)."""
     placed = {}
     dims = values.dims[-2:]
+    plane = values.isel({dim: 0 for dim in values.dims[:-2]}, drop=True)
     for name, layer in layers.items():
         if not isinstance(layer, xr.DataArray) or not layer.ndim:
             placed[name] = np.asarray(layer, np.float64)
             continue
-        _validate_layer(name, layer, values)
-        if set(layer.dims) <= set(dims):
-            layer = layer.broadcast_like(values.isel({d: 0 for d in values.dims[:-2]}, drop=True))
-            layer = layer.transpose(*dims)
-        else:
-            layer = layer.broadcast_like(values).transpose(*values.dims)
-        data = layer.data.reshape(-1, *layer.shape[-2:]) if layer.ndim > 2 else layer.data
-        placed[name] = data if values.chunks is not None else np.asarray(data)
+        layer = _on_grid(name, layer, values)
+        whole = plane if set(layer.dims) <= set(dims) else values
+        layer = layer.broadcast_like(whole).transpose(*whole.dims).chunk()
+        placed[name] = layer.data.reshape(-1, *layer.shape[-2:]) if layer.ndim > 2 else layer.data
     return placed
 
 
-def _validate_layer(name: str, layer: xr.DataArray, values: xr.DataArray) -> None:
+def _on_grid(name: str, layer: xr.DataArray, values: xr.DataArray) -> xr.DataArray:
+    """Put a layer on the values' grid, which may differ by rounding, and their dates, exactly."""
+    apart = None
+    if set(layer.dims) & set(values.dims[-2:]):
+        apart = grid_difference(layer, values)
+        layer = layer if apart else on_same_grid(layer, values)
     try:
         xr.align(layer, values, join="exact", copy=False)
-        fits = set(layer.dims) <= set(values.dims)
     except ValueError:
-        fits = False
-    if not fits:
+        apart = apart or "other coordinates"
+    if apart or not set(layer.dims) <= set(values.dims):
         raise CHMv2Error(
             f"{name} on the grid of the values, {dict(values.sizes)}",
-            f"{dict(layer.sizes)}, or other coordinates",
+            f"{dict(layer.sizes)}, {apart or 'other dims'}",
             f"bring it there: {name}.interp_like(values)",
         )
+    return layer
 
 
-def label_zones(
-    found: Any,
-    length: Any,
-    names: Sequence[str],
-    values: xr.DataArray,
-    polygons: Polygons,
+def _label(
+    found: Any, length: Any, names: Sequence[str], quantity: _Quantity, polygons: Polygons
 ) -> xr.Dataset:
-    """Name dims, coordinates and units.
-
-    Parameters
-    ----------
-    found : array, shape (names, dates, polygons)
-        Statistics.
-    length : float, 0-d array or None
-        Correlation length behind the standard errors.
-    names : sequence of str
-        Of the statistics.
-    values : DataArray
-        What they are of, spatial dims last.
-    polygons : Polygons
-        What they are under.
-
-    Returns
-    -------
-    Dataset
-        With an xvec index of the polygons.
-    """
+    """Name dims, coordinates and units of an array (names, dates, polygons)."""
     import xvec  # noqa: F401  (registers .xvec)
 
-    further = values.dims[:-2]
+    values = quantity.values
+    further, square = values.dims[:-2], _square(values)
     sizes = [values.sizes[dim] for dim in further]
-    of = "change" if values.name == "height_change" else str(values.attrs.get("long_name", "value"))
-    units, square = str(values.attrs.get("units", "m")), _square(values)
     variables = {
-        name: ((*further, "geometry"), layer.reshape(*sizes, -1), label(name, of, units, square))
+        name: (
+            (*further, "geometry"),
+            layer.reshape(*sizes, -1),
+            label_stat(name, quantity.of, quantity.units, square),
+        )
         for name, layer in zip(names, found, strict=True)
     }
     coords = {"geometry": polygons.given, **_kept(values), **_names(polygons, names, values)}
@@ -323,17 +282,130 @@ def _names(
     polygons: Polygons, taken: Sequence[str], values: xr.DataArray
 ) -> dict[str, tuple[str, Any]]:
     """Return what names the polygons, under names that nothing else has."""
-    used = {
-        *taken,
-        "geometry",
-        "correlation_length",
-        *map(str, values.coords),
-        *map(str, values.dims),
-    }
+    used = {*taken, "geometry", "correlation_length", *values.coords, *values.dims}
     return {
         f"polygon_{name}" if name in used else name: ("geometry", column)
         for name, column in polygons.labels.items()
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Quantity:
+    """Values with spatial dims last, what they are called, and what is known of them."""
+
+    values: xr.DataArray
+    of: str
+    units: str | None
+    #: ``sigma``: standard deviation of the error [m]; ``changed`` and ``least``: significant
+    #: pixels and their level of detection [m].
+    layers: dict[str, Any]
+    change: bool = False
+    #: Change from which on a pixel is lost or gained; None: the layer ``changed`` tells.
+    threshold: float | None = None
+    #: Correlation length that came with the values [m].
+    length: float | None = None
+
+
+def _read_quantity(
+    given: xr.DataArray | xr.Dataset, threshold: float | None, sigma: float | xr.DataArray | None
+) -> _Quantity:
+    """Tell heights, changes and other rasters apart, and find what comes with them."""
+    layers: dict[str, Any] = {} if sigma is None else {"sigma": sigma}
+    if isinstance(sigma, xr.DataArray):
+        layers["sigma"] = read_numbers(sigma)
+    _validate(threshold, layers.get("sigma"))
+    if not isinstance(given, xr.DataArray | xr.Dataset):
+        raise CHMv2Error(
+            "heights or changes as a DataArray or a Dataset",
+            type(given).__name__,
+            "open them: xchmv2.open_zarr(...)",
+        )
+    if holds_change(given):
+        values = read_change(given)
+        limit = float(THRESHOLD if threshold is None else threshold)
+        quantity = _Quantity(values, "change", "m", layers, True, limit)
+        if isinstance(given, xr.Dataset) and _CHANGE_NAME in given:
+            return _with_significance(quantity, given, threshold)
+        return quantity
+    if isinstance(given, xr.Dataset):
+        given = _only_height(given)
+    if threshold is not None:
+        raise CHMv2Error(
+            "a change, where there is a threshold of loss and gain",
+            f"an array named {given.name!r}",
+            f"if it is a change, say so: change.rename({_CHANGE_NAME!r})",
+        )
+    return _Quantity(*_read_values(given), layers)
+
+
+def _read_values(array: xr.DataArray) -> tuple[xr.DataArray, str, str | None]:
+    """Read values that are no change, what they are called, and their unit."""
+    kind, called = tell_kind(array), array.attrs.get("long_name")
+    if kind == "mask":
+        shares = array.astype(np.float32)
+        # A comparison keeps the name and attributes of what it compares.
+        own = tell_kind(shares) in ("unknown", "other") and array.attrs.get("units") in (None, "1")
+        return shares, str(called if own and called else "share"), "1"
+    values = read_raster(array)
+    units = values.attrs.get("units", "m" if kind == "height" else None)
+    return values, str(called or "value"), None if units is None else str(units)
+
+
+def _validate(threshold: float | None, sigma: float | xr.DataArray | None) -> None:
+    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
+        raise CHMv2Error(
+            "a threshold above 0 m, the size of a change that counts",
+            f"{threshold}",
+            "give loss and gain one positive number: threshold=5.0",
+        )
+    if sigma is None or (isinstance(sigma, xr.DataArray) and sigma.chunks is not None):
+        return
+    least = float(sigma.min()) if isinstance(sigma, xr.DataArray) else float(sigma)
+    missing = isinstance(sigma, xr.DataArray) and np.isnan(least)
+    if not (missing or (np.isfinite(least) and least >= 0)):
+        raise CHMv2Error(
+            "sigma, a standard deviation of 0 m or more",
+            f"{least}",
+            "give the error of one pixel: sigma=4.0",
+        )
+
+
+def _only_height(dataset: xr.Dataset) -> xr.DataArray:
+    if HEIGHT_NAME in dataset:
+        return dataset[HEIGHT_NAME]
+    raise CHMv2Error(
+        f"a Dataset with {_CHANGE_NAME} or canopy_height",
+        f"{[str(name) for name in dataset.data_vars]}",
+        "choose the variable: dataset['...']",
+    )
+
+
+def _with_significance(
+    quantity: _Quantity, dataset: xr.Dataset, threshold: float | None
+) -> _Quantity:
+    """Add what ``difference`` says of its change: its error, and which pixels have changed."""
+    layers = dict(quantity.layers)
+    detection = dataset.get("level_of_detection")
+    confidence = _find_attr(dataset, "confidence")
+    if "sigma" not in layers and detection is not None and confidence is not None:
+        layers["sigma"] = detection / float(norm.ppf(0.5 + float(confidence) / 2))
+    length = _find_attr(dataset, "correlation_length")
+    length = None if length is None or not np.isfinite(float(length)) else float(length)
+    if threshold is not None or detection is None or "significant" not in dataset:
+        return replace(quantity, layers=layers, length=length)
+    layers["changed"] = dataset["significant"].fillna(0).astype(bool)
+    layers["least"] = detection
+    return replace(quantity, threshold=None, layers=layers, length=length)
+
+
+def _find_attr(dataset: xr.Dataset, name: str) -> Any:
+    """Find a number in the attributes of the level of detection, the change or the Dataset."""
+    holders = [dataset.get("level_of_detection"), dataset[_CHANGE_NAME], dataset]
+    for holder in holders:
+        found = None if holder is None else holder.attrs.get(name)
+        if isinstance(found, int | float | np.number):
+            return found
+    return None
 
 
 def to_table(zones: xr.Dataset) -> Any:
@@ -364,143 +436,3 @@ def to_table(zones: xr.Dataset) -> Any:
     first = [str(name) for name in first if name != "geometry" and name in frame]
     rest = [name for name in frame if name not in first and name != "geometry"]
     return geopandas.GeoDataFrame(frame[[*first, *rest, "geometry"]], crs=crs)
-
-
-CHANGE_NAME = "height_change"
-
-
-@dataclass(frozen=True, eq=False)
-class Quantity:
-    """Values, and what is known of them.
-
-    Parameters
-    ----------
-    values : DataArray
-        Heights or changes [m].
-    change : bool
-        Whether they are changes.
-    threshold : float or None
-        Change from which on a pixel is lost or gained; None: the layer ``changed`` tells.
-    layers : dict of str to DataArray or float
-        ``sigma``: standard deviation of the error [m]; ``changed`` and ``least``: significant
-        pixels and their level of detection [m].
-    length : float or None
-        Correlation length that came with the values [m].
-    """
-
-    values: xr.DataArray
-    change: bool
-    threshold: float | None = None
-    layers: dict[str, Any] = field(default_factory=dict)
-    length: float | None = None
-
-
-def read_quantity(
-    values: xr.DataArray | xr.Dataset,
-    threshold: float | None,
-    sigma: float | xr.DataArray | None,
-) -> Quantity:
-    """Tell heights from changes and find what comes with them.
-
-    Parameters
-    ----------
-    values : DataArray or Dataset
-        Heights; a change named ``height_change``; or a Dataset from ``difference``.
-    threshold : float, optional
-        Change that counts [m].
-    sigma : float or DataArray, optional
-        Standard deviation of the error of a value [m].
-
-    Returns
-    -------
-    Quantity
-        Lazy where the values are.
-
-    Raises
-    ------
-    CHMv2Error
-        If there are neither heights nor changes, or a threshold or sigma that cannot be.
-    """
-    _validate(threshold, sigma)
-    if isinstance(values, xr.Dataset):
-        if CHANGE_NAME not in values:
-            return Quantity(_only_height(values), False, layers=_given(sigma))
-        return _read_change(values, threshold, sigma)
-    if not isinstance(values, xr.DataArray):
-        raise CHMv2Error(
-            "heights or changes as a DataArray or a Dataset",
-            type(values).__name__,
-            "open them: xchmv2.open_zarr(...)",
-        )
-    change = values.name == CHANGE_NAME
-    values = without_nodata(values)
-    if threshold is not None and not change:
-        raise CHMv2Error(
-            "a change, where there is a threshold of loss and gain",
-            f"an array named {values.name!r}",
-            f"if it is a change, say so: change.rename({CHANGE_NAME!r})",
-        )
-    limit = (THRESHOLD if threshold is None else float(threshold)) if change else None
-    return Quantity(values, change, limit, _given(sigma))
-
-
-def _validate(threshold: float | None, sigma: float | xr.DataArray | None) -> None:
-    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
-        raise CHMv2Error(
-            "a threshold above 0 m, the size of a change that counts",
-            f"{threshold}",
-            "give loss and gain one positive number: threshold=5.0",
-        )
-    if sigma is None or (isinstance(sigma, xr.DataArray) and sigma.chunks is not None):
-        return
-    least = float(sigma.min()) if isinstance(sigma, xr.DataArray) else float(sigma)
-    missing = isinstance(sigma, xr.DataArray) and np.isnan(least)
-    if not (missing or (np.isfinite(least) and least >= 0)):
-        raise CHMv2Error(
-            "sigma, a standard deviation of 0 m or more",
-            f"{least}",
-            "give the error of one pixel: sigma=4.0",
-        )
-
-
-def _given(sigma: float | xr.DataArray | None) -> dict[str, Any]:
-    return {} if sigma is None else {"sigma": sigma}
-
-
-def _only_height(dataset: xr.Dataset) -> xr.DataArray:
-    if "canopy_height" in dataset:
-        return without_nodata(dataset["canopy_height"])
-    raise CHMv2Error(
-        f"a Dataset with {CHANGE_NAME} or canopy_height",
-        f"{[str(name) for name in dataset.data_vars]}",
-        "choose the variable: dataset['...']",
-    )
-
-
-def _read_change(
-    dataset: xr.Dataset, threshold: float | None, sigma: float | xr.DataArray | None
-) -> Quantity:
-    change = dataset[CHANGE_NAME]
-    layers = _given(sigma)
-    if sigma is None and "level_of_detection" in dataset:
-        confidence = _find_attr(dataset, "confidence")
-        if confidence is not None:
-            quantile = float(norm.ppf(0.5 + float(confidence) / 2))
-            layers["sigma"] = dataset["level_of_detection"] / quantile
-    length = _find_attr(dataset, "correlation_length")
-    length = None if length is None or not np.isfinite(float(length)) else float(length)
-    if threshold is None and {"significant", "level_of_detection"} <= set(dataset.data_vars):
-        layers["changed"] = dataset["significant"].fillna(0).astype(bool)
-        layers["least"] = dataset["level_of_detection"]
-        return Quantity(change, True, None, layers, length)
-    return Quantity(change, True, float(threshold or THRESHOLD), layers, length)
-
-
-def _find_attr(dataset: xr.Dataset, name: str) -> Any:
-    """Find a number in the attributes of the level of detection, the change or the Dataset."""
-    holders = [dataset.get("level_of_detection"), dataset[CHANGE_NAME], dataset]
-    for holder in holders:
-        found = None if holder is None else holder.attrs.get(name)
-        if isinstance(found, int | float | np.number):
-            return found
-    return None

@@ -20,7 +20,7 @@ from xchmv2.store.records import open_manifest
 from xchmv2.store.storage import resolve_store
 
 HERE = Path(__file__).parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
 REGIONS = 2 * 4 * 5
 
 
@@ -31,7 +31,7 @@ def start(store, checkpoint, log, **options):
 
 
 def finish(run):
-    _, errors = run.communicate(timeout=120)
+    _, errors = run.communicate(timeout=900)
     assert run.returncode == 0, errors
 
 
@@ -186,7 +186,7 @@ def test_a_write_that_the_system_refuses_names_the_region(tmp_path, tiny_checkpo
         "store_run.heights(sys.argv[1]).chmv2.to_zarr(sys.argv[2], progress=False)"
     )
     given = [sys.executable, "-c", code, str(tiny_checkpoint), str(tmp_path / "h.zarr")]
-    found = subprocess.run(given, env=ENV, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(given, env=ENV, capture_output=True, text=True, timeout=900)
     assert "StoreError: expected to write canopy_height, 2020-07-01" in found.stderr
     assert "File too large" in found.stderr
     finish(start(tmp_path / "h.zarr", tiny_checkpoint, tmp_path / "log"))

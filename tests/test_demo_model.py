@@ -6,11 +6,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from evaluation.train_demo import TEST_SEEDS, TRAINING_SEEDS
 from safetensors import safe_open
 
 from tests.evaluation import score_demo as evaluate
 from tests.evaluation import train_demo as train
+from tests.evaluation.train_demo import TEST_SEEDS, TRAINING_SEEDS
 from xchmv2.demo.synthetic import synthetic_forest
 from xchmv2.errors import DemoModelWarning
 from xchmv2.inference import models as spec

@@ -14,14 +14,16 @@ from odc.geo.xr import ODCExtension  # noqa: F401  registers .odc
 from scipy import ndimage
 from skimage.registration import phase_cross_correlation
 
-from xchmv2.demo.disturbance import Chronicle, Disturbance
+from xchmv2.datasets import Disturbance, synthetic_forest
+from xchmv2.demo.disturbance import Chronicle
 from xchmv2.demo.light import Sun, shadow_depth, sunlit
 from xchmv2.demo.noise import Cutout, noise_at, noise_grid, stream
 from xchmv2.demo.rendering import Moment, clouds_over
 from xchmv2.demo.stands import SPECIES, crown_radius, growth_height
 from xchmv2.demo.sun import season, solar_position
-from xchmv2.demo.synthetic import synthetic_forest
 from xchmv2.errors import CHMv2Error, GridError
+
+# Private imports: light, noise, trees and sun are each held against the literature.
 
 # rioxarray 0.19 still multiplies affine transforms with "*", which affine 3.1 wants written "@".
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")

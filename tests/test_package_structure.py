@@ -1,5 +1,6 @@
 """The package keeps its shape: rooms without circles, files and names that tell one thing."""
 
+import ast
 from collections import defaultdict
 from pathlib import Path
 
@@ -72,3 +73,27 @@ def test_tests_are_named_after_rooms():
     ]
     assert names
     assert not strangers
+
+
+def is_private(node):
+    """Whether a node of a syntax tree imports what is no public face of a room."""
+    if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith("xchmv2"):
+        return False
+    folder = structure.PACKAGE.parent.joinpath(*node.module.split("."))
+    inside = node.module.count(".") > 1
+    names = [alias.name for alias in node.names]
+    return inside or any(
+        name.startswith("_") or (node.module != "xchmv2" and (folder / f"{name}.py").is_file())
+        for name in names
+    )
+
+
+def test_private_imports_give_their_reason():
+    files = [
+        path
+        for path in TESTS.rglob("*.py")
+        if any(map(is_private, ast.walk(structure.parse(path))))
+    ]
+    assert len(files) > 9
+    silent = [path.name for path in files if "# Private imports: " not in path.read_text("utf-8")]
+    assert not silent, "import from the room's door, or say why not: # Private imports: ..."

@@ -52,6 +52,8 @@ from xchmv2.inference.workers import use_forward_threads  # noqa: E402
 from xchmv2.model import CHMv2ForDepthEstimation, resolve_checkpoint  # noqa: E402
 from xchmv2.predict import warming  # noqa: E402
 
+# Private imports: what workers hold is asked of them.
+
 ROOT = Path(__file__).parents[1]
 GRID = dict(tile=64, overlap=16, block=96)
 HUB_ID, SHARDED = "somebody/tiny-chmv2", "somebody/tiny-chmv2-shards"

@@ -19,6 +19,8 @@ from xchmv2.errors import StoreError
 from xchmv2.store.records import open_manifest
 from xchmv2.store.storage import resolve_store
 
+# Private imports: what a killed run recorded is read.
+
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
 REGIONS = 2 * 4 * 5

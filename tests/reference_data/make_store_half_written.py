@@ -19,6 +19,8 @@ import xchmv2  # noqa: F401  (registers .chmv2)
 from xchmv2.model import CHMv2ForDepthEstimation
 from xchmv2.store.regions import WriteBlock
 
+# Private imports: writing is stopped between two regions.
+
 OUT = Path(__file__).parent / "store_half_written"
 WRITTEN = 3
 

@@ -17,8 +17,7 @@ import rioxarray  # noqa: F401  gives .rio
 from shapely.geometry import box
 
 import xchmv2
-from xchmv2.demo.disturbance import Disturbance
-from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.datasets import Disturbance, synthetic_forest
 from xchmv2.training import fine_tune
 
 ROOT = Path(__file__).parents[1]

@@ -18,6 +18,8 @@ from conftest import cube
 from xchmv2.predict.tasks import SumGroup
 from xchmv2.store.regions import WriteBlock
 
+# Private imports: work is noted task by task.
+
 
 def scene(times=2, shape=(420, 540)):
     return cube(shape, times=times).chunk(time=1, y=200, x=200)

@@ -1,7 +1,8 @@
 """The structure of the package, measured from its imports: ``python tests/structure.py``.
 
 Prints lines, files, rooms, floors and circles. A room is a folder or a file right below the
-package; it stands one floor above the highest room that it imports.
+package; it stands one floor above the highest room that it imports. Imports inside functions
+count, and so do those for types alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -38,6 +40,12 @@ BESIDE = {
 APART = {"raster", "imagery", "change", "structure", "zonal", "validation", "stac", "published"}
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    """Syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def module_name(path: Path) -> str:
     """Name of a file as it is imported."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -47,10 +55,13 @@ def module_name(path: Path) -> str:
 def imports_of(path: Path, known: Iterable[str]) -> set[str]:
     """Modules of the package that a file imports, anywhere in it."""
     known, found = set(known), set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in known else node.module for name in names}
+    folder = module_name(path.parent / "__init__.py")
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom):
+            # Relative imports reach their own folder alone; ruff refuses those of parents.
+            module = ".".join(filter(None, (folder if node.level else "", node.module)))
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else module for name in names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -59,9 +70,25 @@ def imports_of(path: Path, known: Iterable[str]) -> set[str]:
     return {name for name in found if name in known}
 
 
+def read_files() -> dict[Path, int]:
+    """Every file of the package, and its number of lines."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+
+
+def read_classes() -> dict[str, list[str]]:
+    """Every name of a class, and the modules that define one of that name."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in read_files():
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(module_name(path))
+    return dict(found)
+
+
 def read_modules() -> dict[str, set[str]]:
     """Every module of the package, and what it imports."""
-    files = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    files = {module_name(path): path for path in read_files()}
     return {name: imports_of(path, files) for name, path in files.items()}
 
 
@@ -96,8 +123,16 @@ def count_floors(rooms: Mapping[str, set[str]]) -> dict[str, int]:
 
 
 def upward_arrows(rooms: Mapping[str, set[str]]) -> list[str]:
-    """Arrows between rooms that the order of storeys does not allow."""
+    """Arrows between rooms that the order of storeys does not allow.
+
+    Raises
+    ------
+    ValueError
+        If a room has no storey, or a storey has a room that is gone.
+    """
     storey = {room: level for level, names in enumerate(STOREYS) for room in names}
+    if unplaced := storey.keys() ^ rooms.keys():
+        raise ValueError(f"place these rooms in STOREYS, or take them away: {sorted(unplaced)}")
     return [
         f"{room} -> {below}"
         for room, imported in sorted(rooms.items())
@@ -121,17 +156,16 @@ def main() -> None:
     """Print the figures."""
     modules = read_modules()
     rooms = read_rooms(modules)
-    files = sorted(PACKAGE.rglob("*.py"))
-    lines = {path: len(path.read_text().splitlines()) for path in files}
+    lines = read_files()
     circle = find_circle(modules) or find_circle(rooms)
-    print(f"lines {sum(lines.values())}, files {len(files)}, rooms {len(rooms)}")
+    print(f"lines {sum(lines.values())}, files {len(lines)}, rooms {len(rooms)}")
     if circle:
         print(f"circle {' -> '.join(circle)}")
         return
     floors = count_floors(rooms)
     print(f"floors {max(floors.values())}, circles 0, arrows upwards {len(upward_arrows(rooms))}")
     for room in sorted(rooms, key=lambda name: (-floors[name], name)):
-        own = [path for path in files if room_of(module_name(path)) == room]
+        own = [path for path in lines if room_of(module_name(path)) == room]
         size = sum(lines[path] for path in own)
         imported = ", ".join(sorted(rooms[room])) or "-"
         print(f"{floors[room]:3} {room:12} {size:6} lines {len(own):3} files  imports {imported}")

@@ -251,7 +251,7 @@ class TestPictures:
     def test_of_heights(self, kind):
         height = HEIGHT if kind == "array" else HEIGHT.to_dataset()
         found = height.chmv2.plot(limits=(0, 40), columns=2)
-        assert isinstance(found, plotting.canvas.Picture)
+        assert isinstance(found, plotting.canvas.Drawing)
         assert found.axes[0].get_title() == "2019-07-01"
         assert found.artists[0].get_clim() == (0, 40)
         lines = height.chmv2.plot_series(BOXES, label="name").axes[0].get_lines()

@@ -12,8 +12,10 @@ from scipy import ndimage
 from xchmv2.change import ComparisonWarning, align
 from xchmv2.change.alignment import shift_plane
 from xchmv2.change.registration import _phase_correlation
-from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.datasets import synthetic_forest
 from xchmv2.errors import CHMv2Error
+
+# Private imports: shifts are held against scipy step by step.
 
 SHIFTS = [(0.0, 0.0), (1.3, -2.4), (-3.6, 0.7)]
 

@@ -9,6 +9,8 @@ from xchmv2.change import correlation_length, difference, loss, loss_area
 from xchmv2.change.correlation import effective_cells
 from xchmv2.errors import CHMv2Error
 
+# Private imports: the formula alone is held against a plain sum.
+
 
 def noise(width, shape=(400, 400), seed=0):
     field = ndimage.gaussian_filter(

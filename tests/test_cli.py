@@ -18,6 +18,8 @@ from xchmv2.cli import _describe, main, open_raster
 from xchmv2.demo import run as demonstration
 from xchmv2.training import FineTuned
 
+# Private imports: the commands' parts, and a demo that takes no time.
+
 
 def run(*words):
     return CliRunner().invoke(main, [str(word) for word in words])

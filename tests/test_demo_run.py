@@ -25,6 +25,8 @@ from xchmv2.demo.run import (
 from xchmv2.demo.truth import HeightScore, LossScore, find_loss, score_heights, score_losses
 from xchmv2.errors import CHMv2Error, DemoModelWarning
 
+# Private imports: the parts of `xchmv2 demo`, which is a command.
+
 SMALL = dict(size=96, seed=3)
 
 

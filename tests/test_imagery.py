@@ -15,6 +15,8 @@ from xchmv2.imagery.bands import select_bands
 from xchmv2.imagery.resampling import AxisMap, _resample
 from xchmv2.raster import ValidPixels, find_grid, ground_pixel, resolve_nodata
 
+# Private imports: resampling is held against a plain loop.
+
 
 def banded(n, labels=None, **attrs):
     coords = {} if labels is None else {"band": labels}

@@ -23,6 +23,8 @@ from xchmv2.inference import models as held
 from xchmv2.inference import predictor as batches
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 
+# Private imports: what a process holds, and the memory of its card, are replaced.
+
 OPTIONS = dict(tile=64, overlap=16, block=128)
 
 

@@ -23,6 +23,8 @@ from xchmv2.errors import ConfigError, ImageryError
 from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, DepthEstimatorOutput
 from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES, READOUT_TYPES
 
+# Private imports: layers alone are held against published ones.
+
 torch.set_num_threads(1)
 
 COMBINATIONS = list(itertools.product(BINS_STRATEGIES, NORM_STRATEGIES, READOUT_TYPES))

@@ -20,6 +20,8 @@ from xchmv2.inference import models as held
 from xchmv2.inference import tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation
 
+# Private imports: loads of a model are counted.
+
 MODEL = reference.whole_tile_model()
 GRID = dict(tile=64, overlap=16)
 

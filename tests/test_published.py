@@ -32,6 +32,8 @@ from xchmv2.published import tile_reading as dates
 from xchmv2.published import tiles as mirror
 from xchmv2.published.footprints import Footprints
 
+# Private imports: caches are emptied, and the mirror is replaced.
+
 SIZE = 256
 #: Two neighbouring tiles in New Hampshire and what lies east of them.
 WEST = mercantile.tile(-71.4, 44.06, 10)

@@ -30,6 +30,8 @@ from xchmv2.stac.cube import resolve_clear
 from xchmv2.stac.grids import resolve_area
 from xchmv2.stac.items import FLAGS
 
+# Private imports: bands, areas and flags of one item, without a cube.
+
 COLOURS = ("red", "green", "blue")
 SMALL = dict(tile=64, overlap=16)
 

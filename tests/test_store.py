@@ -26,6 +26,8 @@ from xchmv2.store.records import Manifest
 from xchmv2.store.storage import list_keys
 from xchmv2.store.template import Encoding, resolve_encoding
 
+# Private imports: writing is made to fail at a chosen step.
+
 GRID = dict(tile=64, overlap=16, block=128)
 
 

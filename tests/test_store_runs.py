@@ -19,6 +19,8 @@ from xchmv2.errors import StoreError
 from xchmv2.store.records import open_manifest
 from xchmv2.store.storage import resolve_store
 
+# Private imports: what a killed run recorded is read.
+
 HERE = Path(__file__).parent
 # The processes that are started import this checkout, wherever the installed package lies.
 PYTHONPATH = os.pathsep.join([str(HERE), str(HERE.parent)])
@@ -33,7 +35,7 @@ def start(store, checkpoint, log, **options):
 
 
 def finish(run):
-    _, errors = run.communicate(timeout=600)
+    _, errors = run.communicate(timeout=900)
     assert run.returncode == 0, errors
 
 
@@ -188,7 +190,7 @@ def test_a_write_that_the_system_refuses_names_the_region(tmp_path, tiny_checkpo
         "store_run.heights(sys.argv[1]).chmv2.to_zarr(sys.argv[2], progress=False)"
     )
     given = [sys.executable, "-c", code, str(tiny_checkpoint), str(tmp_path / "h.zarr")]
-    found = subprocess.run(given, env=ENV, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(given, env=ENV, capture_output=True, text=True, timeout=900)
     assert "StoreError: expected to write canopy_height, 2020-07-01" in found.stderr
     assert "File too large" in found.stderr
     finish(start(tmp_path / "h.zarr", tiny_checkpoint, tmp_path / "log"))

@@ -24,6 +24,8 @@ from xchmv2.training.pairs import Pair, read_pair, split_crops
 from xchmv2.training.run_state import partial_folder
 from xchmv2.training.tuning import run
 
+# Private imports: pairs of crops and the state of a killed run.
+
 FAST = dict(tile=64, epochs=2, batch_size=2, lr=1e-3, progress=False, device="cpu")
 
 

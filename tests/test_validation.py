@@ -17,6 +17,8 @@ from tests.evaluation import score_demo as evaluate
 from xchmv2.errors import CHMv2Error
 from xchmv2.validation import match, scores, to_table, validate
 
+# Private imports: scores as arrays have no public face.
+
 LEFT, TOP = 500_000.0, 5_300_000.0
 
 

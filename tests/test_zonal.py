@@ -22,6 +22,8 @@ from xchmv2.raster import cell_areas
 from xchmv2.zonal import effective_samples, to_table, zonal
 from xchmv2.zonal import polygons as pieces_module
 
+# Private imports: squares are made small, so that polygons are cut.
+
 CRS = 32633
 LEFT, TOP = 500_000.0, 5_300_000.0
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.datasets import synthetic_forest
 from xchmv2.model import DEMO, DEMO_FOLDER, OVERLAP, TILE
 
 from .model import ours_forward, tiles

@@ -13,6 +13,8 @@ from xchmv2._version import __version__
 
 from .published import transformers_version
 
+# Private imports: a table names the version that was measured.
+
 
 def describe_machine(device: str, threads: int) -> dict[str, str]:
     """Tell what the figures were measured on.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 from scipy import ndimage
 
-from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.datasets import synthetic_forest
 
 Floats = npt.NDArray[np.float64]
 

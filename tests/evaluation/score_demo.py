@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.datasets import synthetic_forest
 from xchmv2.demo.truth import DROP
 from xchmv2.predict import predict
 from xchmv2.validation import scores
 
 from .train_demo import TEST_SEEDS
+
+# Private imports: scores as arrays have no public face.
 
 #: Edges of the height classes of the table [m].
 CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 30.0, np.inf)

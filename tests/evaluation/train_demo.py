@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.datasets import synthetic_forest
 from xchmv2.model import (
     IMAGE_MEAN,
     IMAGE_STD,
@@ -27,6 +27,8 @@ from xchmv2.model import (
 from xchmv2.training.pairs import Pair, read_pair, split_crops
 from xchmv2.training.run_state import partial_folder, remove_state
 from xchmv2.training.tuning import Schedule, Trainer, run
+
+# Private imports: it trains from scratch, which fine_tune does not.
 
 #: Seeds of synthetic forests: those that the model was trained on, and those it never saw.
 TRAINING_SEEDS = range(1000, 1120)

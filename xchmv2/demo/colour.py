@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from xchmv2.demo.disturbance import Disturbance, struck_in
 from xchmv2.demo.landscape import ROAD_HALF_WIDTH, TRACK_HALF_WIDTH, Plane, Site
-from xchmv2.demo.noise import Window, draw, fractal_grid, noise_grid, stream
+from xchmv2.demo.noise import Cutout, draw, fractal_grid, noise_grid, stream
 from xchmv2.demo.stands import N_CONIFERS, SPECIES, stand_traits
 from xchmv2.demo.sun import Season
 from xchmv2.demo.trees import Trees, roofs_of
@@ -41,7 +41,7 @@ class Ground:
     roof_height: Plane
 
 
-def ground_of(seed: int, site: Site, window: Window) -> Ground:
+def ground_of(seed: int, site: Site, window: Cutout) -> Ground:
     """Return what covers the ground of a window.
 
     Parameters
@@ -50,7 +50,7 @@ def ground_of(seed: int, site: Site, window: Window) -> Ground:
         Seed of the world.
     site : Site
         Covers the window.
-    window : Window
+    window : Cutout
         Pixels.
 
     Returns
@@ -94,7 +94,7 @@ def ground_colour(
     seed: int,
     site: Site,
     cover: npt.NDArray[np.uint8],
-    window: Window,
+    window: Cutout,
     season: Season,
     year: float,
     events: Sequence[Disturbance],
@@ -109,7 +109,7 @@ def ground_colour(
         Covers the window.
     cover : ndarray of uint8, shape `window.shape`
         Cover classes.
-    window : Window
+    window : Cutout
         Pixels.
     season : Season
         State of vegetation.
@@ -164,7 +164,7 @@ def _paint_cut(
         _blend(picture, 0.5 * strength * wheels, (186, 166, 136))
 
 
-def _paint_ways(picture: Picture, site: Site, window: Window, fine: Plane, grass: Picture) -> None:
+def _paint_ways(picture: Picture, site: Site, window: Cutout, fine: Plane, grass: Picture) -> None:
     """Paint yards, tracks with a grassy middle, and paved roads with verges."""
     soft = max(window.resolution, 0.8)
     yard, track = site.sample(site.yard, window), site.sample(site.track, window)
@@ -177,7 +177,7 @@ def _paint_ways(picture: Picture, site: Site, window: Window, fine: Plane, grass
     _blend(picture, _inside(road, ROAD_HALF_WIDTH, soft), (142, 140, 138))
 
 
-def _paint_water(picture: Picture, site: Site, window: Window) -> None:
+def _paint_water(picture: Picture, site: Site, window: Cutout) -> None:
     """Paint lakes, paler along the shore."""
     lake = site.sample(site.lake, window)
     shallow = np.exp(np.minimum(lake, 0.0) / 3.0)[..., None]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from xchmv2.demo.landscape import is_land
-from xchmv2.demo.noise import Floats, Hashes, Window, draw, noise_at, noise_grid, place_hash, stream
+from xchmv2.demo.noise import Cutout, Floats, Hashes, draw, noise_at, noise_grid, place_hash, stream
 from xchmv2.demo.stands import BASE_YEAR, Ints, stand_traits, stands_at
 from xchmv2.demo.sun import as_time, decimal_year
 from xchmv2.errors import CHMv2Error
@@ -198,7 +198,7 @@ def struck_at(
 
 
 def struck_in(
-    events: Sequence[Disturbance], seed: int, window: Window
+    events: Sequence[Disturbance], seed: int, window: Cutout
 ) -> Iterator[tuple[Disturbance, tuple[slice, slice], npt.NDArray[np.bool_]]]:
     """Yield each event that may touch a window with the pixels it strikes.
 
@@ -208,7 +208,7 @@ def struck_in(
         In order of date.
     seed : int
         Seed of the world.
-    window : Window
+    window : Cutout
         Pixels.
 
     Yields
@@ -241,7 +241,7 @@ def _strike(
     return inside
 
 
-def _part_around(event: Disturbance, window: Window) -> Window | None:
+def _part_around(event: Disturbance, window: Cutout) -> Cutout | None:
     """Return the part of a window that an event may touch."""
     res = window.resolution
     row = int(np.floor((-event.y - event.reach) / res + window.dy))
@@ -252,10 +252,10 @@ def _part_around(event: Disturbance, window: Window) -> Window | None:
     right = min(col + size, window.col + window.width)
     if bottom <= top or right <= left:
         return None
-    return Window(top, left, bottom - top, right - left, res, window.dy, window.dx)
+    return Cutout(top, left, bottom - top, right - left, res, window.dy, window.dx)
 
 
-def touches(event: Disturbance, window: Window) -> bool:
+def touches(event: Disturbance, window: Cutout) -> bool:
     """Return whether an event may reach into a window."""
     north, south, west, east = window.bounds
     in_y = north - event.reach < -event.y < south + event.reach
@@ -290,7 +290,7 @@ class Chronicle:
     told: tuple[Disturbance, ...] = ()
 
     def up_to(
-        self, until: np.datetime64, window: Window, after: np.datetime64 | None = None
+        self, until: np.datetime64, window: Cutout, after: np.datetime64 | None = None
     ) -> tuple[Disturbance, ...]:
         """Return the events that may touch a window.
 
@@ -298,7 +298,7 @@ class Chronicle:
         ----------
         until : datetime64
             Last day.
-        window : Window
+        window : Cutout
             Pixels.
         after : datetime64, optional
             The day before the first; by default the beginning, 2012 for random events.
@@ -319,7 +319,7 @@ class Chronicle:
 
 
 def _random_events(
-    seed: int, window: Window, last: int, kinds: Sequence[Kind]
+    seed: int, window: Cutout, last: int, kinds: Sequence[Kind]
 ) -> list[Disturbance]:
     """Return the world's own events in and around a window, up to an epoch."""
     north, south, west, east = window.bounds

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.demo.noise import Floats, Window, draw, noise_at, noise_grid, place_hash, stream
+from xchmv2.demo.noise import Cutout, Floats, draw, noise_at, noise_grid, place_hash, stream
 from xchmv2.demo.stands import Ints, stand_grid
 
 LATTICE = 1.2  # [m]
@@ -77,10 +77,10 @@ class Site:
     buildings: tuple[Building, ...]
 
     @property
-    def lattice(self) -> Window:
+    def lattice(self) -> Cutout:
         """Return the points of the lattice as a window."""
         height, width = self.stand.shape
-        return Window(self.row, self.col, height, width, LATTICE)
+        return Cutout(self.row, self.col, height, width, LATTICE)
 
     def index(self, y: Floats, x: Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the nearest lattice point of world coordinates [m]."""
@@ -88,14 +88,14 @@ class Site:
         j = np.floor(x / LATTICE).astype(np.intp) - self.col
         return np.clip(i, 0, self.relief.shape[0] - 1), np.clip(j, 0, self.relief.shape[1] - 1)
 
-    def sample(self, plane: Plane, window: Window) -> Plane:
+    def sample(self, plane: Plane, window: Cutout) -> Plane:
         """Return one property at the pixels of a window, bilinearly.
 
         Parameters
         ----------
         plane : ndarray of float32
             A property of this site.
-        window : Window
+        window : Cutout
             Pixels, all of them inside the lattice.
 
         Returns
@@ -285,14 +285,14 @@ def is_land(seed: int, y: Floats, x: Floats, margin: float) -> npt.NDArray[np.bo
     return np.asarray((lake_distance(seed, y, x) > margin) & (road_distance(seed, y, x) > margin))
 
 
-def site_of(seed: int, window: Window) -> Site:
+def site_of(seed: int, window: Cutout) -> Site:
     """Return the slow-moving ground under a window.
 
     Parameters
     ----------
     seed : int
         Seed of the world.
-    window : Window
+    window : Cutout
         Pixels to be covered.
 
     Returns
@@ -303,7 +303,7 @@ def site_of(seed: int, window: Window) -> Site:
     north, south, west, east = window.bounds
     row, col = int(np.floor(north / LATTICE)) - 2, int(np.floor(west / LATTICE)) - 2
     height, width = int(south / LATTICE) + 4 - row, int(east / LATTICE) + 4 - col
-    lattice = Window(row, col, height, width, LATTICE)
+    lattice = Cutout(row, col, height, width, LATTICE)
     y, x = lattice.y, lattice.x
     stand, other, border = stand_grid(seed, y, x)
     has_track = draw(place_hash(stream(seed, "track"), stand + other), 0) < 0.4

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from xchmv2.demo.colour import FOREST, ground_of
 from xchmv2.demo.disturbance import Disturbance, struck_in, touches
 from xchmv2.demo.landscape import Plane, site_of
-from xchmv2.demo.noise import Window, rng_of
+from xchmv2.demo.noise import Cutout, rng_of
 from xchmv2.demo.rendering import Moment, take_picture, take_picture_and_height, true_height
 
 _BLOCK = 1024  # size of the pieces an eager scene is made in [px]
@@ -20,12 +20,12 @@ _BANDS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
-class Scene:
+class Forest:
     """All that a scene depends on; small, hashable and picklable.
 
     Parameters
     ----------
-    window : Window
+    window : Cutout
         Its pixels.
     moments : tuple of Moment
         Its dates.
@@ -37,7 +37,7 @@ class Scene:
         Share of the scene beyond the swath.
     """
 
-    window: Window
+    window: Cutout
     moments: tuple[Moment, ...]
     shifts: tuple[tuple[float, float], ...]
     events: tuple[tuple[Disturbance, ...], ...]
@@ -48,7 +48,7 @@ class Scene:
         """Seed of the world."""
         return self.moments[0].seed
 
-    def block(self, rows: tuple[int, int], cols: tuple[int, int]) -> Window:
+    def block(self, rows: tuple[int, int], cols: tuple[int, int]) -> Cutout:
         """Return the pixels from rows[0] to rows[1] and cols[0] to cols[1]."""
         return replace(
             self.window,
@@ -59,14 +59,14 @@ class Scene:
         )
 
 
-def imagery_block(scene: Scene, k: int, block: Window) -> npt.NDArray[np.uint8]:
+def imagery_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.uint8]:
     """Return red, green, blue and validity (4, height, width) of date k in a block."""
     dy, dx = scene.shifts[k]
     picture = take_picture(scene.moments[k], replace(block, dy=dy, dx=dx))
     return picture * _swath(scene, k, block)
 
 
-def _swath(scene: Scene, k: int, block: Window) -> npt.NDArray[np.bool_]:
+def _swath(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.bool_]:
     """Return where date k has imagery at all: west or east of a slanting line."""
     if scene.nodata_edge <= 0.0:
         return np.ones(block.shape, bool)
@@ -81,24 +81,24 @@ def _swath(scene: Scene, k: int, block: Window) -> npt.NDArray[np.bool_]:
     return np.asarray(from_edge > scene.nodata_edge * scene.window.width)
 
 
-def height_block(scene: Scene, k: int, block: Window) -> Plane:
+def height_block(scene: Forest, k: int, block: Cutout) -> Plane:
     """Return the true canopy height [m] of date k in a block."""
     return true_height(scene.moments[k], block)
 
 
-def _both_blocks(scene: Scene, k: int, block: Window) -> tuple[npt.NDArray[np.uint8], Plane]:
+def _both_blocks(scene: Forest, k: int, block: Cutout) -> tuple[npt.NDArray[np.uint8], Plane]:
     """Return :func:`imagery_block` and :func:`height_block`, sharing their work."""
     dy, dx = scene.shifts[k]
     picture, height = take_picture_and_height(scene.moments[k], replace(block, dy=dy, dx=dx))
     return picture * _swath(scene, k, block), height
 
 
-def cover_block(scene: Scene, block: Window) -> npt.NDArray[np.uint8]:
+def cover_block(scene: Forest, block: Cutout) -> npt.NDArray[np.uint8]:
     """Return the land cover of a block."""
     return ground_of(scene.seed, site_of(scene.seed, block), block).cover
 
 
-def disturbance_block(scene: Scene, k: int, block: Window) -> npt.NDArray[np.int32]:
+def disturbance_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.int32]:
     """Return the labels of the events on forest land before date k in a block."""
     labels = np.zeros(block.shape, np.int32)
     if not any(touches(event, block) for event in scene.events[k]):
@@ -119,17 +119,17 @@ def _count(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
     return np.bincount(labels.ravel(), minlength=n + 1)[1:]
 
 
-def _n_events(scene: Scene) -> int:
+def _n_events(scene: Forest) -> int:
     """Return how many events the scene lists."""
     return sum(len(e) for e in scene.events)
 
 
-def made_layers(scene: Scene) -> dict[str, npt.NDArray[Any]]:
+def made_layers(scene: Forest) -> dict[str, npt.NDArray[Any]]:
     """Return all layers of a scene as arrays.
 
     Parameters
     ----------
-    scene : Scene
+    scene : Forest
         What to make.
 
     Returns
@@ -160,28 +160,28 @@ def made_layers(scene: Scene) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _block_of(scene: Scene, block_info: Any) -> tuple[int, Window]:
+def _block_of(scene: Forest, block_info: Any) -> tuple[int, Cutout]:
     """Return the date and the pixels of a chunk; y and x are its last two axes."""
     location = block_info[None]["array-location"]
     return int(location[0][0]), scene.block(*location[-2:])
 
 
-def _imagery_chunk(scene: Scene, block_info: Any = None) -> npt.NDArray[np.uint8]:
+def _imagery_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
     """Return one chunk (1, 4, height, width) of the imagery."""
     return imagery_block(scene, *_block_of(scene, block_info))[None]
 
 
-def _height_chunk(scene: Scene, block_info: Any = None) -> Plane:
+def _height_chunk(scene: Forest, block_info: Any = None) -> Plane:
     """Return one chunk (1, height, width) of the truth."""
     return height_block(scene, *_block_of(scene, block_info))[None]
 
 
-def _disturbance_chunk(scene: Scene, block_info: Any = None) -> npt.NDArray[np.int32]:
+def _disturbance_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.int32]:
     """Return one chunk (1, height, width) of the labels."""
     return disturbance_block(scene, *_block_of(scene, block_info))[None]
 
 
-def _cover_chunk(scene: Scene, block_info: Any = None) -> npt.NDArray[np.uint8]:
+def _cover_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
     """Return one chunk (height, width) of the land cover."""
     return cover_block(scene, _block_of(scene, block_info)[1])
 
@@ -191,12 +191,12 @@ def _count_chunk(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]
     return _count(labels, n)[None, None, None]
 
 
-def lazy_layers(scene: Scene, chunks: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Any]:
+def lazy_layers(scene: Forest, chunks: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Any]:
     """Return all layers of a scene as dask arrays.
 
     Parameters
     ----------
-    scene : Scene
+    scene : Forest
         What to make.
     chunks : tuple of tuple of int
         Chunk sizes along y and x [px].
@@ -236,7 +236,7 @@ def lazy_layers(scene: Scene, chunks: tuple[tuple[int, ...], tuple[int, ...]]) -
     }
 
 
-def _lazy_areas(scene: Scene, labels: Any) -> Any:
+def _lazy_areas(scene: Forest, labels: Any) -> Any:
     """Return the area [m2] of each event, counted from lazy labels."""
     import dask.array as da
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from xchmv2.demo.landscape import Plane
-from xchmv2.demo.noise import Window
+from xchmv2.demo.noise import Cutout
 from xchmv2.demo.trees import MAX_HEIGHT
 
 LOWEST_SUN = 12.0  # degrees
@@ -55,21 +55,21 @@ class Sun:
         return max(-down, 0), max(down, 0), max(-right, 0), max(right, 0)
 
 
-def _transposed(window: Window) -> Window:
+def _transposed(window: Cutout) -> Cutout:
     """Return the window with rows and columns exchanged."""
-    return Window(
+    return Cutout(
         window.col, window.row, window.width, window.height, window.resolution, window.dx, window.dy
     )
 
 
-def shadow_depth(surface: Plane, window: Window, sun: Sun) -> Plane:
+def shadow_depth(surface: Plane, window: Cutout, sun: Sun) -> Plane:
     """Return how far each place lies below the shadow cast over it.
 
     Parameters
     ----------
     surface : ndarray of float32, shape `window.shape`
         Elevation of ground and all that stands on it [m].
-    window : Window
+    window : Cutout
         Its pixels; shadows come from as far as the window reaches, at most `sun.reach`.
     sun : Sun
         Direction of light.
@@ -92,7 +92,7 @@ def shadow_depth(surface: Plane, window: Window, sun: Sun) -> Plane:
 
 
 def _shadow_along_rows(
-    surface: Plane, window: Window, sun: Sun, down: float, right: float
+    surface: Plane, window: Cutout, sun: Sun, down: float, right: float
 ) -> Plane:
     """Return :func:`shadow_depth` where the sun stands more along columns than along rows."""
     slope = right / down
@@ -119,14 +119,14 @@ def sunlit(depth: Plane) -> Plane:
     return np.asarray(1.0 - t * t * (3.0 - 2.0 * t))
 
 
-def incidence(surface: Plane, window: Window, sun: Sun) -> Plane:
+def incidence(surface: Plane, window: Cutout, sun: Sun) -> Plane:
     """Return the cosine between the surface's normal and the sun.
 
     Parameters
     ----------
     surface : ndarray of float32, shape `window.shape`
         Elevation [m].
-    window : Window
+    window : Cutout
         Its pixels.
     sun : Sun
         Direction of light.

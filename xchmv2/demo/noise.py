@@ -25,7 +25,7 @@ _SPLINE_STD = float(np.sqrt(1.0 / 3.0) * 151.0 / 315.0)
 
 
 @dataclass(frozen=True)
-class Window:
+class Cutout:
     """A rectangle of pixels of the world.
 
     Parameters
@@ -76,7 +76,7 @@ class Window:
             (self.col + self.width - 0.5 - self.dx) * self.resolution,
         )
 
-    def pad(self, top: int, bottom: int, left: int, right: int) -> Window:
+    def pad(self, top: int, bottom: int, left: int, right: int) -> Cutout:
         """Return the window grown by so many pixels on each side."""
         return replace(
             self,
@@ -86,7 +86,7 @@ class Window:
             width=self.width + left + right,
         )
 
-    def slices_of(self, inner: Window) -> tuple[slice, slice]:
+    def slices_of(self, inner: Cutout) -> tuple[slice, slice]:
         """Return where `inner`, a window of the same grid, lies in an array of this window."""
         top, left = inner.row - self.row, inner.col - self.col
         return slice(top, top + inner.height), slice(left, left + inner.width)

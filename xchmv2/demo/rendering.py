@@ -23,7 +23,7 @@ from xchmv2.demo.colour import (
 from xchmv2.demo.disturbance import Chronicle, Disturbance
 from xchmv2.demo.landscape import Plane, Site, site_of
 from xchmv2.demo.light import Sun, incidence, shadow_depth, sky_margin, sky_view, sunlit
-from xchmv2.demo.noise import Window, fractal_grid, noise_grid, place_hash, rng_of, stream
+from xchmv2.demo.noise import Cutout, fractal_grid, noise_grid, place_hash, rng_of, stream
 from xchmv2.demo.sun import Season, decimal_year
 from xchmv2.demo.trees import MAX_RADIUS, Canopy, Trees, canopy_of, population
 
@@ -80,7 +80,7 @@ class Moment:
 class _Scenery:
     """The ground, the trees and the canopy under a window."""
 
-    window: Window
+    window: Cutout
     site: Site
     ground: Ground
     events: tuple[Disturbance, ...]
@@ -89,7 +89,7 @@ class _Scenery:
     surface: Plane
 
 
-def _stand_up(moment: Moment, window: Window) -> _Scenery:
+def _stand_up(moment: Moment, window: Cutout) -> _Scenery:
     """Return the scenery of a window."""
     margin = int(np.ceil(1.3 * MAX_RADIUS / window.resolution)) + 1
     wide = window.pad(margin, margin, margin, margin)
@@ -107,14 +107,14 @@ def _stand_up(moment: Moment, window: Window) -> _Scenery:
     return _Scenery(window, site, ground, near, trees, canopy, surface)
 
 
-def true_height(moment: Moment, window: Window) -> Plane:
+def true_height(moment: Moment, window: Cutout) -> Plane:
     """Return the canopy height of a window.
 
     Parameters
     ----------
     moment : Moment
         The date.
-    window : Window
+    window : Cutout
         Pixels.
 
     Returns
@@ -125,14 +125,14 @@ def true_height(moment: Moment, window: Window) -> Plane:
     return _stand_up(moment, window).canopy.height
 
 
-def take_picture(moment: Moment, window: Window) -> npt.NDArray[np.uint8]:
+def take_picture(moment: Moment, window: Cutout) -> npt.NDArray[np.uint8]:
     """Return the picture of a window and where it shows the ground.
 
     Parameters
     ----------
     moment : Moment
         The date.
-    window : Window
+    window : Cutout
         Pixels, misregistered where `dy` and `dx` say so.
 
     Returns
@@ -143,14 +143,14 @@ def take_picture(moment: Moment, window: Window) -> npt.NDArray[np.uint8]:
     return _expose(moment, _stand_up(moment, _lit_window(moment, window)), window)
 
 
-def take_picture_and_height(moment: Moment, window: Window) -> tuple[npt.NDArray[np.uint8], Plane]:
+def take_picture_and_height(moment: Moment, window: Cutout) -> tuple[npt.NDArray[np.uint8], Plane]:
     """Return :func:`take_picture` and :func:`true_height`, which share the work if in register.
 
     Parameters
     ----------
     moment : Moment
         The date.
-    window : Window
+    window : Cutout
         Pixels.
 
     Returns
@@ -167,13 +167,13 @@ def take_picture_and_height(moment: Moment, window: Window) -> tuple[npt.NDArray
     return _expose(moment, scenery, window), height
 
 
-def _lit_window(moment: Moment, window: Window) -> Window:
+def _lit_window(moment: Moment, window: Cutout) -> Cutout:
     """Return a window with all around it that shades or blurs into it."""
     around = sky_margin(window.resolution) + _BLUR_MARGIN
     return window.pad(*(around + m for m in moment.sun.margins(window.resolution)))
 
 
-def _expose(moment: Moment, scenery: _Scenery, window: Window) -> npt.NDArray[np.uint8]:
+def _expose(moment: Moment, scenery: _Scenery, window: Cutout) -> npt.NDArray[np.uint8]:
     """Return the picture of a window of a scenery that is large enough to light it."""
     seen = window.pad(*[_BLUR_MARGIN] * 4)
     cloud, cloud_shadow = clouds_over(moment, seen)
@@ -190,7 +190,7 @@ def _expose(moment: Moment, scenery: _Scenery, window: Window) -> npt.NDArray[np
     return np.concatenate([np.moveaxis(bands, -1, 0), clear[None].astype(np.uint8)])
 
 
-def _radiance(moment: Moment, scenery: _Scenery, seen: Window, cloud_shadow: Plane) -> Picture:
+def _radiance(moment: Moment, scenery: _Scenery, seen: Cutout, cloud_shadow: Plane) -> Picture:
     """Return the light that leaves the surface, 1 for white paper on flat ground."""
     near = seen.pad(*[sky_margin(seen.resolution)] * 4)
     depth = shadow_depth(scenery.surface, scenery.window, moment.sun)
@@ -212,7 +212,7 @@ def _radiance(moment: Moment, scenery: _Scenery, seen: Window, cloud_shadow: Pla
 
 
 def _albedo(
-    moment: Moment, scenery: _Scenery, seen: Window, inner: tuple[slice, slice]
+    moment: Moment, scenery: _Scenery, seen: Cutout, inner: tuple[slice, slice]
 ) -> tuple[Picture, Plane]:
     """Return linear reflectance, and the share of foliage around each place."""
     owner = scenery.canopy.owner[inner]
@@ -237,14 +237,14 @@ def _albedo(
     return (values / np.float32(255.0)) ** np.float32(_GAMMA), leaf
 
 
-def clouds_over(moment: Moment, window: Window) -> tuple[Plane, Plane]:
+def clouds_over(moment: Moment, window: Cutout) -> tuple[Plane, Plane]:
     """Return the clouds over a window.
 
     Parameters
     ----------
     moment : Moment
         The date.
-    window : Window
+    window : Cutout
         Pixels.
 
     Returns
@@ -277,7 +277,7 @@ def _through_air(values: Picture, cloud: Plane, rng: np.random.Generator) -> Pic
     return np.asarray(values + cloud[..., None] * (_CLOUD - values), np.float32)
 
 
-def _sensor_noise(moment: Moment, window: Window) -> Picture:
+def _sensor_noise(moment: Moment, window: Cutout) -> Picture:
     """Return unit noise, three numbers for each pixel."""
     rows = window.row + np.arange(window.height)
     cols = window.col + np.arange(window.width)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from xchmv2.demo.disturbance import KINDS, Chronicle, Disturbance
-from xchmv2.demo.layers import Scene
+from xchmv2.demo.layers import Forest
 from xchmv2.demo.light import LOWEST_SUN, Sun
-from xchmv2.demo.noise import Window, rng_of
+from xchmv2.demo.noise import Cutout, rng_of
 from xchmv2.demo.rendering import Moment
 from xchmv2.demo.stands import BASE_YEAR
 from xchmv2.demo.sun import as_time, season, solar_position
@@ -36,7 +36,7 @@ def resolve_scene(
     shift_px: Any,
     clouds: Any,
     nodata_edge: float,
-) -> Scene:
+) -> Forest:
     """Return the scene that was asked for.
 
     Parameters
@@ -48,7 +48,7 @@ def resolve_scene(
 
     Returns
     -------
-    Scene
+    Forest
         Definite and hashable.
 
     Raises
@@ -73,7 +73,7 @@ def resolve_scene(
         _resolve_shift(shift_px, k, moment, len(moments)) for k, moment in enumerate(moments)
     )
     events = tuple(_events_before(chronicle, instants, k, window) for k in range(len(instants)))
-    return Scene(window, moments, shifts, events, float(nodata_edge))
+    return Forest(window, moments, shifts, events, float(nodata_edge))
 
 
 def _error(expected: str, found: str, argument: str) -> CHMv2Error:
@@ -83,7 +83,7 @@ def _error(expected: str, found: str, argument: str) -> CHMv2Error:
 
 def _resolve_window(
     shape: tuple[int, int], resolution: float, origin: tuple[float, float]
-) -> Window:
+) -> Cutout:
     """Return the pixels of the scene, on the grid of whole pixels from the CRS origin."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if len(sizes) != 2 or not all(isinstance(n, Integral) and int(n) > 0 for n in sizes):
@@ -99,7 +99,7 @@ def _resolve_window(
             "an origin (x, y) in metres", repr(origin), "pass origin=(500_000, 5_300_000)"
         )
     row, col = round(-origin[1] / resolution), round(origin[0] / resolution)
-    return Window(row, col, int(sizes[0]), int(sizes[1]), float(resolution))
+    return Cutout(row, col, int(sizes[0]), int(sizes[1]), float(resolution))
 
 
 def _resolve_times(times: Sequence[Any]) -> list[np.datetime64]:
@@ -211,7 +211,7 @@ def _resolve_shift(shift_px: Any, k: int, moment: Moment, n: int) -> tuple[float
 
 
 def _events_before(
-    chronicle: Chronicle, instants: Sequence[np.datetime64], k: int, window: Window
+    chronicle: Chronicle, instants: Sequence[np.datetime64], k: int, window: Cutout
 ) -> tuple[Disturbance, ...]:
     """Return what happened in the scene between date k - 1 and date k."""
     if k == 0:
@@ -220,7 +220,7 @@ def _events_before(
     return tuple(e for e in events if _reaches_into(e, chronicle.seed, window))
 
 
-def _reaches_into(event: Disturbance, seed: int, window: Window) -> bool:
+def _reaches_into(event: Disturbance, seed: int, window: Cutout) -> bool:
     """Return whether an event's footprint, sampled every few metres, meets a window."""
     north, south, west, east = window.bounds
     if north <= -event.y <= south and west <= event.x <= east:

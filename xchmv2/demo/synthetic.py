@@ -12,7 +12,7 @@ import xarray as xr
 from xchmv2._version import __version__
 from xchmv2.demo.colour import COVERS
 from xchmv2.demo.disturbance import Disturbance, Kind
-from xchmv2.demo.layers import Scene, lazy_layers, made_layers
+from xchmv2.demo.layers import Forest, lazy_layers, made_layers
 from xchmv2.demo.requests import resolve_chunks, resolve_scene
 
 _BANDS = {"red": 0.65, "green": 0.56, "blue": 0.48}  # centre wavelength [um]
@@ -126,7 +126,7 @@ def synthetic_forest(
     return _label(layers, scene, crs)
 
 
-def _label(layers: Mapping[str, Any], scene: Scene, crs: Any) -> xr.Dataset:
+def _label(layers: Mapping[str, Any], scene: Forest, crs: Any) -> xr.Dataset:
     """Return the layers with names, coordinates and attributes."""
     cube, plane = ("time", "y", "x"), ("y", "x")
     variables = {
@@ -147,7 +147,7 @@ def _label(layers: Mapping[str, Any], scene: Scene, crs: Any) -> xr.Dataset:
     return xr.Dataset(variables, coords, attrs)
 
 
-def _band_attrs(name: str, scene: Scene) -> dict[str, Any]:
+def _band_attrs(name: str, scene: Forest) -> dict[str, Any]:
     """Return what a STAC item says of a band."""
     return {
         "long_name": name,
@@ -180,7 +180,7 @@ def _cover_attrs() -> dict[str, Any]:
     }
 
 
-def _space(scene: Scene, crs: Any) -> dict[str, Any]:
+def _space(scene: Forest, crs: Any) -> dict[str, Any]:
     """Return pixel centres and the CRS, as odc-stac would."""
     from affine import Affine
     from odc.geo.geobox import GeoBox
@@ -196,7 +196,7 @@ def _along_time(values: Sequence[float], name: str, units: str) -> Any:
     return "time", np.array(values, np.float64), {"long_name": name, "units": units}
 
 
-def _time(scene: Scene) -> dict[str, Any]:
+def _time(scene: Forest) -> dict[str, Any]:
     """Return dates, sun and misregistration."""
     suns = [m.sun for m in scene.moments]
     return {
@@ -208,7 +208,7 @@ def _time(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _events(scene: Scene) -> dict[str, Any]:
+def _events(scene: Forest) -> dict[str, Any]:
     """Return the table of events."""
     events = [event for interval in scene.events for event in interval]
 

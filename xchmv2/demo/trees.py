@@ -12,9 +12,9 @@ from scipy import ndimage
 from xchmv2.demo.disturbance import Disturbance, struck_at
 from xchmv2.demo.landscape import ROAD_HALF_WIDTH, TRACK_HALF_WIDTH, Building, Plane, Site
 from xchmv2.demo.noise import (
+    Cutout,
     Floats,
     Hashes,
-    Window,
     draw,
     draw_normal,
     noise_at,
@@ -122,7 +122,7 @@ def _lattice_of(
 
 
 def _planting_places(
-    seed: int, site: Site, window: Window
+    seed: int, site: Site, window: Cutout
 ) -> tuple[Floats, Floats, Hashes, npt.NDArray[np.intp], StandTraits]:
     """Return the places of overstorey trees in a window, their hashes and their stands' traits."""
     ids, which = np.unique(site.stand, return_inverse=True)
@@ -146,7 +146,7 @@ def _planting_places(
     return y[keep], x[keep], h[keep], k[keep], traits
 
 
-def _inside(window: Window, y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
+def _inside(window: Cutout, y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
     """Return which points lie between the outermost pixel centres of a window."""
     north, south, west, east = window.bounds
     return np.asarray((y >= north) & (y <= south) & (x >= west) & (x <= east))
@@ -158,7 +158,7 @@ def _hue_of(h: Hashes, stand_hue: Floats) -> Floats:
     return 0.6 * stand_hue + 0.55 * own
 
 
-def _overstorey(seed: int, site: Site, window: Window) -> Trees:
+def _overstorey(seed: int, site: Site, window: Cutout) -> Trees:
     """Return the trees the stands were made of."""
     y, x, h, k, traits = _planting_places(seed, site, window)
     open_place = noise_at(stream(seed, "gaps"), y, x, 21.0) > np.where(traits.planted, 2.6, 1.45)[k]
@@ -184,7 +184,7 @@ def _overstorey(seed: int, site: Site, window: Window) -> Trees:
     )
 
 
-def _understorey(seed: int, site: Site, window: Window) -> Trees:
+def _understorey(seed: int, site: Site, window: Cutout) -> Trees:
     """Return shrubs and suppressed trees, seen in gaps and along edges."""
     d = _UNDERSTOREY_SPACING
     north, south, west, east = window.bounds
@@ -213,7 +213,7 @@ def _understorey(seed: int, site: Site, window: Window) -> Trees:
     )
 
 
-def _regrowth(seed: int, events: Sequence[Disturbance], site: Site, window: Window) -> Trees:
+def _regrowth(seed: int, events: Sequence[Disturbance], site: Site, window: Cutout) -> Trees:
     """Return the trees that come up after the last of some events, planted or self-sown."""
     event = events[-1]
     events = [e for e in events if np.hypot(e.y - event.y, e.x - event.x) < e.reach + event.reach]
@@ -275,7 +275,7 @@ def _fell(trees: Trees, seed: int, events: Sequence[Disturbance]) -> Trees:
     return replace(trees, death=death)
 
 
-def population(seed: int, site: Site, window: Window, events: Sequence[Disturbance]) -> Trees:
+def population(seed: int, site: Site, window: Cutout, events: Sequence[Disturbance]) -> Trees:
     """Return every tree that ever stands in a window.
 
     Parameters
@@ -284,7 +284,7 @@ def population(seed: int, site: Site, window: Window, events: Sequence[Disturban
         Seed of the world.
     site : Site
         The ground, which must cover the window.
-    window : Window
+    window : Cutout
         Where to look for stems.
     events : sequence of Disturbance
         In order of date; those after the date of interest may be left out.
@@ -364,7 +364,7 @@ def _crowns_of(trees: Trees, height: Floats, radius: Floats) -> _Crowns:
 
 def _splat(
     keys: npt.NDArray[np.uint64],
-    window: Window,
+    window: Cutout,
     crowns: _Crowns,
     lumps: Plane,
     which: npt.NDArray[np.intp],
@@ -395,7 +395,7 @@ def _splat(
     np.maximum.at(keys, pixel, bits | (owner + 1).astype(np.uint64))
 
 
-def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Window, seed: int) -> Canopy:
+def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Cutout, seed: int) -> Canopy:
     """Return the upper envelope of crowns.
 
     Parameters
@@ -404,7 +404,7 @@ def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Window, seed
         All that may reach into the window.
     height, radius : ndarray of float64, shape (n,)
         Their size [m]; trees of height 0 do not stand.
-    window : Window
+    window : Cutout
         Pixels.
     seed : int
         Seed of the world, for the lumps of the crowns.
@@ -436,14 +436,14 @@ def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Window, seed
     return Canopy(np.where(top > 0, rough, np.float32(0)).astype(np.float32), owner)
 
 
-def roofs_of(buildings: tuple[Building, ...], window: Window) -> tuple[Plane, npt.NDArray[np.int8]]:
+def roofs_of(buildings: tuple[Building, ...], window: Cutout) -> tuple[Plane, npt.NDArray[np.int8]]:
     """Return the roofs in a window.
 
     Parameters
     ----------
     buildings : tuple of Building
         Houses in and around the window.
-    window : Window
+    window : Cutout
         Pixels.
 
     Returns

@@ -91,7 +91,7 @@ def missing_patch(label: str = "no data") -> Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class Drawing:
     """A finished figure and the artists in it, to be changed further or saved.
 
     Parameters

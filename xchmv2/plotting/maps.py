@@ -16,7 +16,7 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import read_scene, resolve_value_range
 from xchmv2.plotting.canvas import (
     FLAT,
-    Picture,
+    Drawing,
     add_scale_bar,
     coarse,
     draw,
@@ -58,7 +58,7 @@ def plot_height(
     limits: tuple[float, float] | None = None,
     columns: int = 3,
     scale_bar: bool = True,
-) -> Picture:
+) -> Drawing:
     """Draw canopy height: a map for each date, on one colour scale.
 
     Parameters
@@ -78,7 +78,7 @@ def plot_height(
 
     Returns
     -------
-    Picture
+    Drawing
         Figure, axes, images and colour bar.
 
     Raises
@@ -108,7 +108,7 @@ def plot_change(
     only_significant: bool = False,
     columns: int = 3,
     scale_bar: bool = True,
-) -> Picture:
+) -> Drawing:
     """Draw the change of canopy height, on a colour scale centred on no change.
 
     Parameters
@@ -131,7 +131,7 @@ def plot_change(
 
     Returns
     -------
-    Picture
+    Drawing
         Figure, axes, images and colour bar.
 
     Raises
@@ -230,7 +230,7 @@ def _draw(
     ax: Axes | None,
     columns: int,
     scale_bar: bool,
-) -> Picture:
+) -> Drawing:
     """Draw the maps, then what explains them."""
     scale = map_scale(planes[0]) or (1.0, 1.0)
     width, height = _size(planes[0], scale)
@@ -268,7 +268,7 @@ def _draw(
             fontsize="small",
             frameon=False,
         )
-    return Picture(figure, axes, images, bar)
+    return Drawing(figure, axes, images, bar)
 
 
 def _size(plane: xr.DataArray, scale: tuple[float, float]) -> tuple[float, float]:

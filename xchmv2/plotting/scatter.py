@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.plotting.canvas import Picture, panels
+from xchmv2.plotting.canvas import Drawing, panels
 from xchmv2.plotting.maps import HEIGHT_COLOURS, round_limit
 from xchmv2.raster import Raster
 from xchmv2.validation import Matched, match, scores
@@ -25,7 +25,7 @@ _STEP, _FEWEST = 2.5, 5
 _ORANGE = "#D55E00"
 
 
-def plot_validation(height: Raster | Matched, reference: Any = None, **options: Any) -> Picture:
+def plot_validation(height: Raster | Matched, reference: Any = None, **options: Any) -> Drawing:
     """Draw heights against their reference, and errors by reference height.
 
     Parameters
@@ -40,7 +40,7 @@ def plot_validation(height: Raster | Matched, reference: Any = None, **options: 
 
     Returns
     -------
-    Picture
+    Drawing
         Two panels. Left: all pairs, as dots or, above 2000, as a density, with the line of
         equality. Right: errors by classes of 2.5 m of reference height: median, the middle half
         and the middle nine tenths.
@@ -58,7 +58,7 @@ def plot_validation(height: Raster | Matched, reference: Any = None, **options: 
     bar = None
     if len(true) > _MOST_DOTS:
         bar = figure.colorbar(artists[0], ax=left, label="pixels")
-    return Picture(figure, [left, right], artists, bar)
+    return Drawing(figure, [left, right], artists, bar)
 
 
 def _scatter(ax: Axes, found: Floats, true: Floats) -> Any:

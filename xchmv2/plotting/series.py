@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.plotting.canvas import Picture, panels
+from xchmv2.plotting.canvas import Drawing, panels
 from xchmv2.raster import Grid, Raster, find_grid, read_heights
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def plot_series(
     *,
     label: str | None = None,
     ax: Axes | None = None,
-) -> Picture:
+) -> Drawing:
     """Draw canopy height over time at points, or its mean under polygons.
 
     Parameters
@@ -49,7 +49,7 @@ def plot_series(
 
     Returns
     -------
-    Picture
+    Drawing
         Figure, axes, and artists: lines, and for polygons bands from the 10th to the 90th
         percentile of heights.
 
@@ -91,7 +91,7 @@ def plot_series(
             band = panel.fill_between(times, low[:, k], high[:, k], color=colour, alpha=0.2, lw=0)
             artists.append(band)
     _dress(panel, height, str(further[0]), kind, len(names))
-    return Picture(figure, [panel], artists)
+    return Drawing(figure, [panel], artists)
 
 
 def _read(places: Any, label: str | None) -> tuple[Any, list[str]]:

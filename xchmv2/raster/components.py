@@ -182,7 +182,7 @@ def _moments(label: npt.NDArray[Any], value: npt.NDArray[Any], weight: Floats, n
 
 
 @dataclass(frozen=True, eq=False)
-class Numbers:
+class PatchNumbers:
     """What the patches of one block are called in the end.
 
     Parameters

@@ -21,7 +21,7 @@ from xchmv2.raster.components import (
     Floats,
     Integers,
     Moments,
-    Numbers,
+    PatchNumbers,
     Rule,
     Summary,
     add_up,
@@ -417,7 +417,7 @@ class Joined:
 
     Parameters
     ----------
-    numbers : ndarray of Numbers
+    numbers : ndarray of PatchNumbers
         (block rows, block cols) what the patches of each block are called.
     pixels, area : ndarray
         Pixels and area [m2] of each patch.
@@ -544,7 +544,7 @@ def _numbers(
     found = np.empty(blocks.size, object)
     for index, block in enumerate(blocks.ravel()):
         own = number[offsets[index] : offsets[index + 1]]
-        found[index] = Numbers(block.ids[own > 0], own[own > 0])
+        found[index] = PatchNumbers(block.ids[own > 0], own[own > 0])
     return found.reshape(blocks.shape)
 
 

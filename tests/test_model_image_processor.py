@@ -18,6 +18,8 @@ from xchmv2.errors import CheckpointError, ConfigError, DeviceError, ImageryErro
 from xchmv2.model import CHMv2ImageProcessor
 from xchmv2.model.image_processor import BatchFeature
 
+# Private imports: the type of a result that is called nowhere.
+
 REFERENCE = Path(__file__).parent / "reference_data"
 PUBLISHED = np.load(REFERENCE / "processor.npz")
 CASES = json.loads(str(PUBLISHED["cases"]))

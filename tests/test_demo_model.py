@@ -6,16 +6,18 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from evaluation.train_demo import TEST_SEEDS, TRAINING_SEEDS
 from safetensors import safe_open
 
 from tests.evaluation import score_demo as evaluate
 from tests.evaluation import train_demo as train
-from xchmv2.demo.synthetic import synthetic_forest
+from tests.evaluation.train_demo import TEST_SEEDS, TRAINING_SEEDS
+from xchmv2.datasets import synthetic_forest
 from xchmv2.errors import DemoModelWarning
 from xchmv2.inference import models as spec
 from xchmv2.model import DEMO_FOLDER, CHMv2ForDepthEstimation, CHMv2ImageProcessor
 from xchmv2.training.tuning import Schedule
+
+# Private imports: the demonstration model is trained in two steps.
 
 RGB = ["red", "green", "blue"]
 

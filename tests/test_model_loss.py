@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from xchmv2.errors import ImageryError
 from xchmv2.model import CHMv2ForDepthEstimation, Curriculum, chmv2_loss
-from xchmv2.model.loss import charbonnier, patch_gradient, silog
+from xchmv2.training import charbonnier, patch_gradient, silog
 
 
 def heights(seed=0, shape=(2, 40, 48)):

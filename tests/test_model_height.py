@@ -14,6 +14,8 @@ from xchmv2.model import validate_spread
 from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES
 from xchmv2.model.height import FeaturesToHeight, height_bins
 
+# Private imports: the last step alone is held against float64.
+
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")

@@ -157,10 +157,10 @@ def test_planning_small_chunks_is_quick():
     names = ("red", "green", "blue")
     imagery = xr.Dataset({n: (("time", "y", "x"), bands) for n in names}, coords)
     imagery = imagery.odc.assign_crs(32633)
-    start = time.perf_counter()
+    start = time.process_time()  # a busy machine changes it little
     lazy = imagery.chmv2.predict(MODEL)
     assert lazy.chunks[1][0] == 1024
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_graph_is_small():

@@ -8,6 +8,8 @@ from xchmv2.errors import GridError
 from xchmv2.raster import TileAxis, tile_runs, validate_grid
 from xchmv2.raster.tiling import origin_index
 
+# Private imports: the rounding of the origin shows nowhere else.
+
 axes = st.builds(
     lambda size, tile, share, origin: TileAxis(size, tile * 32, int(share * tile * 32), origin),
     size=st.integers(1, 700),

@@ -54,6 +54,8 @@ from xchmv2.inference.workers import use_forward_threads  # noqa: E402
 from xchmv2.model import CHMv2ForDepthEstimation, resolve_checkpoint  # noqa: E402
 from xchmv2.predict import warming  # noqa: E402
 
+# Private imports: what workers hold is asked of them.
+
 ROOT = Path(__file__).parents[1]
 GRID = dict(tile=64, overlap=16, block=96)
 HUB_ID, SHARDED = "somebody/tiny-chmv2", "somebody/tiny-chmv2-shards"
@@ -655,7 +657,7 @@ def names(client):
     return {info["name"]: address for address, info in workers.items()}
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=600):
     stop = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < stop, "waited in vain"
@@ -832,16 +834,16 @@ class TestDocumentation:
         with (
             process([*scheduler, "--dashboard-address", ":0"], tmp_path / "scheduler.log"),
             process(command("cpu worker", address), tmp_path / "worker.log"),
-            distributed.Client(address, set_as_default=False, timeout=60) as client,
+            distributed.Client(address, set_as_default=False, timeout=600) as client,
         ):
-            client.wait_for_workers(1, timeout=60)
+            client.wait_for_workers(1, timeout=600)
             (info,) = client.scheduler_info()["workers"].values()
             assert (info["name"], info["nthreads"], info["resources"]) == ("cpu", 2, {})
 
     def test_slurm(self):
         pytest.importorskip("dask_jobqueue")
         code = documented("slurm") + "\nprint(cluster.job_script())"
-        script = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60)
+        script = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=600)
         for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=4", "#SBATCH --gres=gpu:1"):
             assert line in script
         assert re.search(r"--nthreads 4.* --resources GPU=1 --lifetime 11h50m", script)

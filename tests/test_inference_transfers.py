@@ -11,6 +11,8 @@ from conftest import cube
 from xchmv2.inference import Predictor
 from xchmv2.inference.predictor import _Flight, _Transfers
 
+# Private imports: the order of copies shows nowhere else.
+
 torch.set_num_threads(1)
 
 OPTIONS = dict(tile=64, overlap=16, block=256)

@@ -38,6 +38,8 @@ from xchmv2.model import checkpoint as module
 from xchmv2.model.checkpoint import load_weights, save_checkpoint
 from xchmv2.model.files import write_json
 
+# Private imports: files are written wrong on purpose.
+
 torch.set_num_threads(1)
 
 

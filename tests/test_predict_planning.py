@@ -29,6 +29,8 @@ from xchmv2.inference.predictor import _Stopwatch
 from xchmv2.predict import PredictionPlan, plan, planning
 from xchmv2.predict.planning import Skipped
 
+# Private imports: a plan is held against the counts and clocks of the engine.
+
 MODEL = reference.whole_tile_model()
 GRID = dict(tile=64, overlap=16)
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation.change import evaluate, false_change, rates, write_tables
-from evaluation.scenarios import SCENARIOS, UNDISTURBED, make_scene
+
+from tests.evaluation.change import evaluate, false_change, rates, write_tables
+from tests.evaluation.scenarios import SCENARIOS, UNDISTURBED, make_scene
 
 
 def test_one_scenario_beats_the_plain_difference():

@@ -10,6 +10,8 @@ from reference_model import make_pair, random_pixels, tiny_settings
 from xchmv2.model import head as module
 from xchmv2.model.head import tap_matrix, upsample, upsample_convolve, upsample_convolve_strips
 
+# Private imports: a layer alone is held against the plain pair.
+
 torch.set_num_threads(1)
 
 SIZES = [(1, 1), (1, 5), (2, 3), (7, 1), (13, 9), (16, 40), (33, 17)]

@@ -15,6 +15,8 @@ from xchmv2.inference import models as held
 from xchmv2.inference.predictor import _CompiledFeatures
 from xchmv2.model import CHMv2ForDepthEstimation
 
+# Private imports: the compiler is replaced by one that fails.
+
 torch.set_num_threads(1)
 
 OPTIONS = dict(tile=64, overlap=16, block=128, batch_size=3)

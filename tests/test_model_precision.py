@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from reference_model import make_pair, random_pixels, tiny_settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from xchmv2.demo.synthetic import synthetic_forest
+from xchmv2.datasets import synthetic_forest
 from xchmv2.errors import DemoModelWarning
 from xchmv2.model import convert_weights
 

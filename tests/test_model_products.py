@@ -10,6 +10,8 @@ from reference_model import make_pair, random_pixels, tiny_settings
 from xchmv2.model import products
 from xchmv2.model.products import Linear, linear
 
+# Private imports: a layer alone is held against torch's.
+
 torch.set_num_threads(1)
 
 both = pytest.mark.skipif(

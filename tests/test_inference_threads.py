@@ -10,6 +10,8 @@ import torch
 from xchmv2.inference import forward_threads
 from xchmv2.inference.workers import use_forward_threads
 
+# Private imports: threads are for workers, which set them themselves.
+
 torch.set_num_threads(1)
 
 

@@ -16,6 +16,8 @@ from xchmv2.model import height as fused
 from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES
 from xchmv2.model.height import FeaturesToHeight
 
+# Private imports: the kernel alone is held against the plain way.
+
 torch.set_num_threads(1)
 
 CUDA = torch.cuda.is_available()

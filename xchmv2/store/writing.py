@@ -133,6 +133,12 @@ def to_zarr(
     See Also
     --------
     xchmv2.open_zarr : Read it again.
+
+    Examples
+    --------
+    >>> height = imagery.chmv2.predict()
+    >>> written = height.chmv2.to_zarr("canopy.zarr", encoding="int16_cm")
+    >>> height = xchmv2.open_zarr("canopy.zarr")
     """
     cube = read_cube(height)
     encodings = {

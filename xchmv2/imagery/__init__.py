@@ -1,7 +1,7 @@
 """What the imagery means: bands, value range, valid pixels, pixel grid, ground resolution."""
 
 from xchmv2.imagery.bands import COLOUR_NAMES, COLOURS
-from xchmv2.imagery.overview import overview
+from xchmv2.imagery.overview import describe_object
 from xchmv2.imagery.resampling import WindowReader, resolve_target, validate_source
 from xchmv2.imagery.scene import ResolvedImagery, Scene, read_scene, resolve_imagery
 from xchmv2.imagery.values import ValueRange, resolve_value_range
@@ -18,10 +18,10 @@ __all__ = [
     "ValidPixels",
     "ValueRange",
     "WindowReader",
+    "describe_object",
     "find_crs_coordinate",
     "find_grid",
     "ground_pixel",
-    "overview",
     "read_scene",
     "resolve_imagery",
     "resolve_nodata",

@@ -16,8 +16,10 @@ from typing import Any
 
 import xarray as xr
 
+__all__ = ["CHMv2Accessor"]
 
-class Delegate:
+
+class _Delegate:
     """A method that is a function of the package, imported when the method is looked up.
 
     Parameters
@@ -85,38 +87,38 @@ class CHMv2Accessor:
     """
 
     # From imagery to heights, and anything into a store.
-    predict = Delegate("xchmv2.predict:predict")
-    plan = Delegate("xchmv2.predict:plan")
-    to_zarr = Delegate("xchmv2.store:to_zarr")
+    predict = _Delegate("xchmv2.predict:predict")
+    plan = _Delegate("xchmv2.predict:plan")
+    to_zarr = _Delegate("xchmv2.store:to_zarr")
     # From heights of several dates to their change.
-    align = Delegate("xchmv2.change:align")
-    stable_bias = Delegate("xchmv2.change:stable_bias")
-    difference = Delegate("xchmv2.change:difference_between")
-    events = Delegate("xchmv2.change:events")
-    trend = Delegate("xchmv2.change:trend")
-    transition = Delegate("xchmv2.change:transition_between")
+    align = _Delegate("xchmv2.change:align")
+    stable_bias = _Delegate("xchmv2.change:stable_bias")
+    difference = _Delegate("xchmv2.change:difference_between")
+    events = _Delegate("xchmv2.change:events")
+    trend = _Delegate("xchmv2.change:trend")
+    transition = _Delegate("xchmv2.change:transition_between")
     # From a change to what was lost and gained.
-    loss = Delegate("xchmv2.change:loss")
-    gain = Delegate("xchmv2.change:gain")
-    loss_area = Delegate("xchmv2.change:loss_area")
-    correlation_length = Delegate("xchmv2.change:correlation_length")
-    label_events = Delegate("xchmv2.change:label_events", place=1)
+    loss = _Delegate("xchmv2.change:loss")
+    gain = _Delegate("xchmv2.change:gain")
+    loss_area = _Delegate("xchmv2.change:loss_area")
+    correlation_length = _Delegate("xchmv2.change:correlation_length")
+    label_events = _Delegate("xchmv2.change:label_events", place=1)
     # Structure of the canopy.
-    canopy_cover = Delegate("xchmv2.structure:canopy_cover")
-    gap_fraction = Delegate("xchmv2.structure:gap_fraction")
-    percentile = Delegate("xchmv2.structure:percentile")
-    rumple = Delegate("xchmv2.structure:rumple")
-    canopy_volume = Delegate("xchmv2.structure:canopy_volume")
-    gaps = Delegate("xchmv2.structure:gaps")
-    forest_mask = Delegate("xchmv2.structure:forest_mask")
+    canopy_cover = _Delegate("xchmv2.structure:canopy_cover")
+    gap_fraction = _Delegate("xchmv2.structure:gap_fraction")
+    percentile = _Delegate("xchmv2.structure:percentile")
+    rumple = _Delegate("xchmv2.structure:rumple")
+    canopy_volume = _Delegate("xchmv2.structure:canopy_volume")
+    gaps = _Delegate("xchmv2.structure:gaps")
+    forest_mask = _Delegate("xchmv2.structure:forest_mask")
     # Statistics per polygon, and comparison with a reference.
-    zonal = Delegate("xchmv2.zonal:zonal")
-    validate = Delegate("xchmv2.validation:validate")
+    zonal = _Delegate("xchmv2.zonal:zonal")
+    validate = _Delegate("xchmv2.validation:validate")
     # Pictures.
-    plot = Delegate("xchmv2.plotting:plot_height")
-    plot_change = Delegate("xchmv2.plotting:plot_change")
-    plot_series = Delegate("xchmv2.plotting:plot_series")
-    plot_validation = Delegate("xchmv2.plotting:plot_validation")
+    plot = _Delegate("xchmv2.plotting:plot_height")
+    plot_change = _Delegate("xchmv2.plotting:plot_change")
+    plot_series = _Delegate("xchmv2.plotting:plot_series")
+    plot_validation = _Delegate("xchmv2.plotting:plot_validation")
 
     def __init__(self, obj: xr.Dataset | xr.DataArray) -> None:
         self._obj = obj

@@ -1,22 +1,27 @@
 """The accessor: the functions and nothing else, with their signatures."""
 
+import doctest
 import inspect
+import pickle
+import pydoc
+import re
 import subprocess
 import sys
 
 import geopandas as gpd
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import rioxarray  # noqa: F401  (registers .rio)
 import shapely
 import xarray as xr
-from conftest import no_compute
+from conftest import cube, no_compute
 from scipy import ndimage
 
 import xchmv2
 from xchmv2 import change, plotting, predict, store, structure, validation, zonal
-from xchmv2.accessor import CHMv2Accessor
+from xchmv2.accessor import CHMv2Accessor, _without_parameter
 from xchmv2.errors import CHMv2Error
 
 FUNCTIONS = {
@@ -48,7 +53,7 @@ FUNCTIONS = {
     "plot_series": plotting.plot_series,
     "plot_validation": plotting.plot_validation,
 }
-# Functions that pass **options on, and to what.
+# Functions that hand options on, and to what.
 PASSED_ON = {
     "difference": change.difference,
     "plot_validation": validation.match,
@@ -68,10 +73,9 @@ ATTRS = {
 LEFT, TOP = 500_000.0, 5_300_000.0
 
 
-def forest():
+def forest(shape=(96, 80)):
     """Four dates of heights, (time, y, x) of 1 m, with a clearing on the last two."""
     rng = np.random.default_rng(0)
-    shape = (96, 80)
     smooth = ndimage.gaussian_filter(rng.normal(0, 1, shape), 2)
     crowns = 18 + 8 * smooth / smooth.std()
     values = np.stack([crowns + rng.normal(0.2 * k, 1, shape) for k in range(4)])
@@ -169,20 +173,103 @@ class TestSignatures:
         function = FUNCTIONS[name]
         # label_events is of a mask, and takes the change second.
         first = "change" if name == "label_events" else next(iter(parameters(function, ())))[0]
-        expected = parameters(function, (first, "options"))
-        if name in PASSED_ON:
-            more = parameters(PASSED_ON[name], ())
-            expected += [p for p in more if p[1] is inspect.Parameter.KEYWORD_ONLY]
-        if name == "plot_validation":  # which takes pairs without a reference too
-            expected[0] = (*expected[0][:2], inspect.Parameter.empty)
+        expected = parameters(function, (first,))
+        assert inspect.Parameter.VAR_KEYWORD not in {kind for _, kind, _ in expected}
+        for obj in (xr.Dataset(), xr.DataArray(0)):
+            assert parameters(getattr(obj.chmv2, name), ()) == expected
         assert parameters(getattr(CHMv2Accessor, name), ("self",)) == expected
 
+    @pytest.mark.parametrize("name", PASSED_ON)
+    def test_what_is_handed_on_is_named(self, name):
+        def keywords(function):
+            every = parameters(function, ())
+            return [p for p in every if p[1] is inspect.Parameter.KEYWORD_ONLY]
+
+        assert keywords(FUNCTIONS[name]) == keywords(PASSED_ON[name])
+
     @pytest.mark.parametrize("name", FUNCTIONS)
-    def test_the_docstring_names_the_function(self, name):
-        doc = getattr(CHMv2Accessor, name).__doc__
-        module, _, function = doc.split(":func:`")[1].rstrip("`.").rpartition(".")
-        assert getattr(sys.modules[module], function) is FUNCTIONS[name]
-        assert "\n" not in doc
+    def test_it_is_known_as_a_method_of_the_function(self, name):
+        method = getattr(CHMv2Accessor, name)
+        assert method.__name__ == name
+        assert method.__qualname__ == f"CHMv2Accessor.{name}"
+        assert method.__module__ == "xchmv2.accessor"
+        assert inspect.unwrap(method, stop=lambda f: f is FUNCTIONS[name]) is FUNCTIONS[name]
+        assert method is getattr(CHMv2Accessor, name)
+        assert pickle.loads(pickle.dumps(method)) is method
+
+
+def sections(doc):
+    """Headings of a numpydoc docstring, with their text."""
+    parts = re.split(r"(?m)^(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(doc))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_the_docstring_is_the_functions_own(self, name):
+        method, function = getattr(CHMv2Accessor, name), FUNCTIONS[name]
+        found, whole = sections(method.__doc__), sections(function.__doc__)
+        described = [
+            word
+            for line in re.findall(r"(?m)^\S.*", found.pop("Parameters").replace("\\\n", " "))
+            for word in re.split(r",\s*", line.partition(" :")[0])
+        ]
+        assert described == [p[0] for p in parameters(method, ("self",))]
+        whole.pop("Parameters")
+        assert {"Returns", "Examples"} <= set(found)
+        assert found == whole
+        assert method.__doc__.partition("\n")[0] == function.__doc__.partition("\n")[0]
+
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_help_shows_signature_and_sections(self, name):
+        for thing in (getattr(HEIGHT.chmv2, name), getattr(CHMv2Accessor, name)):
+            shown = pydoc.render_doc(thing, renderer=pydoc.plaintext)
+            for part in (f"{name}(", "Parameters\n", "Returns\n", "Examples\n", ">>> "):
+                assert part in shown
+
+    def test_help_on_the_accessor_shows_every_method(self):
+        shown = pydoc.render_doc(CHMv2Accessor, renderer=pydoc.plaintext)
+        for name in FUNCTIONS:
+            assert f"\n |  {name}(self, /" in shown
+        assert shown.count("|      Returns") == len(FUNCTIONS)
+
+    def test_no_heading_is_left_without_parameters(self):
+        doc = "Do it.\n\nParameters\n----------\nheight : DataArray\n    It,\n\n    and more.\n\n"
+        rest = "Returns\n-------\nfloat\n    A number."
+        assert _without_parameter(doc + rest, "height") == f"Do it.\n\n{rest}"
+        assert _without_parameter(doc, "height") == "Do it."
+        assert "height : DataArray" in _without_parameter(doc + rest, "other")
+
+
+class TestExamples:
+    @pytest.fixture(scope="class")
+    def names(self):
+        """What the examples take as given, in memory."""
+        height = forest((192, 160))
+        return {
+            "xchmv2": xchmv2,
+            "imagery": cube((64, 96), times=2),
+            "height": height,
+            "stands": BOXES,
+            "roads": xr.ones_like(height[0], bool)
+            .drop_vars("time")
+            .where(height.x < LEFT + 8, False),
+            "lidar": (height[0] + 1).drop_vars("time").assign_attrs(ATTRS),
+        }
+
+    # The demonstration model stands in for the published one, and says so.
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_they_run_and_print_what_they_say(self, name, names, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        doc = re.sub(r"\.(predict|plan)\(", r'.\1("demo", ', getattr(CHMv2Accessor, name).__doc__)
+        examples = doctest.DocTestParser().get_doctest(doc, dict(names), name, None, 0)
+        assert len(examples.examples) > 0
+        assert f".chmv2.{name}(" in "".join(example.source for example in examples.examples)
+        told = []
+        runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+        assert runner.run(examples, out=told.append).failed == 0, "".join(told)
+        plt.close("all")
 
 
 class TestTheSameAsTheFunction:
@@ -218,6 +305,7 @@ class TestTheSameAsTheFunction:
         lost = found.chmv2.loss()
         assert_same(lost, change.loss(found))
         assert_same(found.chmv2.label_events(lost), change.label_events(lost, found))
+        assert_same(found.chmv2.label_events(mask=lost), change.label_events(lost, found))
         outlined = found.chmv2.label_events(lost, polygons=True, connectivity=4)
         assert isinstance(outlined[1], gpd.GeoDataFrame)
         expected = change.label_events(lost, found, polygons=True, connectivity=4)
@@ -386,10 +474,15 @@ class TestErrors:
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = (
         "import sys, xarray as xr, xchmv2\n"
-        "xr.Dataset().chmv2, xr.DataArray(0).chmv2.plot, xr.Dataset().chmv2.zonal\n"
-        "heavy = ('torch', 'matplotlib', 'geopandas', 'rasterio', 'xchmv2.change')\n"
+        "heavy = ['torch', 'matplotlib', 'geopandas', 'rasterio', 'xchmv2.change']\n"
+        "assert 'zonal' in dir(xr.Dataset().chmv2) and 'plot' in dir(xr.DataArray(0).chmv2)\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "assert 'zonal' in repr(xr.Dataset().chmv2)\n"
+        "heavy.remove('rasterio')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "xr.Dataset().chmv2.difference\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert found.stdout.splitlines() == ["[]", "[]", "['xchmv2.change']"]
     assert xchmv2.accessor.CHMv2Accessor is CHMv2Accessor

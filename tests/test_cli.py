@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import cube
 
 import xchmv2
-from xchmv2.cli import _describe, main, open_raster
+from xchmv2.cli import _describe_tuned, _open_raster, main
 from xchmv2.demo import run as demonstration
 from xchmv2.training import FineTuned
 
@@ -52,7 +52,8 @@ class TestMain:
         code = (
             "import sys; from click.testing import CliRunner; from xchmv2.cli import main; "
             "print(CliRunner().invoke(main, ['--help']).output); "
-            "print(sorted({'torch', 'scipy', 'matplotlib', 'rioxarray'} & set(sys.modules)))"
+            "heavy = {'torch', 'scipy', 'dask', 'odc', 'matplotlib', 'rioxarray'}; "
+            "print(sorted(heavy & set(sys.modules)))"
         )
         found = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -142,7 +143,7 @@ class TestFineTune:
 
     def test_it_says_when_no_epoch_did_better(self, tmp_path):
         history = pd.DataFrame({"epoch": [0, 1], "validation_mae": [3.0, 3.5]})
-        said = _describe(FineTuned(tmp_path / "tuned", history, 0))
+        said = _describe_tuned(FineTuned(tmp_path / "tuned", history, 0))
         assert said.startswith("Validation MAE: 3.00 m before, and no epoch did better")
 
     def test_existing_output_is_left_alone(self, rasters, tmp_path, tiny_checkpoint):
@@ -217,7 +218,7 @@ class TestFineTune:
         with pytest.raises(
             xchmv2.CHMv2Error, match=r"one raster in 'a.nc', found several; name one"
         ):
-            open_raster("a.nc")
+            _open_raster("a.nc")
 
 
 PREDICT = ["--tile", 64, "--overlap", 16, "--block", 96, "--device", "cpu"]

@@ -453,6 +453,48 @@ class TestAccessor:
         words = set(re.findall(r"\w+", repr(xr.Dataset().chmv2)))
         assert public <= words
 
+    @pytest.mark.parametrize(
+        ("kind", "fit", "others"),
+        [
+            ("imagery", {"predict", "plan", "to_zarr"}, {"zonal", "loss", "difference"}),
+            ("date", {"canopy_cover", "zonal", "plot", "plot_validation"}, {"difference", "loss"}),
+            ("dates", {"difference", "align", "plot_series"}, {"events", "trend", "predict"}),
+            ("series", {"difference", "events", "trend", "plot"}, {"predict", "gain"}),
+            ("difference", {"loss", "loss_area", "zonal", "plot_change"}, {"difference", "plan"}),
+            ("change", {"loss", "gain", "plot_change"}, {"loss_area", "canopy_cover"}),
+            ("events", {"loss", "label_events", "to_zarr"}, {"gain", "plot", "zonal"}),
+            ("mask", {"to_zarr"}, {"loss", "predict", "plot"}),
+            ("labels", {"to_zarr", "zonal"}, {"plan"}),
+            ("imagery and heights", {"predict", "difference"}, {"loss", "events"}),
+            ("nothing", set(), {"predict", "plot", "to_zarr"}),
+        ],
+    )
+    def test_methods_that_fit_come_first(self, kind, fit, others):
+        imagery = cube((40, 50), times=3)
+        height = imagery["red"].astype("float32").rename("canopy_height")
+        change = height.chmv2.difference("2020", "2021", sigma=4.0)
+        obj = {
+            "imagery": imagery,
+            "date": height[0],
+            "dates": height[:2],
+            "series": height.to_dataset(),
+            "difference": change,
+            "change": change["height_change"],
+            "events": height.chmv2.events(),
+            "mask": change["significant"],
+            "labels": height[0].rename(None),
+            "imagery and heights": imagery.assign(canopy_height=height).isel(time=[0, 1]),
+            "nothing": xr.Dataset(),
+        }[kind]
+        _, _, methods = repr(obj.chmv2).partition("\n  methods ")
+        shown, _, rest = methods.partition("\n  others ")
+        shown, rest = (set(re.findall(r"\w+", part)) for part in (shown, rest))
+        assert fit <= shown
+        assert others <= rest
+        public = {name for name in dir(CHMv2Accessor) if not name.startswith("_")}
+        assert (shown | rest) >= public
+        assert not shown & rest & public
+
     def test_what_predict_needs_is_the_errors_own_message(self):
         imagery = cube((100, 120)).astype("float32")
         with pytest.raises(ImageryError) as refused:

@@ -3,6 +3,7 @@
 Importing the package registers the ``.chmv2`` accessor; it does not import torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import xchmv2.accessor  # noqa: F401  (registers .chmv2)
@@ -10,6 +11,21 @@ from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 
 if TYPE_CHECKING:
+    from xchmv2 import (
+        change,
+        datasets,
+        errors,
+        model,
+        plotting,
+        predict,
+        published,
+        stac,
+        store,
+        structure,
+        training,
+        validation,
+        zonal,
+    )
     from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, CHMv2ImageProcessor
     from xchmv2.predict import warmup
     from xchmv2.published import open_published
@@ -22,13 +38,27 @@ __all__ = [
     "CHMv2ForDepthEstimation",
     "CHMv2ImageProcessor",
     "__version__",
+    "change",
+    "datasets",
+    "errors",
     "load",
+    "model",
     "open_published",
     "open_zarr",
+    "plotting",
+    "predict",
+    "published",
+    "stac",
+    "store",
+    "structure",
+    "training",
+    "validation",
     "warmup",
+    "zonal",
 ]
 
-# Names that need more than xarray are imported when first used.
+# Names that need more than xarray, and the modules they are in: imported when first used. All
+# others of __all__ are modules.
 _LAZY = {
     "CHMv2Config": "xchmv2.model",
     "CHMv2ForDepthEstimation": "xchmv2.model",
@@ -41,11 +71,11 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_LAZY[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

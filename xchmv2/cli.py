@@ -1,4 +1,8 @@
-"""How commands end: exit code 0, 1 and one line where the input is at fault, 2 for wrong usage."""
+"""The command line: ``xchmv2 predict``, ``run``, ``demo`` and ``fine-tune``.
+
+A command exits with 0, with 1 and one line on an error of the input, or with 2 on wrong usage. What
+a command computes with is imported when it runs, so that help appears at once.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +22,22 @@ from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 from xchmv2.model import MODEL, OVERLAP, TILE
 
+__all__ = ["main"]
+
 if TYPE_CHECKING:
     from xchmv2.store import Written
     from xchmv2.training import FineTuned
 
 
-class Commands(click.Group):
-    """A group of commands whose errors are for people."""
+class _Commands(click.Group):
+    """A group of commands that report an error of the input as one line, without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List commands in the order they were added."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; turn an error of the input into one line and exit code 1."""
+        """Run a command; report an error of the input in one line and exit with 1."""
         try:
             return super().invoke(ctx)
         except (CHMv2Error, OSError) as error:
@@ -41,14 +47,22 @@ class Commands(click.Group):
             ctx.exit(1)
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(__version__, prog_name="xchmv2")
+def main() -> None:
+    """Canopy height in metres from high-resolution RGB imagery."""
 
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 _LAYERS = ("height", "bin_spread", "overlap_disagreement")
 _ENCODINGS = ("float32", "rounded", "int16_cm", "uint8_half_m")
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers between commas, such as ``1,2,3``.
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas, such as ``1,2,3``.
 
     Parameters
     ----------
@@ -80,13 +94,13 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         return found
 
 
-class Choices(click.ParamType):  # type: ignore[type-arg]
-    """Names out of some, between commas.
+class _Choices(click.ParamType):  # type: ignore[type-arg]
+    """Some of several names, separated by commas.
 
     Parameters
     ----------
     known : sequence of str
-        The names there are.
+        The names allowed.
     """
 
     name = "names"
@@ -108,86 +122,80 @@ class Choices(click.ParamType):  # type: ignore[type-arg]
 
 
 _PREDICTION = (
-    click.option("--model", default=MODEL, help="Hub id, folder or demo."),
-    click.option("--value-range", type=Numbers(float, 2), metavar="LOW,HIGH",
-                 help="Values of black and white; needed for all but 8-bit imagery."),
+    click.option("--model", default=MODEL, help="Hub id, checkpoint folder, or demo."),
+    click.option("--value-range", type=_Numbers(float, 2), metavar="LOW,HIGH",
+                 help="Values of black and white; required unless imagery is 8-bit."),
     click.option("--erode", type=click.IntRange(min=0), default=0,
-                 help="Pixels around nodata that count as nodata."),
+                 help="Pixels around nodata to treat as nodata."),
     click.option("--tile", type=click.IntRange(min=1), default=TILE,
                  help="Side of a tile [px]."),
     click.option("--overlap", type=click.IntRange(min=0), default=OVERLAP,
-                 help="Pixels that tiles share."),
+                 help="Pixels shared by neighbouring tiles."),
     click.option("--block", type=click.IntRange(min=1),
-                 help="Side of a block that is written at once [px]."),
-    click.option("--layers", type=Choices(_LAYERS), default="height", metavar="NAMES",
-                 help=f"Out of {', '.join(_LAYERS)}, between commas."),
+                 help="Side of an output block [px]."),
+    click.option("--layers", type=_Choices(_LAYERS), default="height", metavar="NAMES",
+                 help=f"Some of {', '.join(_LAYERS)}, separated by commas."),
     click.option("--device", default="auto", help="cpu, cuda, cuda:1, ..."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
-                 help="Arithmetic of the network."),
+                 help="Precision of the network."),
 )  # fmt: skip
 _WRITING = (
     click.option("--encoding", type=click.Choice(_ENCODINGS), show_default="float32",
-                 help="How a Zarr store keeps heights."),
-    click.option("--resume", is_flag=True, help="Go on with a Zarr store that is there."),
+                 help="Encoding of heights in a Zarr store."),
+    click.option("--resume", is_flag=True, help="Continue an existing Zarr store."),
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )  # fmt: skip
 
-#: Names of the options that go to ``predict`` as they are.
-PREDICTION = (
+# Names of the options that are passed to ``predict`` unchanged.
+_PREDICTION_NAMES = (
     "model", "value_range", "erode", "tile", "overlap", "block", "layers", "device", "dtype",
 )  # fmt: skip
 
 
-def prediction_options(command: F) -> F:
+def _prediction_options(command: _F) -> _F:
     """Add the options of a prediction to a command."""
     return _add(command, _PREDICTION)
 
 
-def writing_options(command: F) -> F:
+def _writing_options(command: _F) -> _F:
     """Add the options of a Zarr store to a command."""
     return _add(command, _WRITING)
 
 
-def _add(command: F, options: Sequence[Callable[[F], F]]) -> F:
+def _add(command: _F, options: Sequence[Callable[[_F], _F]]) -> _F:
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def open_raster(path: str, chunks: dict[str, int] | None = None) -> Any:
-    """Open a raster lazily, or refuse a file that holds several."""
-    import rioxarray
-    import xarray as xr
-
-    raster = rioxarray.open_rasterio(path, chunks=chunks or {})
-    if not isinstance(raster, xr.DataArray):
-        raise CHMv2Error(
-            f"one raster in {path!r}", "several", "name one, as gdalinfo lists its subdatasets"
-        )
-    return raster
-
-
-@click.command()
+@main.command("predict")
 @click.argument("image")
 @click.argument("out", type=click.Path())
-@click.option("--bands", type=Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
-@click.option("--nodata", type=float, help="Nodata value of IMAGE, instead of its own.")
-@click.option("--resolution", type=float, help="Ground resolution to resample to [m], best 0.6.")
-@prediction_options
-@writing_options
+@click.option("--bands", type=_Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
+@click.option(
+    "--nodata", type=float, help="Nodata value of IMAGE, in place of the one it declares."
+)
+@click.option(
+    "--resolution",
+    type=float,
+    help="Ground resolution to resample to [m]; the model was trained at 0.6.",
+)
+@_prediction_options
+@_writing_options
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
-def predict(image: str, out: str, *, resume: bool, overwrite: bool, **options: Any) -> None:
-    """Predict canopy height from a raster of colours.
+def _predict(image: str, out: str, *, resume: bool, overwrite: bool, **options: Any) -> None:
+    """Predict canopy height from an RGB raster.
 
-    IMAGE is a GeoTIFF, COG or whatever else GDAL reads. OUT ends in .tif, for a cloud-optimised
-    GeoTIFF with a band per layer, or in .zarr, for a store that goes on after a kill with --resume.
+    IMAGE is a GeoTIFF, COG or any other raster that GDAL reads. OUT ends in .tif, for a
+    cloud-optimised GeoTIFF with one band per layer, or in .zarr, for a store that --resume
+    continues after an interruption.
     """
     kind = _validate_names(out, resume, overwrite, options["encoding"])
     from xchmv2.raster import BLOCK
 
     side = options["block"] or BLOCK
-    imagery = open_raster(image, {"x": side, "y": side})
-    named = {name: options[name] for name in (*PREDICTION, "bands", "nodata", "resolution")}
+    imagery = _open_raster(image, {"x": side, "y": side})
+    named = {name: options[name] for name in (*_PREDICTION_NAMES, "bands", "nodata", "resolution")}
     height = imagery.chmv2.predict(**named)
     quiet = options["quiet"]
     if kind == ".tif":
@@ -202,22 +210,11 @@ def predict(image: str, out: str, *, resume: bool, overwrite: bool, **options: A
         encoding = options["encoding"] or "float32"
         done = height.chmv2.to_zarr(out, encoding=encoding, resume=resume, progress=not quiet)
     if not quiet:
-        click.echo(describe(done, out))
-
-
-def describe(done: Written, out: str) -> str:
-    """Say what was written, and how fast."""
-    speed = done.pixels / 1e6 / max(done.seconds, 1e-9)
-    return (
-        f"Wrote {done.regions} regions, {done.pixels / 1e6:.2f} megapixels, at {speed:.2f} "
-        f"megapixels per second"
-        + (f"; {done.present} were there already" if done.present else "")
-        + f": {out}"
-    )
+        click.echo(_describe_written(done, out))
 
 
 def _validate_names(out: str, resume: bool, overwrite: bool, encoding: str | None) -> str:
-    """Check OUT before anything is read; returns how it ends."""
+    """Check OUT before anything is read; return its suffix."""
     kind = Path(out).suffix.lower().replace(".tiff", ".tif")
     if kind not in (".tif", ".zarr"):
         raise CHMv2Error("OUT that ends in .tif or .zarr", repr(out), "name it so")
@@ -241,32 +238,58 @@ def _validate_names(out: str, resume: bool, overwrite: bool, encoding: str | Non
     return kind
 
 
-@click.command()
+def _open_raster(path: str, chunks: dict[str, int] | None = None) -> Any:
+    """Open a raster lazily; a file that holds several is refused."""
+    import rioxarray
+    import xarray as xr
+
+    raster = rioxarray.open_rasterio(path, chunks=chunks or {})
+    if not isinstance(raster, xr.DataArray):
+        raise CHMv2Error(
+            f"one raster in {path!r}", "several", "name one, as gdalinfo lists its subdatasets"
+        )
+    return raster
+
+
+def _describe_written(done: Written, out: str) -> str:
+    """Report what was written, and how fast."""
+    speed = done.pixels / 1e6 / max(done.seconds, 1e-9)
+    return (
+        f"Wrote {done.regions} regions, {done.pixels / 1e6:.2f} megapixels, at {speed:.2f} "
+        f"megapixels per second"
+        + (f"; {done.present} were there already" if done.present else "")
+        + f": {out}"
+    )
+
+
+@main.command("run")
 @click.argument("items")
 @click.argument("out")
-@click.option("--bbox", type=Numbers(float, 4), metavar="W,S,E,N", help="Area [degrees].")
+@click.option("--bbox", type=_Numbers(float, 4), metavar="W,S,E,N", help="Area [degrees].")
 @click.option("--resolution", type=float, default=0.6, help="Ground resolution [m].")
-@click.option("--crs", help="CRS of the result, such as EPSG:32633; else that of the items.")
+@click.option("--crs", help="CRS of the result, such as EPSG:32633; by default that of the items.")
 @click.option("--bands", metavar="R,G,B", help="Names of red, green and blue in the catalogue.")
-@click.option("--cloud-mask", help="Asset or band that tells clouds.")
+@click.option("--cloud-mask", help="Asset or band with the cloud mask.")
 @click.option(
-    "--sign", metavar="MODULE:NAME", help="What signs addresses: planetary_computer:sign."
+    "--sign",
+    metavar="MODULE:NAME",
+    help="Function that signs addresses, such as planetary_computer:sign.",
 )
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "nodata"]),
     default="raise",
-    help="What becomes of assets that cannot be read.",
+    help="What to do with assets that cannot be read.",
 )
-@prediction_options
-@writing_options
+@_prediction_options
+@_writing_options
 @click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to compute on.")
-def run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None:
-    """Go all the way from a STAC catalogue to a Zarr store of canopy heights.
+def _run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None:
+    """Predict canopy height from a STAC catalogue into a Zarr store.
 
     ITEMS is a file or address of a STAC catalogue, collection, item or item collection; OUT the
-    store, a path or a URL such as s3://bucket/canopy.zarr. With --resume the same command goes on
-    after a kill, and adds new dates.
+    store, a path or a URL such as s3://bucket/canopy.zarr. With --resume the same command
+    continues after an interruption, and adds new dates.
     """
     from xchmv2.predict import warmup
     from xchmv2.stac import load
@@ -292,7 +315,9 @@ def run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None:
             on_error=options["on_error"],
         )
         clear = cube["valid"] if options["cloud_mask"] else None
-        height = cube.chmv2.predict(valid=clear, **{name: options[name] for name in PREDICTION})
+        height = cube.chmv2.predict(
+            valid=clear, **{name: options[name] for name in _PREDICTION_NAMES}
+        )
         done = height.chmv2.to_zarr(
             out,
             encoding=options["encoding"] or "float32",
@@ -300,7 +325,7 @@ def run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None:
             progress=not options["quiet"],
         )
     if not options["quiet"]:
-        click.echo(describe(done, out))
+        click.echo(_describe_written(done, out))
 
 
 def _client(scheduler: str | None) -> Any:
@@ -325,7 +350,7 @@ def _client(scheduler: str | None) -> Any:
 
 
 def _find(name: str | None) -> Any:
-    """Import what ``module:name`` means."""
+    """Import the function that ``module:name`` names."""
     if name is None:
         return None
     module, _, function = name.partition(":")
@@ -339,7 +364,7 @@ def _find(name: str | None) -> Any:
         ) from None
 
 
-@click.command()
+@main.command("demo")
 @click.argument("output_dir", default=".", type=click.Path(file_okay=False))
 @click.option("--seed", type=click.IntRange(min=0), show_default="10", help="Seed of the forest.")
 @click.option(
@@ -348,14 +373,14 @@ def _find(name: str | None) -> Any:
     show_default="640",
     help="Side of the scene [px of 0.6 m].",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a demo.zarr and a demo.png.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing demo.zarr and demo.png.")
 @click.option("--model", default="demo", hidden=True)
-def demo(output_dir: str, seed: int | None, size: int | None, overwrite: bool, model: str) -> None:
-    """Do the whole job on a synthetic forest.
+def _demo(output_dir: str, seed: int | None, size: int | None, overwrite: bool, model: str) -> None:
+    """Run the whole workflow on a synthetic forest.
 
-    Needs no network and a minute or two. Writes demo.zarr (imagery, truth and prediction) and
-    demo.png (look at it) into OUTPUT_DIR, by default the current folder, and prints how near the
-    prediction comes to the truth.
+    This takes a minute or two and needs no network. It writes demo.zarr (imagery, truth and
+    prediction) and a figure, demo.png, into OUTPUT_DIR, by default the current folder, and prints
+    the errors of the prediction against the truth.
     """
     from xchmv2.demo.run import SEED, SIZE, run_demonstration
 
@@ -370,45 +395,48 @@ def demo(output_dir: str, seed: int | None, size: int | None, overwrite: bool, m
     click.echo(f"\n{found.tables}\n\nLook at {found.picture}. Then try:\n\n{found.next_steps}")
 
 
-@click.command("fine-tune")
+@main.command("fine-tune")
 @click.argument("image")
 @click.argument("lidar")
 @click.argument("out", type=click.Path())
-@click.option("--model", default=MODEL, help="Where to start: hub id, folder or demo.")
+@click.option("--model", default=MODEL, help="Initial model: hub id, checkpoint folder, or demo.")
 @click.option("--train", type=click.Choice(["head", "all"]), default="head", help="What to train.")
-@click.option("--epochs", type=int, default=20, help="Most epochs.")
+@click.option("--epochs", type=int, default=20, help="Maximum number of epochs.")
 @click.option("--batch-size", type=int, default=8, help="Crops per step.")
-@click.option("--lr", type=float, default=1e-4, help="Highest learning rate.")
-@click.option("--tile", type=int, default=TILE, help="Side of a crop [px], n times 32.")
+@click.option("--lr", type=float, default=1e-4, help="Peak learning rate.")
+@click.option("--tile", type=int, default=TILE, help="Side of a crop [px], a multiple of 32.")
 @click.option("--validation", type=float, default=0.2, help="Share of the area held out.")
 @click.option("--resolution", type=float, help="Ground resolution to resample to [m].")
-@click.option("--bands", type=Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
-@click.option("--value-range", type=Numbers(float, 2), metavar="LOW,HIGH", help="Black and white.")
-@click.option("--nodata", type=float, help="Nodata value of IMAGE, instead of its own.")
+@click.option("--bands", type=_Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
+@click.option("--value-range", type=_Numbers(float, 2), metavar="LOW,HIGH", help="Black and white.")
+@click.option(
+    "--nodata", type=float, help="Nodata value of IMAGE, in place of the one it declares."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of crops and blocks.")
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...")
-def fine_tune(image: str, lidar: str, out: str, **options: Any) -> None:
-    """Train a model further on lidar heights of your own forest.
+def _fine_tune(image: str, lidar: str, out: str, **options: Any) -> None:
+    """Fine-tune a model on lidar heights of your own forest.
 
-    IMAGE and LIDAR are rasters, of colours and of canopy heights in metres; they need not share
-    a grid. OUT is the checkpoint folder to write. The same command goes on after a kill.
+    IMAGE is an RGB raster and LIDAR a raster of canopy heights in metres; they need not share a
+    grid. OUT is the checkpoint folder to write. The same command continues after an
+    interruption.
     """
     from xchmv2.training import fine_tune
 
-    found = fine_tune(open_raster(image), open_raster(lidar), output=out, **options)
-    click.echo(_describe(found))
+    found = fine_tune(_open_raster(image), _open_raster(lidar), output=out, **options)
+    click.echo(_describe_tuned(found))
 
 
-def _describe(found: FineTuned) -> str:
-    """Say what fine-tuning gained, and how to use it."""
+def _describe_tuned(found: FineTuned) -> str:
+    """Report what fine-tuning gained, and how to use the result."""
     mae = found.history.set_index("epoch")["validation_mae"]
     before, after = mae.loc[0], mae.loc[found.best_epoch]
     if math.isnan(before):
-        gained = f"Nothing was held out: no telling how good epoch {found.best_epoch} is."
+        gained = f"Nothing was held out, so the error after epoch {found.best_epoch} is unknown."
     elif found.best_epoch == 0:
         gained = (
-            f"Validation MAE: {before:.2f} m before, and no epoch did better: the model is as it "
-            "came.\nMore reference heights, or another --lr, may help."
+            f"Validation MAE: {before:.2f} m before, and no epoch did better: the model is "
+            "unchanged.\nMore reference heights, or another --lr, may help."
         )
     else:
         gained = f"Validation MAE: {before:.2f} m before, {after:.2f} m after epoch "
@@ -418,16 +446,3 @@ def _describe(found: FineTuned) -> str:
         f"{gained}\nWrote {shlex.quote(folder)}. Use it in Python:\n\n"
         f"     imagery.chmv2.predict(model={folder!r})"
     )
-
-
-@click.group(
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-)
-@click.version_option(__version__, prog_name="xchmv2")
-def main() -> None:
-    """Canopy height in metres from high-resolution RGB imagery."""
-
-
-for command in (predict, run, demo, fine_tune):
-    main.add_command(command)

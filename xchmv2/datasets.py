@@ -1,4 +1,4 @@
-"""Forests with known truth: the public face of what the demonstration is made of."""
+"""Synthetic forests with known truth, for examples, tests and teaching."""
 
 from xchmv2.demo.disturbance import Disturbance
 from xchmv2.demo.synthetic import synthetic_forest

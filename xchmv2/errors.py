@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "CHMv2Error",
+    "CheckpointError",
+    "ConfigError",
+    "DemoModelWarning",
+    "DeviceError",
+    "GridError",
+    "ImageryError",
+    "IncompleteStoreWarning",
+    "StoreError",
+]
+
 
 class CHMv2Error(ValueError):
     """Input or state that xchmv2 cannot work with.

@@ -103,6 +103,12 @@ def align(
     References
     ----------
     .. [1] Guizar-Sicairos et al. 2008, Optics Letters 33, 156, as in scikit-image.
+
+    Examples
+    --------
+    >>> aligned = height.chmv2.align(to="2019")
+    >>> shifts = height.chmv2.align(apply=False)
+    >>> largest = abs(shifts["distance_x"]).max()
     """
     _validate(max_shift, window, windows)
     array = _guide(height)

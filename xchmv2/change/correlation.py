@@ -50,6 +50,12 @@ def correlation_length(
     Of each window the pixels within 3 NMAD of the median count. Their autocovariance, averaged
     over all windows and directions, is summed up to the first distance at which it falls to 5 % of
     that at distance 0.
+
+    Examples
+    --------
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
+    >>> length = change.chmv2.correlation_length()
+    >>> net = change.chmv2.zonal(stands, correlation_length=length)
     """
     plane = read_change(change)
     if plane.ndim != 2:

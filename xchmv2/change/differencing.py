@@ -128,7 +128,17 @@ def difference(
     return _derive(change, error, confidence).assign_coords(coords).assign_attrs(attrs)
 
 
-def difference_between(height: Raster, first: Any, second: Any, **options: Any) -> xr.Dataset:
+def difference_between(
+    height: Raster,
+    first: Any,
+    second: Any,
+    *,
+    sigma: Sigma = None,
+    confidence: float = 0.95,
+    correlation_length: float | None = None,
+    error_correlation: float = 0.0,
+    stable: xr.DataArray | None = None,
+) -> xr.Dataset:
     """Subtract two dates of a cube: :func:`difference` of two labels.
 
     Parameters
@@ -137,25 +147,49 @@ def difference_between(height: Raster, first: Any, second: Any, **options: Any) 
         (time, y, x) heights [m], or a Dataset with ``canopy_height``.
     first, second : str or datetime64
         Labels that mean one date each, such as "2019" where there is one date in 2019.
-    **options
-        As for :func:`difference`. `sigma` may have a time dim: each date takes its own.
+    sigma : None, float, DataArray, "bin_spread" or a pair
+        Standard error of the height of one pixel on one date [m], as for :func:`difference`. A
+        DataArray may have a time dim: each date takes its own. None measures the error of the
+        difference itself on stable ground.
+    confidence : float, default 0.95
+        Two-sided confidence of the level of detection.
+    correlation_length : float, optional
+        Distance over which errors of neighbouring pixels are alike [m]; kept in the attributes
+        for sums and means over areas.
+    error_correlation : float, default 0
+        Correlation of the errors of the two dates at a pixel, -1 to 1.
+    stable : DataArray of bool, optional
+        (y, x) True where nothing changed, for ``sigma=None``; found by default.
 
     Returns
     -------
     Dataset
-        As from :func:`difference`.
+        ``height_change`` [m], later minus earlier; ``level_of_detection`` [m]; ``z_score`` and
+        two-sided ``p_value``; ``significant`` (bool). As from :func:`difference`.
 
     Raises
     ------
     CHMv2Error
         If a label means no date or several; the message says which there are.
+
+    Examples
+    --------
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
+    >>> real = change["height_change"].where(change["significant"])
     """
     dim = find_dates(choose_heights(height))
     pair = [select_date(height, label) for label in (first, second)]
-    sigma = options.get("sigma")
+    errors: Any = sigma
     if isinstance(sigma, xr.DataArray) and dim in sigma.dims:
-        options["sigma"] = tuple(select_date(sigma, label) for label in (first, second))
-    return difference(*pair, **options)
+        errors = tuple(select_date(sigma, label) for label in (first, second))
+    return difference(
+        *pair,
+        sigma=errors,
+        confidence=confidence,
+        correlation_length=correlation_length,
+        error_correlation=error_correlation,
+        stable=stable,
+    )
 
 
 def _pair(before: Raster, after: Raster) -> tuple[xr.DataArray, xr.DataArray]:

@@ -65,6 +65,12 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
        heights from the loss on.
 
     A pixel has one loss; smaller ones before or after it are not told.
+
+    Examples
+    --------
+    >>> events = height.chmv2.events(threshold=8.0)
+    >>> lost_in_2022 = events["loss_date"].dt.year == 2022
+    >>> lost = events.chmv2.loss()
     """
     array = read_heights(height)
     if not (np.isfinite(threshold) and threshold > 0):

@@ -99,6 +99,12 @@ def label_events(
     -----
     The table is computed here, in one pass over the chunks; polygons take a second one. Lazy
     labels are computed once more.
+
+    Examples
+    --------
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
+    >>> labels, table = change.chmv2.label_events(change.chmv2.loss())
+    >>> largest = table.nlargest(10, "area")
     """
     if polygons:
         _require_geopandas()

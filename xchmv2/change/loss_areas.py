@@ -82,6 +82,12 @@ def loss_area(
     detection is far above `threshold`: the data do not say more. True gains make its upper bound
     too low by as much as they cover; an offset between the dates must have been taken out before.
     What it does not hold: errors that both dates share, and whether a drop of canopy is a loss.
+
+    Examples
+    --------
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0, correlation_length=5.0)
+    >>> found = change.chmv2.loss_area(threshold=10.0)
+    >>> hectares = [float(found[name]) / 1e4 for name in ("lower", "area", "upper")]
     """
     change = _require_difference(change)
     length = _resolve_length(change, correlation_length)

@@ -83,6 +83,13 @@ def loss(
     -----
     In this order: threshold and significance, ``mask``, opening, ``min_area``. A patch at the
     raster's edge counts with the area that is inside.
+
+    Examples
+    --------
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
+    >>> lost = change.chmv2.loss(threshold=10.0, min_area=500.0)
+    >>> difference = height.isel(time=-1) - height.isel(time=0)
+    >>> lost = difference.chmv2.loss(threshold=10.0)
     """
     return _clean("loss", change, threshold, opening, min_area, mask, connectivity)
 
@@ -116,6 +123,11 @@ def gain(
     ------
     CHMv2Error
         As for :func:`loss`.
+
+    Examples
+    --------
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
+    >>> gained = change.chmv2.gain(threshold=3.0)
     """
     return _clean("gain", change, threshold, opening, min_area, mask, connectivity)
 

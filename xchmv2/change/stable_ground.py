@@ -83,6 +83,11 @@ def stable_bias(
     positive offset ground that was 0 m becomes negative.
 
     Differences are counted to 0.01 m, so the result is the same for any chunking.
+
+    Examples
+    --------
+    >>> corrected = height.chmv2.stable_bias(roads)
+    >>> offsets = height.chmv2.stable_bias(roads, apply=False)["offset"]
     """
     array = read_heights(height)
     reference, dim = find_reference(array, to)

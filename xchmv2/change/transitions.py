@@ -101,6 +101,11 @@ def transition_between(
     ------
     CHMv2Error
         If a label means no date or several; the message says which there are.
+
+    Examples
+    --------
+    >>> area = height.chmv2.transition("2019", "2024", classes=(2, 5, 15))
+    >>> table = area.to_pandas()
     """
     before, after = (select_date(height, label) for label in (first, second))
     return transition(before, after, classes, labels=labels)

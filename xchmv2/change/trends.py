@@ -61,6 +61,11 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
     References
     ----------
     .. [1] Sen 1968, J. Am. Stat. Assoc. 63, 1379.
+
+    Examples
+    --------
+    >>> trend = height.chmv2.trend(min_obs=4)
+    >>> growing = trend["slope_low"] > 0
     """
     array = read_heights(height)
     if min_obs < 2:

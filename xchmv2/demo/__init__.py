@@ -1,3 +1,3 @@
-"""The demonstration: synthetic forest with known truth, a small model, and their run."""
+"""The demonstration: synthetic forests with known truth, a small model, and ``xchmv2 demo``."""
 
 __all__ = []

@@ -1,4 +1,4 @@
-"""What the ground and the crowns look like in even light."""
+"""Land cover of a synthetic scene, and the colours of ground and crowns in diffuse light."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a synthetic forest: disturbances, and its chronicle."""
+"""Disturbances of a synthetic forest: clear-cuts, thinnings and windthrow, given or drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of the demonstration: what was seen, what is true, what was predicted."""
+"""The figure of the demonstration: imagery, true height and predicted height."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of a scene, made at once or lazily: the same blocks either way."""
+"""The layers of a synthetic scene: imagery, height, cover and disturbances, eager or lazy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sunlight on a surface: slopes, cast shadows, and how much of the sky a place sees."""
+"""Sunlight on a surface: shading by slope, cast shadows and sky view factor."""
 
 from __future__ import annotations
 

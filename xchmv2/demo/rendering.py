@@ -1,4 +1,4 @@
-"""From the ground and its trees on one day to the picture a sensor takes of them."""
+"""Rendering of one date: ground and trees, light, haze, clouds and the sensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was asked of a synthetic scene, checked and made definite."""
+"""The arguments of ``synthetic_forest``, validated and with defaults filled in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``xchmv2 demo``: make a forest, predict, compare with the truth, report."""
+"""``xchmv2 demo``: make a forest, predict its height, compare it with the truth, and report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands of a synthetic forest, and the species in them."""
+"""Stands of a synthetic forest and their tree species."""
 
 from __future__ import annotations
 

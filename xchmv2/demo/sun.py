@@ -1,4 +1,4 @@
-"""Where the sun stands, and what the season does to leaves and growth."""
+"""Position of the sun, and the season's effect on leaves and growth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trees of a synthetic forest, and the shape of their crowns."""
+"""Trees of a synthetic forest: the population, its growth, and the surface of its crowns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near a prediction comes to the truth: height by date, area of loss between dates."""
+"""Errors of a prediction against the truth: height by date, area of loss between dates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the imagery means: bands, value range, valid pixels, ground resolution."""
 
 from xchmv2.imagery.bands import COLOUR_NAMES, COLOURS, ValueRange, resolve_value_range
-from xchmv2.imagery.overview import overview
+from xchmv2.imagery.overview import describe_object
 from xchmv2.imagery.resampling import WindowReader, resolve_target, validate_source
 from xchmv2.imagery.scene import Scene, read_scene, resolve_imagery
 
@@ -11,7 +11,7 @@ __all__ = [
     "Scene",
     "ValueRange",
     "WindowReader",
-    "overview",
+    "describe_object",
     "read_scene",
     "resolve_imagery",
     "resolve_target",

@@ -1,9 +1,9 @@
-"""What the accessor sees in an object, and what can be done with it; needs no torch."""
+"""What ``repr(obj.chmv2)`` shows: contents of an object and methods that fit it, without torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 import xarray as xr
@@ -28,6 +28,36 @@ from xchmv2.raster import (
 
 _NEITHER = "no canopy height; maybe imagery"
 _CHANGES = ("height_change", "magnitude")
+
+# Methods of the accessor by topic.
+_HEIGHT = (
+    "structure: canopy_cover, gap_fraction, percentile, rumple, canopy_volume, gaps, forest_mask",
+    "statistics: zonal, validate",
+)
+_SERIES = "pictures: plot, plot_series"
+_CHANGE = (
+    "losses and gains: loss, gain, label_events, correlation_length",
+    "statistics: zonal",
+    "pictures: plot_change",
+)
+_STORE = "store: to_zarr"
+# Those that fit an object; "dates" are heights of two dates, "series" of three or more.
+_METHODS: dict[str, tuple[str, ...]] = {
+    "imagery": ("prediction: predict, plan, to_zarr",),
+    "height": ("dates: align, stable_bias", *_HEIGHT, "pictures: plot, plot_validation", _STORE),
+    "dates": ("dates: align, stable_bias, difference, transition", *_HEIGHT, _SERIES, _STORE),
+    "series": (
+        "dates: align, stable_bias, difference, transition, events, trend",
+        *_HEIGHT,
+        _SERIES,
+        _STORE,
+    ),
+    "change": (*_CHANGE, _STORE),
+    "difference": (*_CHANGE, "losses and gains: loss_area", _STORE),
+    "events": ("losses and gains: loss, label_events", _STORE),
+    "mask": (_STORE,),
+    "other": (),
+}
 
 
 @dataclass(frozen=True)
@@ -56,20 +86,19 @@ class Overview:
         return as_html(self.title, self.rows)
 
 
-def overview(obj: xr.Dataset | xr.DataArray, accessor: type) -> Overview:
+def describe_object(obj: xr.Dataset | xr.DataArray) -> Overview:
     """Look at an object without computing anything; never raises.
 
     Parameters
     ----------
     obj : Dataset or DataArray
         Imagery, heights, a change, or anything else.
-    accessor : type
-        The accessor, whose methods are listed by the modules they come from.
 
     Returns
     -------
     Overview
-        Bands, values, dates, CRS, ground resolution, whether ``predict`` can run, methods.
+        Bands, values, dates, CRS, ground resolution, whether ``predict`` can run, and the methods
+        that fit this object; the others are named in a last row.
     """
     looks: tuple[tuple[str, Callable[[xr.Dataset | xr.DataArray], str]], ...] = (
         ("holds", _holds),
@@ -82,17 +111,66 @@ def overview(obj: xr.Dataset | xr.DataArray, accessor: type) -> Overview:
     )
     rows = [(name, _told(look, obj)) for name, look in looks]
     title = f"xchmv2 accessor of a {type(obj).__name__} ({write_sizes(obj.sizes)})"
-    return Overview(title, (*rows, *list_methods(accessor)))
+    return Overview(title, (*rows, *_list_methods(obj)))
 
 
-def list_methods(accessor: type) -> tuple[Row, ...]:
-    """List an accessor's public methods under the names of the modules that define them."""
-    topics = []
-    for part in accessor.__mro__:
-        names = [n for n, m in vars(part).items() if callable(m) and not n.startswith("_")]
-        if names:
-            topics.append(f"{part.__module__.rpartition('.')[2]}: {', '.join(names)}")
-    return tuple(("" if i else "methods", topic) for i, topic in enumerate(topics))
+def _list_methods(obj: xr.Dataset | xr.DataArray) -> tuple[Row, ...]:
+    """List the methods that fit an object by topic, and all others in one row."""
+    fitting = _by_topic(topic for kind in _kinds(obj) for topic in _METHODS[kind])
+    known = _by_topic(topic for topics in _METHODS.values() for topic in topics)
+    here = {name for names in fitting.values() for name in names}
+    others = dict.fromkeys(name for names in known.values() for name in names if name not in here)
+    told = [f"{topic}: {', '.join(names)}" for topic, names in fitting.items()] or ["none fits"]
+    rows = [("" if i else "methods", topic) for i, topic in enumerate(told)]
+    return (*rows, ("others", ", ".join(others)))
+
+
+def _by_topic(topics: Iterable[str]) -> dict[str, dict[str, None]]:
+    """Gather methods under the names of their topics, each once, in order."""
+    found: dict[str, dict[str, None]] = {}
+    for text in topics:
+        topic, _, names = text.partition(": ")
+        found.setdefault(topic, {}).update(dict.fromkeys(names.split(", ")))
+    return found
+
+
+def _kinds(obj: xr.Dataset | xr.DataArray) -> list[str]:
+    """Tell which rows of _METHODS fit an object."""
+    arrays = [obj] if isinstance(obj, xr.DataArray) else list(obj.data_vars.values())
+    names = {array.name for array in arrays}
+    found = {_kind(array) for array in arrays}
+    try:
+        select_bands(obj)
+        found = {"imagery", *found} - {"unknown"}
+    except Exception:  # no imagery; to print an object must never fail
+        pass
+    if "loss_date" in names:
+        return ["events"]
+    known: tuple[str, ...] = ("imagery", "height", "change")
+    kinds = [kind for kind in known if kind in found]
+    if not kinds and len(arrays) == 1:
+        kinds = ["height", "change"] if found == {"unknown"} else list(found)
+    if "level_of_detection" in names:
+        kinds = ["difference" if kind == "change" else kind for kind in kinds]
+    several = ("height", "dates", "series")[min(_count_dates(obj), 3) - 1]
+    return [several if kind == "height" else kind for kind in kinds]
+
+
+def _kind(array: xr.DataArray) -> str:
+    """Tell what one array is, by its name and dtype: height, change, mask, other or unknown."""
+    if array.dtype == bool:
+        return "mask"
+    if array.ndim < 2 or array.dtype.kind not in "fiu":
+        return "other"
+    return {HEIGHT_NAME: "height", "height_change": "change"}.get(str(array.name), "unknown")
+
+
+def _count_dates(obj: xr.Dataset | xr.DataArray) -> int:
+    """Count images or heights along all dims beside the grid and the bands; 1 where unclear."""
+    try:
+        return math.prod(_further_sizes(_some_array(obj)).values()) or 1
+    except Exception:
+        return 1
 
 
 def _told(look: Callable[[xr.Dataset | xr.DataArray], str], obj: xr.Dataset | xr.DataArray) -> str:
@@ -128,12 +206,17 @@ def _values(obj: xr.Dataset | xr.DataArray) -> str:
 
 def _dates(obj: xr.Dataset | xr.DataArray) -> str:
     array = _some_array(obj)
-    further = {dim: size for dim, size in array.sizes.items() if dim not in _grid(obj).dims}
-    further.pop(BAND_DIM, None)
+    further = _further_sizes(array)
     if not further:
         return "one image"
     period = find_period(array)
     return f"{write_sizes(further)}{f'; {write_period(period)}' if period else ''}"
+
+
+def _further_sizes(array: xr.DataArray) -> dict[Hashable, int]:
+    """Sizes of the dims beside the grid and the bands."""
+    known = {*find_grid(array).dims, BAND_DIM}
+    return {dim: size for dim, size in array.sizes.items() if dim not in known}
 
 
 def _crs(obj: xr.Dataset | xr.DataArray) -> str:

@@ -90,6 +90,11 @@ def plot_height(
     -----
     Large arrays are averaged to what a screen shows, lazily: they are never in memory as a whole.
     Where height is missing, grey hatching shows through.
+
+    Examples
+    --------
+    >>> picture = height.chmv2.plot(limits=(0, 40), columns=2)
+    >>> picture.figure.savefig("height.png")
     """
     names, planes = _planes(read_heights(height))
     low, high = limits or (0.0, _top(planes, _HEIGHT_TOP))
@@ -143,6 +148,11 @@ def plot_change(
     Notes
     -----
     Large arrays are averaged to what a screen shows, as in :func:`plot_height`.
+
+    Examples
+    --------
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
+    >>> picture = change.chmv2.plot_change(limit=20.0, only_significant=True)
     """
     array, of_heights = _read_change(change, only_significant)
     names, planes = _planes(array)

@@ -12,6 +12,7 @@ from xchmv2.plotting.canvas import Drawing, panels
 from xchmv2.plotting.maps import HEIGHT_COLOURS, round_limit
 from xchmv2.raster import Raster
 from xchmv2.validation import Matched, match, scores
+from xchmv2.validation.matching import PERCENTILE, RADIUS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,14 @@ _STEP, _FEWEST = 2.5, 5
 _ORANGE = "#D55E00"
 
 
-def plot_validation(height: Raster | Matched, reference: Any = None, **options: Any) -> Drawing:
+def plot_validation(
+    height: Raster | Matched,
+    reference: Any = None,
+    *,
+    column: str | None = None,
+    radius: float = RADIUS,
+    percentile: float = PERCENTILE,
+) -> Drawing:
     """Draw heights against their reference, and errors by reference height.
 
     Parameters
@@ -35,8 +43,12 @@ def plot_validation(height: Raster | Matched, reference: Any = None, **options: 
         :func:`~xchmv2.validation.match` returned.
     reference : DataArray, GeoDataFrame or DataFrame, optional
         As in :func:`~xchmv2.validation.validate`.
-    **options
-        ``column``, ``radius`` and ``percentile``, as there.
+    column : str, optional
+        Of points, the column of heights [m]; by default ``height``, ``rh98``.
+    radius : float, default 12
+        Of points, the footprint's radius on the ground [m]; a column ``radius`` goes before it.
+    percentile : float, default 98
+        Of points, the percentile of heights in a footprint that is compared.
 
     Returns
     -------
@@ -49,8 +61,17 @@ def plot_validation(height: Raster | Matched, reference: Any = None, **options: 
     ------
     CHMv2Error
         If the two cannot be matched, or matplotlib is not installed.
+
+    Examples
+    --------
+    >>> picture = height.sel(time="2019-07-01").chmv2.plot_validation(lidar)
+    >>> picture.figure.savefig("validation.png")
     """
-    pair = height if isinstance(height, Matched) else match(height, reference, **options)
+    pair = (
+        height
+        if isinstance(height, Matched)
+        else match(height, reference, column=column, radius=radius, percentile=percentile)
+    )
     known = pair.known
     found, true = pair.height[known], pair.reference[known]
     figure, (left, right) = panels(2, None, 2, 5.0, 4.6)

@@ -67,6 +67,11 @@ def plot_series(
     Notes
     -----
     At a point it is the height of the pixel there. Only pixels under the places are computed.
+
+    Examples
+    --------
+    >>> picture = height.chmv2.plot_series(stands, label="name")
+    >>> picture = height.chmv2.plot_series([(500_020.0, 5_299_960.0)])
     """
     height = read_heights(height)
     grid = find_grid(height)

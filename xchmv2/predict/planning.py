@@ -93,6 +93,13 @@ def plan(
     -----
     Nothing is computed and no weights are loaded. For imagery and masks in memory the valid pixels
     are counted, which takes about as long as reading them once.
+
+    Examples
+    --------
+    >>> plan = imagery.chmv2.plan(block=1024)
+    >>> print(plan.timed(tiles_per_second=20.0))
+    <xchmv2 prediction plan, nothing computed yet>
+    ...
     """
     problems: list[CheckpointError] = []
 

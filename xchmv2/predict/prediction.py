@@ -51,6 +51,9 @@ def predict(
 ) -> xr.DataArray | xr.Dataset:
     """Predict canopy height from high-resolution RGB imagery.
 
+    The result is a DataArray, ``canopy_height`` in metres. It is a Dataset, with one variable per
+    layer, only where `layers` names anything but "height".
+
     Parameters
     ----------
     imagery : Dataset or DataArray
@@ -131,6 +134,13 @@ def predict(
     References
     ----------
     CHMv2, arXiv:2603.06382.
+
+    Examples
+    --------
+    >>> height = imagery.chmv2.predict()
+    >>> layers = imagery.chmv2.predict(layers=("height", "bin_spread"))
+    >>> list(layers.data_vars)
+    ['canopy_height', 'bin_spread']
     """
     scene, target, job = prepare(
         imagery,

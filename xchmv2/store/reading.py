@@ -21,6 +21,9 @@ def open_zarr(
 ) -> xr.DataArray | xr.Dataset:
     """Open a store that ``.chmv2.to_zarr`` wrote, lazily.
 
+    The result is a DataArray where ``canopy_height`` alone was written, and a Dataset where any
+    other variable was.
+
     Parameters
     ----------
     store : str, path, zarr store, obstore store or icechunk Session

@@ -134,6 +134,12 @@ def to_zarr(
     See Also
     --------
     xchmv2.open_zarr : Open the store.
+
+    Examples
+    --------
+    >>> height = imagery.chmv2.predict()
+    >>> written = height.chmv2.to_zarr("canopy.zarr", encoding="int16_cm")
+    >>> height = xchmv2.open_zarr("canopy.zarr")
     """
     cube = read_cube(height)
     encodings = {

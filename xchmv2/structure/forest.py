@@ -70,6 +70,11 @@ def forest_mask(
     References
     ----------
     FAO (2023), Global Forest Resources Assessment 2025: Terms and Definitions, 1a Forest.
+
+    Examples
+    --------
+    >>> forest = height.chmv2.forest_mask(min_height=5.0, min_cover=0.3)
+    >>> share = forest.mean(("y", "x"))
     """
     resolve_rule(connectivity, min_area, None)
     height = read_heights(height)
@@ -128,6 +133,11 @@ def gaps(
     The table is computed here, in one pass over the chunks. Lazy labels compute the heights a
     second time: write predicted heights to a store, or ``persist`` them, before looking for gaps.
     A gap that the raster's edge, or missing pixels, cut through counts with what is seen of it.
+
+    Examples
+    --------
+    >>> labels, table = height.chmv2.gaps(threshold=3.0, min_area=100.0)
+    >>> largest = table.nlargest(10, "area")
     """
     height = read_heights(height)
     low = height <= threshold

@@ -61,6 +61,11 @@ def canopy_cover(
     cell that holds its centre: any area of interest has the same cells. Where a projected metre
     is not one on the ground (EPSG:3857), and in degrees, the scale is taken at the scene's centre
     in steps of 1 %. Without a CRS, cells are in the coordinates' own units.
+
+    Examples
+    --------
+    >>> cover = height.chmv2.canopy_cover(threshold=2.0, cell=10.0)
+    >>> of_the_scene = height.chmv2.canopy_cover(cell=None)
     """
     height = read_heights(height)
     attrs = {"long_name": f"share of the ground under canopy of {threshold:g} m or more"}
@@ -95,6 +100,10 @@ def gap_fraction(
     ------
     CHMv2Error
         If the cell is smaller than a pixel, or ``min_valid`` is no share.
+
+    Examples
+    --------
+    >>> gaps = height.chmv2.gap_fraction(threshold=3.0, cell=20.0)
     """
     height = read_heights(height)
     attrs = {"long_name": f"share of the ground with canopy of {threshold:g} m or less"}
@@ -126,6 +135,10 @@ def rumple(height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5)
     References
     ----------
     Jenness (2004), Wildlife Society Bulletin 32(3), 829-839.
+
+    Examples
+    --------
+    >>> rumple = height.chmv2.rumple(cell=20.0)
     """
     attrs = {"long_name": "area of the canopy surface over that of the ground", "units": "1"}
     return label_quantity(
@@ -156,6 +169,11 @@ def canopy_volume(
     ------
     CHMv2Error
         If the cell is smaller than a pixel, or ``min_valid`` is no share.
+
+    Examples
+    --------
+    >>> volume = height.chmv2.canopy_volume(cell=10.0)
+    >>> growth = volume.diff("time")
     """
     _validate_share(min_valid)
     height = read_heights(height)
@@ -205,6 +223,12 @@ def percentile(
     CHMv2Error
         If ``q`` is outside 0 to 100, the cell is smaller than a pixel, or ``min_valid`` is no
         share.
+
+    Examples
+    --------
+    >>> p95 = height.chmv2.percentile(95, cell=10.0)
+    >>> quartiles = height.chmv2.percentile((25, 50, 75))
+    >>> median = quartiles.sel(percentile=50)
     """
     _validate_share(min_valid)
     wanted = tuple(float(one) for one in np.atleast_1d(np.asarray(q, dtype=float)))

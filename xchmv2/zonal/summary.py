@@ -113,6 +113,13 @@ def zonal(
     References
     ----------
     Rolstad et al. 2009, Journal of Glaciology 55 (192): 666-680, for the standard errors.
+
+    Examples
+    --------
+    >>> summary = height.chmv2.zonal(stands, stats=("mean", "p95"))
+    >>> table = xchmv2.zonal.to_table(summary)
+    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0, correlation_length=5.0)
+    >>> lost = change.chmv2.zonal(stands)["loss_area"]
     """
     require_zonal()
     quantity = _read_quantity(height_or_change, threshold, sigma)

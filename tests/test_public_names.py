@@ -1,0 +1,92 @@
+"""The names that users may rely on, and what importing the package brings with it."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import xchmv2
+
+#: What each public room offers. Taking a name away, or adding one, is a decision about the API.
+PUBLIC = {
+    "xchmv2": """
+        CHMv2Config CHMv2Error CHMv2ForDepthEstimation CHMv2ImageProcessor __version__ change
+        datasets errors load model open_published open_zarr plotting predict published stac store
+        structure training validation warmup zonal""",
+    "xchmv2.change": """
+        ComparisonWarning align correlation_length difference difference_between events gain
+        label_events loss loss_area stable_bias transition transition_between trend""",
+    "xchmv2.structure": """
+        canopy_cover canopy_volume forest_mask gap_fraction gaps percentile rumple""",
+    "xchmv2.zonal": "effective_samples to_table zonal",
+    "xchmv2.validation": "Matched match to_table validate",
+    "xchmv2.training": """
+        Calibration Curriculum FineTuned calibrate charbonnier chmv2_loss fine_tune patch_gradient
+        silog""",
+    "xchmv2.plotting": """
+        CHANGE_COLOURS HEIGHT_COLOURS add_scale_bar missing_patch new_figure plot_change
+        plot_height plot_series plot_validation require_matplotlib show_change show_height
+        show_imagery""",
+    "xchmv2.datasets": "Disturbance synthetic_forest",
+    "xchmv2.stac": "load quality_flags",
+    "xchmv2.store": "Written open_zarr remove_store to_zarr",
+    "xchmv2.published": "PUBLISHED_MAP open_published",
+    "xchmv2.model": """
+        CHMv2Config CHMv2ForDepthEstimation CHMv2ImageProcessor CONFIG_NAME Checkpoint Curriculum
+        DEMO DEMO_FOLDER DINOv3ViTConfig DepthEstimatorOutput IMAGE_MEAN IMAGE_STD INDEX_NAME
+        MODEL OVERLAP PREPROCESSOR_NAME TILE WEIGHTS_NAME chmv2_loss convert_weights find_folder
+        json_sha256 read_json resolve_checkpoint state_dict_sha256 validate_spread""",
+    "xchmv2.errors": """
+        CHMv2Error CheckpointError ConfigError DemoModelWarning DeviceError GridError ImageryError
+        IncompleteStoreWarning StoreError""",
+}
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_the_public_names_of_a_room(room):
+    module = import_module(room)
+    assert sorted(module.__all__) == PUBLIC[room].split()
+    for name in module.__all__:
+        assert hasattr(module, name)
+
+
+class TestImport:
+    def run(self, code):
+        code = f"import sys, xarray; before = set(sys.modules)\n{code}"
+        return subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        )
+
+    def test_it_brings_nothing_but_the_accessor(self):
+        found = self.run(
+            "import xchmv2\n"
+            "print(*sorted(n for n in set(sys.modules) - before if n.startswith('xchmv2')))\n"
+            "print(*sorted({n.partition('.')[0] for n in set(sys.modules) - before}\n"
+            "              - {'xchmv2'} - set(sys.stdlib_module_names)))\n"
+            "print(*({'torch', 'dask', 'scipy', 'rasterio'} & set(sys.modules)))\n"
+        )
+        ours, others, heavy = found.stdout.split("\n")[:3]
+        assert ours.split() == ["xchmv2", "xchmv2._version", "xchmv2.accessor", "xchmv2.errors"]
+        assert others == heavy == ""
+
+    def test_rooms_are_reached_without_torch_or_the_others(self):
+        found = self.run(
+            "import xchmv2\n"
+            "assert xchmv2.change.loss and xchmv2.zonal.zonal\n"
+            "from xchmv2.datasets import synthetic_forest\n"
+            "assert xchmv2.datasets.synthetic_forest is synthetic_forest\n"
+            "print('torch' in sys.modules, 'xchmv2.stac' in sys.modules)\n"
+        )
+        assert found.stdout == "False False\n"
+
+    def test_each_name_is_reached_from_the_package(self):
+        found = self.run(
+            "import xchmv2\nfor n in xchmv2.__all__: print(n, getattr(xchmv2, n) is not None)"
+        )
+        assert found.stdout.split() == [w for n in xchmv2.__all__ for w in (n, "True")]
+        assert dir(xchmv2) == sorted(xchmv2.__all__)
+
+    def test_what_is_not_there_is_refused_by_name(self):
+        with pytest.raises(AttributeError, match="module 'xchmv2' has no attribute 'chnage'"):
+            xchmv2.chnage  # noqa: B018

@@ -31,7 +31,6 @@ from xchmv2.raster import (
 )
 from xchmv2.zonal.polygons import Piece, Polygons, cut_pieces, read_polygons, require_zonal
 from xchmv2.zonal.zone_statistics import (
-    WITH_ERROR,
     Rules,
     estimate_length,
     label_stat,
@@ -123,7 +122,8 @@ def zonal(
     """
     require_zonal()
     quantity = _read_quantity(height_or_change, threshold, sigma)
-    names = _with_errors(resolve_stats(stats, change=quantity.change), quantity)
+    errors = "sigma" in quantity.layers
+    names = resolve_stats(stats, change=quantity.change, errors=errors)
     grid = find_grid(quantity.values)
     quantity = replace(quantity, values=quantity.values.transpose(..., *grid.dims))
     placed = read_polygons(polygons, grid)
@@ -134,12 +134,34 @@ def zonal(
     return _label(found, length, names, quantity, placed)
 
 
-def _with_errors(stats: tuple[str, ...], quantity: _Quantity) -> tuple[str, ...]:
-    if "sigma" not in quantity.layers:
-        return stats
-    return tuple(
-        name for stat in stats for name in ((stat, f"{stat}_se") if stat in WITH_ERROR else (stat,))
-    )
+def to_table(zones: xr.Dataset) -> Any:
+    """Turn statistics of polygons into a GeoDataFrame, to map, join or save.
+
+    Parameters
+    ----------
+    zones : Dataset
+        From :func:`xchmv2.zonal.zonal`; computed if it is lazy.
+
+    Returns
+    -------
+    GeoDataFrame
+        One row for each polygon, and date where there are several; in the polygons' CRS. Column
+        names are those of the Dataset's variables and coordinates.
+    """
+    require_zonal()
+    import geopandas
+
+    crs = zones.xindexes["geometry"].crs  # type: ignore[attr-defined]
+    further = [dim for dim in zones.dims if dim != "geometry"]
+    shapes = zones["geometry"].values
+    # Polygons by number: two equal ones stay two.
+    flat = zones.drop_vars("geometry").reset_coords()
+    frame = flat.to_dataframe(dim_order=[*further, "geometry"]).reset_index()
+    frame["geometry"] = shapes[frame["geometry"]]
+    first = [*further, *(str(name) for name in zones.coords if zones[name].dims == ("geometry",))]
+    first = [str(name) for name in first if name != "geometry" and name in frame]
+    rest = [name for name in frame if name not in first and name != "geometry"]
+    return geopandas.GeoDataFrame(frame[[*first, *rest, "geometry"]], crs=crs)
 
 
 def _warn_outside(polygons: Polygons, pieces: Sequence[Piece]) -> None:
@@ -413,33 +435,3 @@ def _find_attr(dataset: xr.Dataset, name: str) -> Any:
         if isinstance(found, int | float | np.number):
             return found
     return None
-
-
-def to_table(zones: xr.Dataset) -> Any:
-    """Turn statistics of polygons into a GeoDataFrame, to map, join or save.
-
-    Parameters
-    ----------
-    zones : Dataset
-        From :func:`xchmv2.zonal.zonal`; computed if it is lazy.
-
-    Returns
-    -------
-    GeoDataFrame
-        One row for each polygon, and date where there are several; in the polygons' CRS. Column
-        names are those of the Dataset's variables and coordinates.
-    """
-    require_zonal()
-    import geopandas
-
-    crs = zones.xindexes["geometry"].crs  # type: ignore[attr-defined]
-    further = [dim for dim in zones.dims if dim != "geometry"]
-    shapes = zones["geometry"].values
-    # Polygons by number: two equal ones stay two.
-    flat = zones.drop_vars("geometry").reset_coords()
-    frame = flat.to_dataframe(dim_order=[*further, "geometry"]).reset_index()
-    frame["geometry"] = shapes[frame["geometry"]]
-    first = [*further, *(str(name) for name in zones.coords if zones[name].dims == ("geometry",))]
-    first = [str(name) for name in first if name != "geometry" and name in frame]
-    rest = [name for name in frame if name not in first and name != "geometry"]
-    return geopandas.GeoDataFrame(frame[[*first, *rest, "geometry"]], crs=crs)

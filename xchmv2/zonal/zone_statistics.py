@@ -23,15 +23,17 @@ from xchmv2.raster import Chunks, Source, assemble
 from xchmv2.zonal.polygons import Geometries, Piece, Window
 
 Floats = npt.NDArray[np.float64]
+#: Layers by name: of a window, or for each pixel under a piece; a number holds for all.
+_Read = Mapping[str, npt.NDArray[Any]]
 
 #: What is summed up by default.
 _HEIGHT_STATS = ("mean", "std", "min", "max", "count", "area", "valid_fraction")
 #: Areas and volumes of change.
-CHANGE_STATS = tuple(
+_CHANGE_STATS = tuple(
     f"{side}_{what}" for what in ("area", "volume") for side in ("loss", "gain", "net")
 )
 #: Statistics that come with a standard error where the error of a pixel is known.
-WITH_ERROR = ("mean", *CHANGE_STATS)
+_WITH_ERROR = ("mean", *_CHANGE_STATS)
 
 _HECTARE = 1e4
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?|100)")
@@ -53,7 +55,7 @@ _LONG_NAMES = {
 }
 
 
-def percentile_of(stat: str) -> float | None:
+def _percentile_of(stat: str) -> float | None:
     """Return the share that a percentile's name stands for, such as 0.95 for p95; else None."""
     if stat == "median":
         return 0.5
@@ -61,13 +63,15 @@ def percentile_of(stat: str) -> float | None:
     return float(found[1]) / 100 if found else None
 
 
-def resolve_stats(stats: str | Sequence[str] | None, *, change: bool) -> tuple[str, ...]:
-    """Return the statistics wanted, without repetition; None takes all but percentiles."""
-    every = _HEIGHT_STATS + (CHANGE_STATS if change else ())
+def resolve_stats(
+    stats: str | Sequence[str] | None, *, change: bool, errors: bool
+) -> tuple[str, ...]:
+    """Return the statistics wanted, each followed by its standard error where there are errors."""
+    every = _HEIGHT_STATS + (_CHANGE_STATS if change else ())
     named = [stats] if isinstance(stats, str) else stats
     wanted = every if named is None else tuple(dict.fromkeys(named))
-    wrong = [stat for stat in wanted if stat not in every and percentile_of(stat) is None]
-    if wrong and set(wrong) <= set(CHANGE_STATS):
+    wrong = [stat for stat in wanted if stat not in every and _percentile_of(stat) is None]
+    if wrong and set(wrong) <= set(_CHANGE_STATS):
         raise CHMv2Error(
             f"a change, to sum up {', '.join(wrong)}",
             "heights",
@@ -80,13 +84,14 @@ def resolve_stats(stats: str | Sequence[str] | None, *, change: bool) -> tuple[s
             f"{list(wrong)}",
             "correct them: stats=('mean', 'p95')",
         )
-    return wanted
+    pairs = ((stat, f"{stat}_se") if errors and stat in _WITH_ERROR else (stat,) for stat in wanted)
+    return tuple(name for pair in pairs for name in pair)
 
 
 def label_stat(stat: str, of: str, units: str | None, square: str | None) -> dict[str, str]:
     """Return the long name of a statistic of a quantity, and its unit where that is known."""
     name = stat.removesuffix("_se")
-    share = percentile_of(name)
+    share = _percentile_of(name)
     if share is not None and name != "median":
         long_name = f"{100 * share:g}th percentile of {of}"
     else:
@@ -95,7 +100,7 @@ def label_stat(stat: str, of: str, units: str | None, square: str | None) -> dic
         long_name = f"standard error of {long_name}"
     own = {"count": "1", "valid_fraction": "1", "area": square}
     unit = own.get(name, units)
-    if name in CHANGE_STATS:
+    if name in _CHANGE_STATS:
         unit = square and ("ha" if name.endswith("_area") else "m3")
     return {"long_name": long_name, **({"units": unit} if unit else {})}
 
@@ -112,12 +117,12 @@ class Rules:
     @property
     def change(self) -> bool:
         """Whether loss and gain are told apart."""
-        return any(name.removesuffix("_se") in CHANGE_STATS for name in self.names)
+        return any(name.removesuffix("_se") in _CHANGE_STATS for name in self.names)
 
     @property
     def percentiles(self) -> bool:
         """Whether values are kept for percentiles."""
-        return any(percentile_of(name) is not None for name in self.names)
+        return any(_percentile_of(name) is not None for name in self.names)
 
 
 def summarize(
@@ -176,10 +181,6 @@ def _estimate(cell: float, windows: Sequence[_Read]) -> Floats:
     """Task: estimate the correlation length."""
     planes = [plane.astype(np.float64) for read in windows for plane in read["value"]]
     return np.asarray(math.sqrt(correlated_pixels(planes) * cell / math.pi))
-
-
-#: Layers by name: of a window, or for each pixel under a piece; a number holds for all.
-_Read = Mapping[str, npt.NDArray[Any]]
 
 
 def _over(layers: Mapping[str, Source], window: Window, function: Callable[[_Read], Any]) -> Any:
@@ -304,7 +305,7 @@ def _finish(
     sums["valid_fraction"] = sums["count"] / sizes[inside, None]
     values = np.split(np.arange(len(parts)), starts[1:])
     for row, name in zip(found, rules.names, strict=True):
-        share = percentile_of(name)
+        share = _percentile_of(name)
         if share is None:
             statistic = _statistic(sums, name, float(length or 0.0))
         else:

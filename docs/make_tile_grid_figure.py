@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
-from xchmv2.model import OVERLAP, TILE
+from xchmv2.model.files import OVERLAP, TILE
 from xchmv2.raster import TileAxis, tile_runs
 
 mpl.use("Agg")

@@ -24,6 +24,8 @@ from xchmv2 import change, plotting, predict, store, structure, validation, zona
 from xchmv2.accessor import CHMv2Accessor, _without_parameter
 from xchmv2.errors import CHMv2Error
 
+# Private imports: how a docstring loses a parameter is held against numpydoc's form.
+
 FUNCTIONS = {
     "predict": predict.predict,
     "plan": predict.plan,

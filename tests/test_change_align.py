@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from xchmv2.change import ComparisonWarning, align
-from xchmv2.change.alignment import shift_plane
+from xchmv2.change.alignment import _shift_plane
 from xchmv2.change.registration import _phase_correlation
 from xchmv2.datasets import synthetic_forest
 from xchmv2.errors import CHMv2Error
@@ -195,9 +195,9 @@ def test_shifting_is_bilinear_and_does_not_bleed(dy, dx, rows, cols, seed):
     rng = np.random.default_rng(seed)
     plane = rng.normal(size=(23, 17))
     plane[rng.random(plane.shape) < 0.15] = np.nan
-    moved = shift_plane(plane, dy, dx)
+    moved = _shift_plane(plane, dy, dx)
     for chunks in ((rows, cols), (23, cols)):
-        lazy = shift_plane(da.from_array(plane, chunks=chunks), dy, dx)
+        lazy = _shift_plane(da.from_array(plane, chunks=chunks), dy, dx)
         np.testing.assert_array_equal(lazy.compute(), moved)
     # Values and weights by scipy.
     dy, dx = round(dy, 3), round(dx, 3)

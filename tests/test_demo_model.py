@@ -14,7 +14,8 @@ from tests.evaluation.train_demo import TEST_SEEDS, TRAINING_SEEDS
 from xchmv2.datasets import synthetic_forest
 from xchmv2.errors import DemoModelWarning
 from xchmv2.inference import models as spec
-from xchmv2.model import DEMO_FOLDER, CHMv2ForDepthEstimation, CHMv2ImageProcessor
+from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
+from xchmv2.model.files import DEMO_FOLDER
 from xchmv2.training.tuning import Schedule
 
 # Private imports: the demonstration model is trained in two steps.

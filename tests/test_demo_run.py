@@ -17,12 +17,12 @@ from xchmv2.cli import main
 from xchmv2.demo.run import (
     SEED,
     SIZE,
-    make_forest,
+    _make_forest,
+    _write_next_steps,
+    _write_tables,
     run_demonstration,
-    write_next_steps,
-    write_tables,
 )
-from xchmv2.demo.truth import HeightScore, LossScore, find_loss, score_heights, score_losses
+from xchmv2.demo.truth import HeightScore, LossScore, _find_loss, score_heights, score_losses
 from xchmv2.errors import CHMv2Error, DemoModelWarning
 
 # Private imports: the parts of `xchmv2 demo`, which is a command.
@@ -41,7 +41,7 @@ def made(tmp_path_factory, tiny_checkpoint):
 class TestForest:
     def test_stays_lazy_and_tells_kinds_as_flags(self):
         with no_compute():
-            forest = make_forest(3, 96)
+            forest = _make_forest(3, 96)
         assert dict(forest.sizes)["time"] == 3
         assert "true_height" in forest
         meanings = forest.event_kind.attrs["flag_meanings"].split()
@@ -50,7 +50,7 @@ class TestForest:
         assert "windthrow" in kinds
 
     def test_the_default_scene_shows_loss_in_both_steps_and_a_little_cloud(self):
-        forest = make_forest(SEED, SIZE)
+        forest = _make_forest(SEED, SIZE)
         struck = (forest.disturbance > 0).mean(("y", "x")).values
         assert struck[0] == 0
         assert (struck[1:] > 0.07).all()
@@ -64,7 +64,7 @@ class TestRun:
         store = made[0].store
         assert (store / "zarr.json").is_file()
         cube = xr.open_zarr(store, consolidated=False, decode_coords="all")
-        truth = make_forest(seed=3, size=96).compute()
+        truth = _make_forest(seed=3, size=96).compute()
         for name in ("red", "green", "blue", "valid", "true_height", "disturbance", "land_cover"):
             np.testing.assert_array_equal(cube[name], truth[name])
         assert cube.canopy_height.dims == ("time", "y", "x")
@@ -188,7 +188,7 @@ class TestScores:
             [20.0, 20.0, 13.0, np.nan], (2, rows, cols), p=(0.5, 0.4, 0.08, 0.02)
         )
         after = after - 7
-        np.testing.assert_array_equal(find_loss(before, after), naive_loss(before, after))
+        np.testing.assert_array_equal(_find_loss(before, after), naive_loss(before, after))
 
     def test_areas_and_overlap(self):
         forest = np.full((20, 20), 15.0)
@@ -208,7 +208,7 @@ class TestScores:
 
 class TestReport:
     def test_tables(self):
-        text = write_tables(
+        text = _write_tables(
             [HeightScore("2019-07-01", 2.345, -0.5, 0.876)],
             [LossScore("2019 to 2021", 1.05, 0.999, 0.8)],
             megapixels=3.0,
@@ -226,5 +226,5 @@ class TestReport:
         assert max(map(len, text.splitlines())) <= 90
 
     def test_next_steps_survive_a_folder_with_spaces(self, tmp_path):
-        text = write_next_steps(tmp_path / "my demo" / "demo.zarr")
+        text = _write_next_steps(tmp_path / "my demo" / "demo.zarr")
         assert shlex.split(text.splitlines()[-1])[2] == str(tmp_path / "my demo" / "image.tif")

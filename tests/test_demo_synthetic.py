@@ -18,7 +18,7 @@ from xchmv2.datasets import Disturbance, synthetic_forest
 from xchmv2.demo.disturbance import Chronicle
 from xchmv2.demo.light import Sun, shadow_depth, sunlit
 from xchmv2.demo.noise import Cutout, noise_at, noise_grid, stream
-from xchmv2.demo.rendering import Moment, clouds_over
+from xchmv2.demo.rendering import Moment, _clouds_over
 from xchmv2.demo.stands import SPECIES, crown_radius, growth_height
 from xchmv2.demo.sun import season, solar_position
 from xchmv2.errors import CHMv2Error, GridError
@@ -516,7 +516,7 @@ def test_clouds_cover_their_share_of_the_world(share):
         Chronicle(0),
         share,
     )
-    dense, shadow = clouds_over(moment, Cutout(0, 0, 500, 500, 40.0))
+    dense, shadow = _clouds_over(moment, Cutout(0, 0, 500, 500, 40.0))
     assert (dense > 0.1).mean() == pytest.approx(share, abs=0.12)
     assert (shadow > 0.1).mean() == pytest.approx((dense > 0.1).mean(), abs=0.05)
 

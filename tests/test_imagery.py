@@ -12,7 +12,7 @@ from scipy import ndimage
 from xchmv2.errors import ImageryError
 from xchmv2.imagery import WindowReader, read_scene, resolve_target, resolve_value_range
 from xchmv2.imagery.bands import select_bands
-from xchmv2.imagery.resampling import AxisMap, _resample
+from xchmv2.imagery.resampling import _AxisMap, _resample
 from xchmv2.raster import ValidPixels, find_grid, ground_pixel, resolve_nodata
 
 # Private imports: resampling is held against a plain loop.
@@ -366,7 +366,7 @@ class TestResampling:
         rng = np.random.default_rng(seed)
         image, valid = rng.random((3, 31, 37)).astype("float32"), rng.random((31, 37)) > 0.4
         rows, cols = (
-            AxisMap(size, int(np.ceil((size + start) / ratio - 1e-3)), ratio, -start)
+            _AxisMap(size, int(np.ceil((size + start) / ratio - 1e-3)), ratio, -start)
             for size, ratio in ((31, ratio_y), (37, ratio_x))
         )
         expected, share = brute_force(image, valid, rows, cols)
@@ -377,7 +377,7 @@ class TestResampling:
 
     def test_up_is_bilinear(self):
         image = np.random.default_rng(0).random((3, 20, 20)).astype("float32")
-        axis = AxisMap(20, 40, 0.5, 0.0)
+        axis = _AxisMap(20, 40, 0.5, 0.0)
         found, ok = _resample(image, np.ones((20, 20), bool), (axis, axis), ((0, 40), (0, 40)))
         assert ok.all()
         centres = (np.arange(40) + 0.5) * 0.5 - 0.5
@@ -390,7 +390,7 @@ class TestResampling:
     def test_any_window_equals_the_whole(self, ratio, erode):
         rng = np.random.default_rng(1)
         image, mask = rng.random((3, 60, 70)).astype("float32"), rng.random((60, 70)) > 0.1
-        rows, cols = (AxisMap(n, int(n / ratio) + 1, ratio, -0.3 * ratio) for n in (60, 70))
+        rows, cols = (_AxisMap(n, int(n / ratio) + 1, ratio, -0.3 * ratio) for n in (60, 70))
         reader = WindowReader(ValidPixels((None,) * 3, erode), rows, cols)
 
         def read(target):
@@ -407,7 +407,7 @@ class TestResampling:
         rng = np.random.default_rng(seed)
         image, mask = rng.random((3, 30, 40)), rng.random((30, 40)) > 0.5
         image[rng.random(image.shape) > 0.9] = np.nan
-        rows, cols = (AxisMap(n, int(n / ratio) + 1, ratio, -0.3 * ratio) for n in (30, 40))
+        rows, cols = (_AxisMap(n, int(n / ratio) + 1, ratio, -0.3 * ratio) for n in (30, 40))
         reader = WindowReader(ValidPixels((None,) * 3, erode), rows, cols)
         target = ((0, rows.size), (0, cols.size))
         _, expected = reader(image, mask, target)

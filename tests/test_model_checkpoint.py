@@ -25,18 +25,16 @@ from reference_model import (
 from safetensors.torch import load_file, save_file
 
 from xchmv2.errors import CheckpointError, ConfigError, DeviceError
-from xchmv2.model import (
-    MODEL,
+from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
+from xchmv2.model import checkpoint as module
+from xchmv2.model.checkpoint import (
     Checkpoint,
-    CHMv2ForDepthEstimation,
-    CHMv2ImageProcessor,
-    read_json,
+    load_weights,
     resolve_checkpoint,
+    save_checkpoint,
     state_dict_sha256,
 )
-from xchmv2.model import checkpoint as module
-from xchmv2.model.checkpoint import load_weights, save_checkpoint
-from xchmv2.model.files import write_json
+from xchmv2.model.files import MODEL, read_json, write_json
 
 # Private imports: files are written wrong on purpose.
 

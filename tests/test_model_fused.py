@@ -13,7 +13,7 @@ import torch
 from reference_model import tiny_config
 
 from xchmv2.model import height as fused
-from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES
+from xchmv2.model.config import _BINS_STRATEGIES, _NORM_STRATEGIES
 from xchmv2.model.height import FeaturesToHeight
 
 # Private imports: the kernel alone is held against the plain way.
@@ -28,7 +28,7 @@ if not CUDA:
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
 )
-COMBINATIONS = list(itertools.product(BINS_STRATEGIES, NORM_STRATEGIES))
+COMBINATIONS = list(itertools.product(_BINS_STRATEGIES, _NORM_STRATEGIES))
 
 
 def stage(bins="chmv2_mixlog", norm="chmv2_mixlog", count=256):
@@ -47,7 +47,7 @@ def random_layer(channels=128, count=256, pixels=150, scale=1.0, dtype=torch.flo
 @torch.inference_mode()
 def both(head, layer, spread=True):
     features, weight, bias = layer
-    found = fused.reduce_features(
+    found = fused._reduce_features(
         features,
         weight,
         bias,
@@ -72,7 +72,7 @@ def test_kernel_is_the_plain_way(bins, norm):
 
 
 @needs_triton
-@pytest.mark.parametrize("norm", NORM_STRATEGIES)
+@pytest.mark.parametrize("norm", _NORM_STRATEGIES)
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -97,7 +97,7 @@ def test_sizes(channels, count, pixels):
 
 
 @needs_triton
-@pytest.mark.parametrize("norm", NORM_STRATEGIES)
+@pytest.mark.parametrize("norm", _NORM_STRATEGIES)
 @pytest.mark.parametrize("shift", [-1e4, 300.0, 1e6])
 def test_extreme_logits(norm, shift):
     found, expected = both(stage(norm=norm), random_layer(shift=shift))
@@ -181,13 +181,13 @@ def test_kernel_compiles_without_a_gpu(capability, dtype, size, norm, spread, tm
     ],
 )
 def test_what_fits(dtype, bins, channels, expected):
-    assert fused.fits(dtype, bins, channels) == expected
+    assert fused._fits(dtype, bins, channels) == expected
 
 
 def test_processors_take_the_plain_way():
     features, weight, _ = (x.cpu() for x in random_layer())
     with torch.inference_mode():
-        assert not fused.can_fuse(features, weight)
+        assert not fused._can_fuse(features, weight)
 
 
 def test_a_kernel_that_fails_is_reported_once(monkeypatch):
@@ -206,7 +206,7 @@ def test_a_kernel_that_fails_is_reported_once(monkeypatch):
         match=r"fused kernel does not run on .*RuntimeError: no such.*"
         r"computed without it, more slowly",
     ):
-        assert fused.try_reduce(*given, spread=False) is None
+        assert fused._try_reduce(*given, spread=False) is None
     assert fused._broken == {str(features.device)}
 
 
@@ -218,7 +218,7 @@ def test_running_out_of_memory_is_for_the_caller(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
     features, weight, bias = random_layer()
     with pytest.raises(torch.OutOfMemoryError, match="full"):
-        fused.try_reduce(features, weight, bias, bias, stage().reduction, spread=False)
+        fused._try_reduce(features, weight, bias, bias, stage().reduction, spread=False)
 
 
 @pytest.mark.gpu

@@ -10,16 +10,15 @@ from reference_model import published, tiny_config, tiny_settings
 
 from xchmv2.errors import ConfigError
 from xchmv2.model import height as module
-from xchmv2.model import validate_spread
-from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES
-from xchmv2.model.height import FeaturesToHeight, height_bins
+from xchmv2.model.config import _BINS_STRATEGIES, _NORM_STRATEGIES
+from xchmv2.model.height import FeaturesToHeight, _height_bins, validate_spread
 
 # Private imports: the last step alone is held against float64.
 
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
-COMBINATIONS = list(itertools.product(BINS_STRATEGIES, NORM_STRATEGIES))
+COMBINATIONS = list(itertools.product(_BINS_STRATEGIES, _NORM_STRATEGIES))
 
 
 def reducer(bins="chmv2_mixlog", norm="chmv2_mixlog", count=256):
@@ -30,7 +29,7 @@ def reducer(bins="chmv2_mixlog", norm="chmv2_mixlog", count=256):
 def reference(logits, bins, norm):
     """Mean and standard deviation of the distribution, in float64, by definition."""
     x = logits.double()
-    centres = height_bins(bins, x.shape[1], 0.001, 96.0, CPU).double()
+    centres = _height_bins(bins, x.shape[1], 0.001, 96.0, CPU).double()
     weights = {
         "linear": lambda: x.relu() + 0.1,
         "chmv2_mixlog": lambda: x.relu() + 1e-8,
@@ -104,21 +103,21 @@ def test_spread_of_two_bins_is_half_their_distance():
     assert float(height) == pytest.approx(0.001 + 100.5 * step, rel=1e-6)
 
 
-@pytest.mark.parametrize("strategy", BINS_STRATEGIES)
+@pytest.mark.parametrize("strategy", _BINS_STRATEGIES)
 def test_bins_span_the_range(strategy):
-    bins = height_bins(strategy, 256, 0.001, 96.0, CPU)
+    bins = _height_bins(strategy, 256, 0.001, 96.0, CPU)
     top = 12.0 if strategy == "chmv2_mixlog" else 96.0
     assert bins.dtype == torch.float32
     assert float(bins[0]) == pytest.approx(0.001, rel=1e-5)
     assert float(bins[-1]) == pytest.approx(top, rel=1e-5)
     assert (bins.diff() > 0).all()
-    assert height_bins(strategy, 256, 0.001, 96.0, CPU) is bins
+    assert _height_bins(strategy, 256, 0.001, 96.0, CPU) is bins
 
 
 def test_bins_made_in_inference_mode_can_be_trained_with():
     with torch.inference_mode():
-        height_bins("log", 17, 0.5, 60.0, CPU)
-    assert not height_bins("log", 17, 0.5, 60.0, CPU).is_inference()
+        _height_bins("log", 17, 0.5, 60.0, CPU)
+    assert not _height_bins("log", 17, 0.5, 60.0, CPU).is_inference()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -21,13 +21,13 @@ from reference_model import (
 
 from xchmv2.errors import ConfigError, ImageryError
 from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, DepthEstimatorOutput
-from xchmv2.model.config import BINS_STRATEGIES, NORM_STRATEGIES, READOUT_TYPES
+from xchmv2.model.config import _BINS_STRATEGIES, _NORM_STRATEGIES, _READOUT_TYPES
 
 # Private imports: layers alone are held against published ones.
 
 torch.set_num_threads(1)
 
-COMBINATIONS = list(itertools.product(BINS_STRATEGIES, NORM_STRATEGIES, READOUT_TYPES))
+COMBINATIONS = list(itertools.product(_BINS_STRATEGIES, _NORM_STRATEGIES, _READOUT_TYPES))
 BACKBONES = {
     "gated": {"use_gated_mlp": True},
     "no key bias": {"key_bias": False},
@@ -226,9 +226,9 @@ def test_training_augments_positions_and_drops_paths():
 @torch.inference_mode()
 def test_augmentation_changes_positions_within_its_limits():
     config = tiny_config({"pos_embed_shift": 0.5, "pos_embed_jitter": 1.5}).backbone
-    from xchmv2.model.backbone import RotaryEmbedding, patch_coordinates
+    from xchmv2.model.backbone import RotaryEmbedding, _patch_coordinates
 
-    coordinates = patch_coordinates(4, 6, torch.device("cpu"))
+    coordinates = _patch_coordinates(4, 6, torch.device("cpu"))
     for _ in range(20):
         moved = RotaryEmbedding(config)._augment(coordinates)
         assert (moved.abs() <= (1 + 0.5) * 1.5 * 2).all()

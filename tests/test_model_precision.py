@@ -13,7 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xchmv2.datasets import synthetic_forest
 from xchmv2.errors import DemoModelWarning
-from xchmv2.model import convert_weights
+from xchmv2.model.modeling import convert_weights
+
+# Private imports: weights are converted as a Predictor converts them.
 
 torch.set_num_threads(1)
 

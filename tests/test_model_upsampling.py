@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from reference_model import make_pair, random_pixels, tiny_settings
 
 from xchmv2.model import head as module
-from xchmv2.model.head import tap_matrix, upsample, upsample_convolve, upsample_convolve_strips
+from xchmv2.model.head import _tap_matrix, _upsample, _upsample_convolve, _upsample_convolve_strips
 
 # Private imports: a layer alone is held against the plain pair.
 
@@ -37,7 +37,7 @@ def plain(x, conv):
 @torch.inference_mode()
 def test_fused_is_the_plain_pair(size, bias):
     conv, x = convolution(bias=bias), random_map(*size)
-    found = upsample_convolve(x, conv)
+    found = _upsample_convolve(x, conv)
     torch.testing.assert_close(found, plain(x, conv), rtol=1e-5, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -45,13 +45,13 @@ def test_fused_is_the_plain_pair(size, bias):
 @torch.inference_mode()
 def test_fused_in_float64_is_exact_to_rounding():
     conv, x = convolution().double(), random_map(12, 20, dtype=torch.float64)
-    torch.testing.assert_close(upsample_convolve(x, conv), plain(x, conv), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(_upsample_convolve(x, conv), plain(x, conv), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 28, 37])
 def test_strips_reach_all_that_they_need(size):
     """Outside the pixels that a strip reads, the matrix has nothing but rounding to give."""
-    matrix = tap_matrix(size, torch.float32)
+    matrix = _tap_matrix(size, torch.float32)
     for start in range(2 * size):
         for stop in range(start + 1, min(2 * size, start + 33) + 1):
             low, high = module._reach(size, start, stop)
@@ -65,21 +65,21 @@ def test_strips_reach_all_that_they_need(size):
 @torch.inference_mode()
 def test_length_of_strips_changes_nothing(monkeypatch, rows):
     conv, x = convolution(), random_map(11, 14)
-    expected = upsample_convolve(x, conv)
+    expected = _upsample_convolve(x, conv)
     monkeypatch.setattr(module, "_STRIP_ROWS", rows)
     monkeypatch.setattr(module, "_STEP_COLUMNS", rows + 2)
-    torch.testing.assert_close(upsample_convolve(x, conv), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_upsample_convolve(x, conv), expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.inference_mode()
 def test_empty_batch():
-    assert upsample_convolve(random_map(3, 4)[:0], convolution()).shape == (0, 5, 6, 8)
+    assert _upsample_convolve(random_map(3, 4)[:0], convolution()).shape == (0, 5, 6, 8)
 
 
 @torch.inference_mode()
 def test_maps_in_any_layout():
     conv, x = convolution(), random_map(9, 6).contiguous()
-    torch.testing.assert_close(upsample_convolve(x, conv), plain(x, conv), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_upsample_convolve(x, conv), plain(x, conv), rtol=1e-5, atol=1e-6)
 
 
 @torch.inference_mode()
@@ -87,7 +87,7 @@ def test_autocast_gives_bfloat16_as_near_as_the_plain_pair():
     conv, x = convolution(64, 32), random_map(24, 20, channels=64)
     exact = plain(x, conv)
     with torch.autocast("cpu", torch.bfloat16):
-        found, other = upsample_convolve(x, conv), plain(x.bfloat16(), conv)
+        found, other = _upsample_convolve(x, conv), plain(x.bfloat16(), conv)
     assert found.dtype == torch.bfloat16
     error, of_plain = ((y.float() - exact).square().mean().sqrt() for y in (found, other))
     assert error < 2 * of_plain
@@ -95,7 +95,7 @@ def test_autocast_gives_bfloat16_as_near_as_the_plain_pair():
 
 def test_gradients_take_the_plain_pair():
     conv, x = convolution(), random_map(5, 4).requires_grad_()
-    upsample_convolve(x, conv).square().sum().backward()
+    _upsample_convolve(x, conv).square().sum().backward()
     other = x.detach().clone().requires_grad_()
     found = conv.weight.grad.clone()
     conv.zero_grad()
@@ -106,12 +106,12 @@ def test_gradients_take_the_plain_pair():
 
 def test_matrix_made_in_inference_mode_is_no_inference_tensor():
     with torch.inference_mode():
-        assert not tap_matrix(71, torch.float32).is_inference()
+        assert not _tap_matrix(71, torch.float32).is_inference()
 
 
 def test_upsample_keeps_corners():
     x = random_map(3, 4)
-    up = upsample(x)
+    up = _upsample(x)
     assert up.shape == (2, 6, 6, 8)
     torch.testing.assert_close(up[..., [0, -1], :][..., [0, -1]], x[..., [0, -1], :][..., [0, -1]])
 
@@ -120,15 +120,15 @@ def test_upsample_keeps_corners():
 @torch.inference_mode()
 def test_strips_are_the_map_image_by_image(size):
     conv, x = convolution(), random_map(*size)
-    strips = list(upsample_convolve_strips(x, conv))
+    strips = list(_upsample_convolve_strips(x, conv))
     assert all(len(strip) == 1 and strip.shape[2] <= module._STRIP_ROWS for strip in strips)
     whole = torch.cat(strips, dim=2).view(5, 2, 2 * size[0], 2 * size[1]).transpose(0, 1)
-    assert torch.equal(whole, upsample_convolve(x, conv))
+    assert torch.equal(whole, _upsample_convolve(x, conv))
 
 
 def test_strips_of_what_is_trained_are_one_whole():
     conv, x = convolution(), random_map(20, 4)
-    (whole,) = upsample_convolve_strips(x, conv)
+    (whole,) = _upsample_convolve_strips(x, conv)
     torch.testing.assert_close(whole, plain(x, conv))
 
 

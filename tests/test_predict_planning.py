@@ -27,7 +27,7 @@ from xchmv2.inference.blending import Accumulator
 from xchmv2.inference.models import _find_unloaded
 from xchmv2.inference.predictor import _Stopwatch
 from xchmv2.predict import PredictionPlan, plan, planning
-from xchmv2.predict.planning import Skipped
+from xchmv2.predict.planning import _Skipped
 
 # Private imports: a plan is held against the counts and clocks of the engine.
 
@@ -88,7 +88,7 @@ def test_counts_are_those_of_the_prediction(request_, together):
 
     assert planned.skipped is None
     assert planned.forwards == planned.tiles == known.tiles
-    assert known.skipped == Skipped(known.tiles - forwarded, exact=True)
+    assert known.skipped == _Skipped(known.tiles - forwarded, exact=True)
     assert known.forwards == forwarded
     assert known.skipped_share == pytest.approx(1 - forwarded / known.tiles)
     assert (planned.group_tasks, planned.block_tasks) == graph_tasks(lazy)
@@ -156,7 +156,7 @@ class TestSkipped:
         stacked.rio.to_raster(tmp_path / "image.tif")
         opened = rioxarray.open_rasterio(tmp_path / "image.tif")
         assert opened.chmv2.plan(MODEL, **GRID).skipped is None
-        assert opened.load().chmv2.plan(MODEL, **GRID).skipped == Skipped(0, exact=True)
+        assert opened.load().chmv2.plan(MODEL, **GRID).skipped == _Skipped(0, exact=True)
 
 
 class TestLaziness:

@@ -51,7 +51,8 @@ from xchmv2.inference import (  # noqa: E402
     workers,
 )
 from xchmv2.inference.workers import use_forward_threads  # noqa: E402
-from xchmv2.model import CHMv2ForDepthEstimation, resolve_checkpoint  # noqa: E402
+from xchmv2.model import CHMv2ForDepthEstimation  # noqa: E402
+from xchmv2.model.checkpoint import resolve_checkpoint  # noqa: E402
 from xchmv2.predict import warming  # noqa: E402
 
 # Private imports: what workers hold is asked of them.

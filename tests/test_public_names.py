@@ -1,10 +1,12 @@
-"""The names that users may rely on, and what importing the package brings with it."""
+"""The names that users may rely on, and that all others carry an underscore."""
 
+import ast
 import subprocess
 import sys
 from importlib import import_module
 
 import pytest
+from structure import PACKAGE, module_name, room_of
 
 import xchmv2
 
@@ -33,10 +35,8 @@ PUBLIC = {
     "xchmv2.store": "Written open_zarr remove_store to_zarr",
     "xchmv2.published": "PUBLISHED_MAP open_published",
     "xchmv2.model": """
-        CHMv2Config CHMv2ForDepthEstimation CHMv2ImageProcessor CONFIG_NAME Checkpoint Curriculum
-        DEMO DEMO_FOLDER DINOv3ViTConfig DepthEstimatorOutput IMAGE_MEAN IMAGE_STD INDEX_NAME
-        MODEL OVERLAP PREPROCESSOR_NAME TILE WEIGHTS_NAME chmv2_loss convert_weights find_folder
-        json_sha256 read_json resolve_checkpoint state_dict_sha256 validate_spread""",
+        CHMv2Config CHMv2ForDepthEstimation CHMv2ImageProcessor DINOv3ViTConfig
+        DepthEstimatorOutput""",
     "xchmv2.errors": """
         CHMv2Error CheckpointError ConfigError DemoModelWarning DeviceError GridError ImageryError
         IncompleteStoreWarning StoreError""",
@@ -90,3 +90,70 @@ class TestImport:
     def test_what_is_not_there_is_refused_by_name(self):
         with pytest.raises(AttributeError, match="module 'xchmv2' has no attribute 'chnage'"):
             xchmv2.chnage  # noqa: B018
+
+
+def defined(tree):
+    """Names without an underscore that a module defines at its top level."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)]
+        else:
+            names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def used(tree, modules):
+    """Names of other modules that a module imports, or reads from a module it imports."""
+    bound = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                bound |= {alias.asname or alias.name: whole} if whole in modules else {}
+                yield whole
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.replace(":", ".")  # what the accessor delegates to
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{bound.get(node.value.id)}.{node.attr}"
+
+
+#: Used by no other module of the package, and public all the same.
+KEPT = {
+    # The training of the demonstration model, in tests/evaluation, runs them.
+    "xchmv2.training.tuning.Schedule",
+    "xchmv2.training.tuning.Trainer",
+    "xchmv2.training.tuning.run",
+    # The benchmarks and the tests of the demonstration weights read its folder.
+    "xchmv2.model.files.DEMO_FOLDER",
+    # Its table would be wider than a line.
+    "xchmv2.demo.stands.Species",
+}
+
+
+def is_block(module, name):
+    """Whether it is a block of the network, which repr(model) and named_modules() show."""
+    found = getattr(import_module(module), name)
+    return isinstance(found, type) and module.startswith("xchmv2.model.")
+
+
+def unused_names():
+    """Names without an underscore that no other module of the package uses, by module."""
+    trees = {module_name(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    uses = {name: set(used(tree, trees)) for name, tree in trees.items()}
+    doors = [import_module(name) for name in trees if room_of(name) == name.rpartition(".")[2]]
+    offered = {name for door in doors for name in getattr(door, "__all__", ())}
+    return [
+        f"{module}.{name}"
+        for module, tree in sorted(trees.items())
+        for name in sorted(set(defined(tree)) - offered)
+        if not any(f"{module}.{name}" in uses[other] for other in uses if other != module)
+    ]
+
+
+def test_what_only_its_own_module_uses_has_an_underscore():
+    unused = set(unused_names()) - KEPT
+    assert [name for name in sorted(unused) if not is_block(*name.rsplit(".", 1))] == []

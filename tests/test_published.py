@@ -30,7 +30,7 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.published import footprints, opening
 from xchmv2.published import tile_reading as dates
 from xchmv2.published import tiles as mirror
-from xchmv2.published.footprints import Footprints
+from xchmv2.published.footprints import _Footprints
 
 # Private imports: caches are emptied, and the mirror is replaced.
 
@@ -404,7 +404,7 @@ def test_time_may_be_given_and_then_nothing_is_looked_up(url, time):
 
 def burn(polygons, days, transform, shape):
     shapes = np.array(polygons, object)
-    return Footprints(shapes, np.array(days, "int32")).burn(transform, shape)
+    return _Footprints(shapes, np.array(days, "int32")).burn(transform, shape)
 
 
 def star(rng, points):

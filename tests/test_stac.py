@@ -28,7 +28,7 @@ from xchmv2.stac import quality_flags
 from xchmv2.stac.asset_bands import BandInfo
 from xchmv2.stac.cube import resolve_clear
 from xchmv2.stac.grids import resolve_area
-from xchmv2.stac.items import FLAGS
+from xchmv2.stac.items import _FLAGS
 
 # Private imports: bands, areas and flags of one item, without a cube.
 
@@ -621,7 +621,7 @@ def test_quality_flags_with_other_limits():
     assert flags.attrs["lowest_sun_elevation"] == 20
     assert flags.attrs["flag_masks"].dtype == "uint8"
     assert "units" not in flags.attrs
-    assert len(FLAGS) == len(flags.attrs["flag_masks"]) == 6
+    assert len(_FLAGS) == len(flags.attrs["flag_masks"]) == 6
     assert sun.attrs == {"units": "degree"}
 
 
@@ -663,7 +663,7 @@ def test_cube_survives_zarr_without_a_warning(rgb, tmp_path, tiny_checkpoint):
         back = xr.open_zarr(tmp_path / name, consolidated=False)
         xr.testing.assert_equal(back.set_coords("spatial_ref"), in_memory)
         assert list(back.item_ids.values) == ["0", "1"]
-        assert back.quality_flags.attrs["flag_meanings"] == " ".join(FLAGS)
+        assert back.quality_flags.attrs["flag_meanings"] == " ".join(_FLAGS)
         assert back.rio.crs == in_memory.rio.crs
         height = back.chmv2.predict(tiny_checkpoint, **SMALL)
         np.testing.assert_array_equal(height.quality_flags, cube.quality_flags)

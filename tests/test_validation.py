@@ -74,7 +74,7 @@ class TestScores:
 
     def test_gradient_of_a_slope(self):
         slope = 0.3 * np.arange(12.0)[:, None] + 0.4 * np.arange(9.0)
-        steep = scores.gradients(slope)
+        steep = scores._gradients(slope)
         np.testing.assert_allclose(steep[1:-1, 1:-1], 0.5)
         assert np.isnan(steep[0]).all()
         assert scores.edge_error(slope, np.zeros_like(slope)) == pytest.approx(0.5)
@@ -433,6 +433,6 @@ class TestErrors:
 def test_reference_stays_lazy_until_cut():
     reference = raster((300, 300)).chunk(50)
     with no_compute():
-        from xchmv2.validation.matching import clean_heights
+        from xchmv2.validation.matching import _clean_heights
 
-        assert clean_heights(reference).chunks is not None
+        assert _clean_heights(reference).chunks is not None

@@ -194,7 +194,7 @@ class TestLazy:
     )
     def test_same_for_any_chunking(self, rows, cols, dates, tile):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pieces_module, "TILE", tile)
+            patch.setattr(pieces_module, "_TILE", tile)
             change = raster(times=3, low=-10, high=10).rename("height_change")
             change = change.where(change > -9.5)
             options = {"stats": ("mean", "std", "min", "max", "p90", "loss_area", "gain_volume")}
@@ -212,7 +212,7 @@ class TestLazy:
         stats = ("mean", "std", "min", "max", "count", "area", "p90", "loss_area", "net_volume")
         expected = zonal(change, list(SHAPES.values()), stats=stats)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pieces_module, "TILE", tile)
+            patch.setattr(pieces_module, "_TILE", tile)
             found = zonal(change, list(SHAPES.values()), stats=stats)
         for name in stats:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-12)

@@ -20,7 +20,7 @@ import click
 
 from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
-from xchmv2.model import MODEL, OVERLAP, TILE
+from xchmv2.model.files import MODEL, OVERLAP, TILE
 
 __all__ = ["main"]
 

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from xchmv2.datasets import synthetic_forest
-from xchmv2.model import DEMO, DEMO_FOLDER, OVERLAP, TILE
+from xchmv2.model.files import DEMO, DEMO_FOLDER, OVERLAP, TILE
 
 from .model import ours_forward, tiles
 from .published import Forward
@@ -18,6 +18,8 @@ from .report import Table
 from .scene import predicted
 from .settings import Settings
 from .timing import Action, interleave
+
+# Private imports: defaults of the published checkpoint, and the demonstration's folder.
 
 #: Sides of the tiles, and shares of a tile that neighbours have in common.
 TILES = (128, 224, 320, 448)

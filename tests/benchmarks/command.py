@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.inference import resolve_device, resolve_dtype, validate_device
-from xchmv2.model import OVERLAP, TILE
+from xchmv2.model.files import OVERLAP, TILE
 from xchmv2.raster import validate_grid
 
 from .choice import measure_choice
@@ -30,6 +30,8 @@ from .scene import measure_scene
 from .settings import Settings
 from .size import measure_size
 from .tiles import measure_tiles
+
+# Private imports: defaults of the published checkpoint.
 
 _MODULE = "python -m tests.benchmarks"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from xchmv2.model import CHMv2ForDepthEstimation, convert_weights
+from xchmv2.model import CHMv2ForDepthEstimation
+from xchmv2.model.modeling import convert_weights
 
 from .memory import in_child
 from .networks import count_flop
@@ -19,6 +20,8 @@ from .published import Forward, load_published, published_forward
 from .report import Table
 from .settings import Settings
 from .timing import Action, Times, interleave, timed
+
+# Private imports: weights are converted as a Predictor converts them.
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS, THEIRS = "xchmv2", "transformers"

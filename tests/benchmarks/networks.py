@@ -9,9 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from xchmv2.errors import ConfigError
-from xchmv2.model import DEMO, DEMO_FOLDER, CHMv2Config, CHMv2ForDepthEstimation
+from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation
+from xchmv2.model.files import DEMO, DEMO_FOLDER
 
 from .timing import Action
+
+# Private imports: the demonstration model's folder.
 
 #: Names of ``--config``: the published ViT-L, one of 4.3 M parameters, one that costs next to
 #: nothing, and the demonstration model with its own weights.

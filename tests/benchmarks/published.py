@@ -14,8 +14,10 @@ import numpy.typing as npt
 import torch
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.model import IMAGE_MEAN, IMAGE_STD
+from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD
 from xchmv2.raster import FloatArray, TileAxis
+
+# Private imports: normalisation of the published checkpoint.
 
 #: Normalised pixels (B, 3, h, w) to heights (B, h, w) [m].
 Forward = Callable[[torch.Tensor], torch.Tensor]

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.inference import Layer, ModelSpec, Predictor, Scaling, hold_predictor
-from xchmv2.model import IMAGE_MEAN, IMAGE_STD, CHMv2Config, CHMv2ForDepthEstimation
+from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation
+from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD
 from xchmv2.predict import predict
 from xchmv2.raster import FloatArray, TileAxis, TileRun
 
@@ -23,6 +24,8 @@ from .imagery import ORIGIN, as_cube
 from .networks import SMALLER
 from .report import Table
 from .settings import Settings
+
+# Private imports: normalisation of the published checkpoint.
 
 #: The stand-in's name in graphs; it has no weights.
 SPEC = ModelSpec("stand-in", None, "0" * 64, "0" * 64, "cpu", "float32")

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xchmv2.model import OVERLAP, TILE
+from xchmv2.model.files import OVERLAP, TILE
+
+# Private imports: defaults of the published checkpoint.
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,9 @@ import torch
 from torch import nn
 
 from xchmv2.datasets import synthetic_forest
-from xchmv2.model import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    CHMv2Config,
-    CHMv2ForDepthEstimation,
-    CHMv2ImageProcessor,
-    Curriculum,
-)
+from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, CHMv2ImageProcessor
+from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD
+from xchmv2.model.loss import Curriculum
 from xchmv2.training.pairs import Pair, read_pair, split_crops
 from xchmv2.training.run_state import partial_folder, remove_state
 from xchmv2.training.tuning import Schedule, Trainer, run

@@ -29,7 +29,7 @@ from xchmv2.raster import (
 )
 
 #: Largest shift looked for by default [px]: the published geolocation error is 14 px on average.
-MAX_SHIFT = 24.0
+_MAX_SHIFT = 24.0
 _WINDOW = 128
 _MOST_WINDOWS = 36
 
@@ -38,7 +38,7 @@ def align(
     height: Raster,
     to: Any = None,
     *,
-    max_shift: float = MAX_SHIFT,
+    max_shift: float = _MAX_SHIFT,
     window: int = _WINDOW,
     windows: int = _MOST_WINDOWS,
     apply: bool = True,
@@ -283,7 +283,7 @@ def _move(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.DataA
     """Move each date back by its shift."""
     planes = _planes(array, dim)
     moved = [
-        shift_plane(plane.data, shift.dy, shift.dx) if shift.known else plane.data
+        _shift_plane(plane.data, shift.dy, shift.dx) if shift.known else plane.data
         for plane, shift in zip(planes, shifts, strict=True)
     ]
     taken = {
@@ -309,7 +309,7 @@ _STEP = 1e-3
 _LEAST_VALID = 0.5
 
 
-def shift_plane(plane: Any, dy: float, dx: float) -> Any:
+def _shift_plane(plane: Any, dy: float, dx: float) -> Any:
     """Take the value of each pixel from (row + dy, column + dx), interpolated bilinearly.
 
     Parameters

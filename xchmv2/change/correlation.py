@@ -15,7 +15,7 @@ from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas, read_change
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 WINDOW, MOST_WINDOWS = 256, 16
 #: Beyond this many NMAD a difference is a change, not an error.
@@ -71,7 +71,7 @@ def correlation_length(
     return math.sqrt(pixels * area / math.pi)
 
 
-def correlated_pixels(patches: list[Floats]) -> float:
+def correlated_pixels(patches: list[_Floats]) -> float:
     """Return the sum of the correlations of a pixel with all others."""
     parts = [_autocovariance(patch) for patch in patches]
     known = [part for part in parts if part is not None]
@@ -94,7 +94,7 @@ def correlated_pixels(patches: list[Floats]) -> float:
     return max(1.0, float((correlation[:reach] * per_ring).sum()))
 
 
-def _autocovariance(patch: Floats) -> tuple[Floats, Floats] | None:
+def _autocovariance(patch: _Floats) -> tuple[_Floats, _Floats] | None:
     """Return sums of products at each lag, and how many; None with too few unchanged pixels."""
     known = np.isfinite(patch)
     if not known.any():

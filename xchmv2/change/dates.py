@@ -159,9 +159,9 @@ def _in_utc(label: Any) -> Any:
 
 
 #: Dates whose days of the year are further apart than this are of another season [days].
-SEASON_DAYS = 45
+_SEASON_DAYS = 45
 #: Suns further apart than this cast other shadows [degrees].
-SUN_DEGREES = 15.0
+_SUN_DEGREES = 15.0
 
 _YEAR = 365.25
 
@@ -202,14 +202,14 @@ def _season(before: xr.DataArray, after: xr.DataArray) -> list[str]:
     days = [pd.Timestamp(date).day_of_year for date in dates]
     apart = abs(days[0] - days[1]) % _YEAR
     apart = min(apart, _YEAR - apart)
-    if apart <= SEASON_DAYS:
+    if apart <= _SEASON_DAYS:
         return []
     return [f"the dates are {apart:.0f} days of the year apart: leaves and shadows differ"]
 
 
 def _sun(before: xr.DataArray, after: xr.DataArray) -> list[str]:
     suns = [_scalar(array, "sun_elevation") for array in (before, after)]
-    if not abs(suns[0] - suns[1]) > SUN_DEGREES:  # NaN too
+    if not abs(suns[0] - suns[1]) > _SUN_DEGREES:  # NaN too
         return []
     return [f"the sun stood at {suns[0]:.0f} and {suns[1]:.0f} degrees"]
 

@@ -37,7 +37,7 @@ def difference(
     before: Raster,
     after: Raster,
     *,
-    sigma: Sigma = None,
+    sigma: _Sigma = None,
     confidence: float = 0.95,
     correlation_length: float | None = None,
     error_correlation: float = 0.0,
@@ -122,8 +122,8 @@ def difference(
         coords["stable_offset"] = offset
     else:
         _refuse_stable(stable)
-        sigmas = read_sigmas(sigma, before, after, first)
-        error = combine(sigmas, error_correlation)
+        sigmas = _read_sigmas(sigma, before, after, first)
+        error = _combine(sigmas, error_correlation)
     attrs = _attrs(first, second, said, confidence, correlation_length)
     return _derive(change, error, confidence).assign_coords(coords).assign_attrs(attrs)
 
@@ -133,7 +133,7 @@ def difference_between(
     first: Any,
     second: Any,
     *,
-    sigma: Sigma = None,
+    sigma: _Sigma = None,
     confidence: float = 0.95,
     correlation_length: float | None = None,
     error_correlation: float = 0.0,
@@ -317,19 +317,19 @@ def _attrs(
 
 
 #: Layer of :func:`xchmv2.predict.predict` that tells the error of each pixel.
-BIN_SPREAD = "bin_spread"
+_BIN_SPREAD = "bin_spread"
 
-Sigma = float | xr.DataArray | str | Sequence[float | xr.DataArray] | None
+_Sigma = float | xr.DataArray | str | Sequence[float | xr.DataArray] | None
 
 
-def read_sigmas(
+def _read_sigmas(
     sigma: Any, before: Raster, after: Raster, like: xr.DataArray
 ) -> tuple[xr.DataArray | float, xr.DataArray | float]:
     """Return the errors of the two dates."""
     if isinstance(sigma, str):
-        if sigma != BIN_SPREAD:
+        if sigma != _BIN_SPREAD:
             raise CHMv2Error(
-                f"sigma as a number, a DataArray or {BIN_SPREAD!r}", repr(sigma), "pass sigma=4.0"
+                f"sigma as a number, a DataArray or {_BIN_SPREAD!r}", repr(sigma), "pass sigma=4.0"
             )
         return _one_sigma(_spread_of(before), like), _one_sigma(_spread_of(after), like)
     if isinstance(sigma, Sequence):
@@ -343,12 +343,12 @@ def read_sigmas(
 
 
 def _spread_of(height: Raster) -> xr.DataArray:
-    if isinstance(height, xr.Dataset) and BIN_SPREAD in height.data_vars:
-        return height[BIN_SPREAD]
+    if isinstance(height, xr.Dataset) and _BIN_SPREAD in height.data_vars:
+        return height[_BIN_SPREAD]
     raise CHMv2Error(
-        f"a Dataset with {BIN_SPREAD!r}",
+        f"a Dataset with {_BIN_SPREAD!r}",
         name_contents(height),
-        f"predict it: .chmv2.predict(layers=('height', {BIN_SPREAD!r}))",
+        f"predict it: .chmv2.predict(layers=('height', {_BIN_SPREAD!r}))",
     )
 
 
@@ -384,7 +384,7 @@ def _not_positive(found: str) -> CHMv2Error:
     return CHMv2Error("a sigma above 0 m", found, "pass sigma=4.0")
 
 
-def combine(sigmas: tuple[Any, Any], correlation: float) -> Any:
+def _combine(sigmas: tuple[Any, Any], correlation: float) -> Any:
     """Return the error of the difference of two dates."""
     first, second = sigmas
     variance = first**2 + second**2 - 2 * correlation * first * second

@@ -13,7 +13,7 @@ from xchmv2.change.masks import THRESHOLD
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, spatial_dims
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 _CONFIRM, _LEVEL = 2, 3
 # Numbers in memory at once, per array.
@@ -127,7 +127,7 @@ def _find(
 
 
 def _find_pixels(
-    heights: Floats, times: npt.NDArray[np.datetime64], threshold: float
+    heights: _Floats, times: npt.NDArray[np.datetime64], threshold: float
 ) -> tuple[npt.NDArray[Any], ...]:
     """Find the losses of columns of heights (time, n)."""
     packed, when, n = _pack(heights)
@@ -143,7 +143,7 @@ def _find_pixels(
     return (*dates, *levels, confirmed)
 
 
-def _pack(heights: Floats) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _pack(heights: _Floats) -> tuple[_Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Move the valid heights of each column to its top, in order; and say which dates they are."""
     missing = ~np.isfinite(heights)
     when = np.argsort(missing, axis=0, kind="stable")
@@ -152,8 +152,8 @@ def _pack(heights: Floats) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np
 
 
 def _largest_drop(
-    packed: Floats, n: npt.NDArray[np.intp], threshold: float
-) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
+    packed: _Floats, n: npt.NDArray[np.intp], threshold: float
+) -> tuple[npt.NDArray[np.intp], _Floats, _Floats]:
     """Return where the largest drop of each column is, and the levels around it; NaN for none."""
     index = np.ones(packed.shape[1], np.intp)
     above, below = (np.full(packed.shape[1], np.nan) for _ in range(2))
@@ -168,10 +168,10 @@ def _largest_drop(
     return index, above, below
 
 
-def _middle(rows: Floats, *, lower: bool) -> Floats:
+def _middle(rows: _Floats, *, lower: bool) -> _Floats:
     """Return the median of the valid ones of up to three rows; of two the lower or the higher."""
     count = np.isfinite(rows).sum(axis=0)
-    middle: Floats = _at(np.sort(rows, axis=0), (count - 1 if lower else count) // 2)  # NaN last
+    middle: _Floats = _at(np.sort(rows, axis=0), (count - 1 if lower else count) // 2)  # NaN last
     return middle
 
 

@@ -21,7 +21,7 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas, has_true_areas, name_contents, pixel_size, read_change
 
 #: Errors hide losses so near to those that are found [m]: about a crown's radius.
-RIM = 3.0
+_RIM = 3.0
 
 
 def loss_area(
@@ -132,7 +132,7 @@ def _chance(score: xr.DataArray) -> xr.DataArray:
 
 def _rim(likely: xr.DataArray, left_out: xr.DataArray | None) -> xr.DataArray:
     """Tell the pixels near a likely loss that are none."""
-    reach = max(1, round(RIM / min(pixel_size(likely))))
+    reach = max(1, round(_RIM / min(pixel_size(likely))))
     rim = grow(likely, reach) & ~likely
     return rim if left_out is None else rim & ~read_left_out(left_out, likely)
 

@@ -13,14 +13,14 @@ from scipy import ndimage
 
 from xchmv2.errors import CHMv2Error
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 #: Windows that find the same shift to this are in agreement [px].
-AGREEMENT = 1.0
+_AGREEMENT = 1.0
 #: A window takes part if so much of it is valid on both dates.
-LEAST_VALID = 0.75
+_LEAST_VALID = 0.75
 #: A majority needs so many of the windows that take part.
-LEAST_AGREEMENT = 0.25
+_LEAST_AGREEMENT = 0.25
 # Edges look alike in any season; raw values do not. Width of the smoothing before them [px].
 _EDGE_WIDTH = 1.5
 _UPSAMPLING = 50
@@ -90,7 +90,7 @@ class Windows:
         """Cut the windows with their margins; dask stays lazy, the outside is left off."""
         return [plane[self._reach(plane.shape, corner)] for corner in self.corners]
 
-    def padded(self, patches: list[npt.NDArray[Any]], shape: tuple[int, int]) -> list[Floats]:
+    def padded(self, patches: list[npt.NDArray[Any]], shape: tuple[int, int]) -> list[_Floats]:
         """Fill up patches from :meth:`cut` with NaN where they reach beyond the scene."""
         full = self.side + 2 * self.margin
         padded = []
@@ -110,7 +110,7 @@ class Windows:
 
 
 def estimate_shift(
-    reference: list[Floats], moving: list[Floats], windows: Windows, max_shift: float
+    reference: list[_Floats], moving: list[_Floats], windows: Windows, max_shift: float
 ) -> Shift:
     """Estimate the shift that most windows agree on.
 
@@ -152,13 +152,13 @@ class _Look:
     offset: tuple[int, int]
     normalization: str | None
 
-    def find(self, reference: list[Floats], moving: list[Floats]) -> Floats:
+    def find(self, reference: list[_Floats], moving: list[_Floats]) -> _Floats:
         """Return the shifts (n, 2) of the windows that can be compared."""
         pairs = zip(reference, moving, strict=True)
         found = [s for r, m in pairs if (s := self._compare(r, m)) is not None]
         return np.array(found).reshape(-1, 2)
 
-    def _compare(self, reference: Floats, moving: Floats) -> Floats | None:
+    def _compare(self, reference: _Floats, moving: _Floats) -> _Floats | None:
         still, moved = _edges(self._inner(reference, (0, 0))), _edges(self._inner(moving))
         if still is None or moved is None:
             return None
@@ -166,19 +166,19 @@ class _Look:
         back, _, _ = correlate(
             still, moved, upsample_factor=_UPSAMPLING, normalization=self.normalization
         )
-        found: Floats = np.asarray(self.offset) - back
+        found: _Floats = np.asarray(self.offset) - back
         return found
 
-    def _inner(self, patch: Floats, offset: tuple[int, int] | None = None) -> Floats:
+    def _inner(self, patch: _Floats, offset: tuple[int, int] | None = None) -> _Floats:
         margin, side = self.windows.margin, self.windows.side
         dy, dx = self.offset if offset is None else offset
         return patch[margin + dy : margin + dy + side, margin + dx : margin + dx + side]
 
 
-def _edges(patch: Floats) -> Floats | None:
+def _edges(patch: _Floats) -> _Floats | None:
     """Return the edges in a window, fading out towards its rim; None if there is too little."""
     valid = np.isfinite(patch)
-    if valid.mean() < LEAST_VALID:
+    if valid.mean() < _LEAST_VALID:
         return None
     filled = np.where(valid, patch, np.median(patch[valid]))
     strength = ndimage.gaussian_gradient_magnitude(filled, _EDGE_WIDTH)
@@ -187,19 +187,19 @@ def _edges(patch: Floats) -> Floats | None:
     total = taper.sum()
     if total == 0 or np.ptp(strength[known]) <= 1e-9 * (1 + np.abs(filled).max()):
         return None
-    edges: Floats = (strength - (strength * taper).sum() / total) * taper
+    edges: _Floats = (strength - (strength * taper).sum() / total) * taper
     return edges
 
 
-def _majority(shifts: Floats, max_shift: float) -> Shift:
+def _majority(shifts: _Floats, max_shift: float) -> Shift:
     """Return the shift that most windows agree on."""
     n = len(shifts)
     inside = shifts[(np.abs(shifts) <= max_shift).all(axis=1)]
     apart = np.abs(inside[:, None] - inside[None]).max(axis=-1)  # [k, k]
-    votes = (apart <= AGREEMENT).sum(axis=1)
-    if not len(inside) or votes.max() < LEAST_AGREEMENT * n:
+    votes = (apart <= _AGREEMENT).sum(axis=1)
+    if not len(inside) or votes.max() < _LEAST_AGREEMENT * n:
         return Shift(np.nan, np.nan, np.nan, 0.0 if n else np.nan, n)
-    agreeing = inside[apart[votes.argmax()] <= AGREEMENT]
+    agreeing = inside[apart[votes.argmax()] <= _AGREEMENT]
     dy, dx = np.median(agreeing, axis=0)
     spread = 1.4826 * np.median(np.abs(agreeing - (dy, dx)), axis=0).max()
     return Shift(float(dy), float(dx), float(spread), len(agreeing) / n, n)

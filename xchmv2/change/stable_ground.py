@@ -18,7 +18,7 @@ from xchmv2.change.dates import ComparisonWarning, list_dates
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Raster, label_quantity, on_same_grid, read_heights, spatial_dims
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 
 def stable_bias(
@@ -178,9 +178,9 @@ def _correct(height: Raster, array: xr.DataArray, offset: Any, dim: str | None) 
 #: Canopy, as against open ground: above this on both dates [m].
 CANOPY = 2.0
 #: With this share of the pixels, canopy or open ground tells how heights scatter there.
-LEAST_SHARE = 0.02
+_LEAST_SHARE = 0.02
 #: Pixels within so many NMAD of the median did not change.
-CLIP = 3.0
+_CLIP = 3.0
 
 _KINDS = 3  # of pixels: ground on both dates, canopy on one, canopy on both
 _RANGE, _STEP = 150.0, 0.01  # of the differences that are counted [m]
@@ -190,11 +190,11 @@ _CENTRES = np.linspace(-_RANGE, _RANGE, _BINS)
 _TO_SD = 1 / float(ndtri(0.75))
 _THIRD_TO_SD = 1 / float(ndtri(2 / 3))
 #: ... and of one that was cut off on both sides at CLIP standard deviations.
-_CLIPPED_TO_SD = 1 / float(ndtri((1 + 0.5 * float(erf(CLIP / np.sqrt(2)))) / 2))
+_CLIPPED_TO_SD = 1 / float(ndtri((1 + 0.5 * float(erf(_CLIP / np.sqrt(2)))) / 2))
 
 
 @dataclass(frozen=True)
-class Spread:
+class _Spread:
     """What two dates differ by on stable ground.
 
     Parameters
@@ -294,37 +294,37 @@ def _count_block(*parts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return _count(*parts)[None, None]
 
 
-def _summarise(counts: npt.NDArray[np.int64], given: bool) -> Floats:
+def _summarise(counts: npt.NDArray[np.int64], given: bool) -> _Floats:
     """Return the fields of StableGround from counts (3, bins)."""
     total, (ground, _, canopy) = counts.sum(), counts
     if not total:
         return np.array([np.nan, np.nan, 0.0, np.nan])
-    of_canopy = not given and canopy.sum() >= LEAST_SHARE * total
+    of_canopy = not given and canopy.sum() >= _LEAST_SHARE * total
     chosen = canopy if of_canopy else counts.sum(axis=0)
     found = _plain_spread(chosen) if given else _clipped_spread(chosen)
-    apart = of_canopy and ground.sum() >= LEAST_SHARE * total
+    apart = of_canopy and ground.sum() >= _LEAST_SHARE * total
     # At least what is told apart, and no more than canopy: what scatters more is no open ground.
     of_ground = _clipped_spread(ground).nmad if apart else found.nmad
     ground_nmad = min(max(of_ground, _STEP), found.nmad)
     return np.array([found.offset, found.nmad, found.pixels, ground_nmad])
 
 
-def _plain_spread(counts: npt.NDArray[np.int64]) -> Spread:
+def _plain_spread(counts: npt.NDArray[np.int64]) -> _Spread:
     offset = _median(_CENTRES, counts)
-    return Spread(offset, _TO_SD * _deviation(counts, offset), int(counts.sum()))
+    return _Spread(offset, _TO_SD * _deviation(counts, offset), int(counts.sum()))
 
 
-def _clipped_spread(counts: npt.NDArray[np.int64]) -> Spread:
+def _clipped_spread(counts: npt.NDArray[np.int64]) -> _Spread:
     """Keep what lies within some NMAD of the median, until nothing changes."""
     low, high = _shortest_third(counts)
     offset = (_CENTRES[low] + _CENTRES[high]) / 2
     nmad = max((_CENTRES[high] - _CENTRES[low] + _STEP) / 2 * _THIRD_TO_SD, _STEP)
-    found = Spread(offset, nmad, 0)
+    found = _Spread(offset, nmad, 0)
     for _ in range(50):
-        inside = np.abs(_CENTRES - found.offset) <= max(CLIP * found.nmad, _STEP)
+        inside = np.abs(_CENTRES - found.offset) <= max(_CLIP * found.nmad, _STEP)
         kept = np.where(inside, counts, 0)
         offset = _median(_CENTRES, kept)
-        step = Spread(offset, _CLIPPED_TO_SD * _deviation(kept, offset), int(kept.sum()))
+        step = _Spread(offset, _CLIPPED_TO_SD * _deviation(kept, offset), int(kept.sum()))
         if step == found:
             break
         found = step
@@ -342,7 +342,7 @@ def _shortest_third(counts: npt.NDArray[np.int64]) -> tuple[int, int]:
     return start, int(ends[start]) - 1
 
 
-def _median(values: Floats, counts: npt.NDArray[np.int64]) -> float:
+def _median(values: _Floats, counts: npt.NDArray[np.int64]) -> float:
     """Return the median of ascending values with counts: exact up to the width of a bin."""
     total = np.cumsum(counts)
     low, high = np.searchsorted(total, [(total[-1] + 1) // 2, total[-1] // 2 + 1])

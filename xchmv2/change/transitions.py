@@ -23,11 +23,11 @@ from xchmv2.raster import (
     require_plane,
 )
 
-Array = npt.NDArray[Any]
+_Array = npt.NDArray[Any]
 
 _HECTARE = 10_000.0
 #: Where there is no height.
-MISSING = "missing"
+_MISSING = "missing"
 
 
 def transition(
@@ -61,7 +61,7 @@ def transition(
         or the grids differ.
     """
     bounds = _validate_classes(classes)
-    names = [*_names(bounds, labels), MISSING]
+    names = [*_names(bounds, labels), _MISSING]
     first = require_plane(read_heights(before), "before")
     second = require_plane(read_heights(after), "after")
     second = on_same_grid(second, first).transpose(*first.dims)
@@ -126,9 +126,9 @@ def _names(bounds: tuple[float, ...], labels: Sequence[str] | None) -> list[str]
         between = [f"{low:g} to {high:g} m" for low, high in pairwise(bounds)]
         return [f"under {bounds[0]:g} m", *between, f"{bounds[-1]:g} m or more"]
     names = [str(label) for label in labels]
-    if len(names) != len(bounds) + 1 or len({*names, MISSING}) != len(names) + 1:
+    if len(names) != len(bounds) + 1 or len({*names, _MISSING}) != len(names) + 1:
         raise CHMv2Error(
-            f"{len(bounds) + 1} different labels, none of them {MISSING!r}",
+            f"{len(bounds) + 1} different labels, none of them {_MISSING!r}",
             f"{names}",
             "name each class, the lowest and the highest included",
         )
@@ -156,7 +156,7 @@ def _tabulate(
     return parts.sum(axis=(0, 1))
 
 
-def _count(first: Array, second: Array, areas: Array, bounds: tuple[float, ...]) -> Array:
+def _count(first: _Array, second: _Array, areas: _Array, bounds: tuple[float, ...]) -> _Array:
     """Task: the areas of one block by class before and after, (1, 1, before, after)."""
     size = len(bounds) + 2
     before, after = (

@@ -13,7 +13,7 @@ from xchmv2.change.dates import find_dates
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, spatial_dims
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 _YEAR = np.timedelta64(31_557_600, "s")  # 365.25 days
 _VARIABLES = ("slope", "slope_low", "slope_high", "intercept", "tau", "p_value", "n_obs")
@@ -120,7 +120,7 @@ def _bound(words: str, confidence: float) -> dict[str, Any]:
 
 
 def _fit(
-    heights: npt.NDArray[Any], years: Floats, min_obs: int, confidence: float
+    heights: npt.NDArray[Any], years: _Floats, min_obs: int, confidence: float
 ) -> tuple[npt.NDArray[Any], ...]:
     """Fit the pixels of a block (..., time), as many at once as memory allows."""
     pixels = heights.reshape(-1, heights.shape[-1])
@@ -136,7 +136,7 @@ def _fit(
     return (*floats, out[-1].astype(np.int32).reshape(shape))
 
 
-def _fit_pixels(heights: Floats, years: Floats, min_obs: int, confidence: float) -> Floats:
+def _fit_pixels(heights: _Floats, years: _Floats, min_obs: int, confidence: float) -> _Floats:
     """Fit columns of heights (time, n): the variables (7, n)."""
     valid = np.isfinite(heights)
     n = valid.sum(axis=0)
@@ -159,30 +159,30 @@ def _fit_pixels(heights: Floats, years: Floats, min_obs: int, confidence: float)
     return np.concatenate([np.where(n >= min_obs, fitted, np.nan), n[None]])
 
 
-def _ties(heights: Floats, valid: npt.NDArray[np.bool_]) -> Floats:
+def _ties(heights: _Floats, valid: npt.NDArray[np.bool_]) -> _Floats:
     """Return the sum of k (k - 1) (2 k + 5) over the groups of k equal heights."""
     alike = (heights[:, None] == heights[None]).sum(axis=1)  # [time, n]; NaN equals nothing
-    found: Floats = np.where(valid, (alike - 1.0) * (2 * alike + 5), 0.0).sum(axis=0)
+    found: _Floats = np.where(valid, (alike - 1.0) * (2 * alike + 5), 0.0).sum(axis=0)
     return found
 
 
-def _middle(ascending: Floats, count: npt.NDArray[Any]) -> Floats:
+def _middle(ascending: _Floats, count: npt.NDArray[Any]) -> _Floats:
     """Return the median of the first `count` of each column; NaN for none."""
     low, high = np.maximum(count - 1, 0) // 2, count // 2
     found = (_pick(ascending, low) + _pick(ascending, high)) / 2
     return np.where(count > 0, found, np.nan)
 
 
-def _pick(rows: Floats, index: npt.NDArray[Any]) -> Floats:
+def _pick(rows: _Floats, index: npt.NDArray[Any]) -> _Floats:
     """Return one number of each column, the nearest there is."""
     inside = np.clip(index, 0, len(rows) - 1)
-    picked: Floats = np.take_along_axis(rows, inside[None].astype(np.intp), axis=0)[0]
+    picked: _Floats = np.take_along_axis(rows, inside[None].astype(np.intp), axis=0)[0]
     return picked
 
 
 def _interval(
-    slopes: Floats, pairs: npt.NDArray[Any], sd: Floats, confidence: float
-) -> tuple[Floats, Floats]:
+    slopes: _Floats, pairs: npt.NDArray[Any], sd: _Floats, confidence: float
+) -> tuple[_Floats, _Floats]:
     """Return the slopes whose ranks bound the median (Sen 1968, equation 2.6)."""
     reach = float(ndtri(0.5 + confidence / 2)) * sd
     high = np.minimum(np.round((pairs + reach) / 2), pairs - 1)

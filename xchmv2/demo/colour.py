@@ -16,7 +16,7 @@ from xchmv2.demo.sun import Season
 from xchmv2.demo.trees import Trees, roofs_of
 
 COVERS = ("forest", "meadow", "track", "road", "water", "building")
-FOREST, MEADOW, TRACK, ROAD, WATER, BUILDING = range(len(COVERS))
+FOREST, _MEADOW, _TRACK, ROAD, WATER, BUILDING = range(len(COVERS))
 
 _ROOFS = ((164, 116, 98), (128, 130, 134), (206, 208, 212), (146, 130, 116))
 _TWIGS = (128, 116, 104)
@@ -62,8 +62,8 @@ def ground_of(seed: int, site: Site, window: Cutout) -> Ground:
     ids, which = np.unique(site.stand, return_inverse=True)
     meadow = stand_traits(seed, ids).meadow[which.reshape(site.stand.shape)]
     open_land = meadow[i[:, None], j] | (site.sample(site.yard, window) < 0)
-    cover = np.where(open_land, MEADOW, FOREST).astype(np.uint8)
-    cover[site.sample(site.track, window) < TRACK_HALF_WIDTH] = TRACK
+    cover = np.where(open_land, _MEADOW, FOREST).astype(np.uint8)
+    cover[site.sample(site.track, window) < TRACK_HALF_WIDTH] = _TRACK
     cover[site.sample(site.road, window) < ROAD_HALF_WIDTH] = ROAD
     cover[site.sample(site.lake, window) < 0] = WATER
     roof_height, roof = roofs_of(site.buildings, window)
@@ -133,7 +133,7 @@ def ground_colour(
     for event, box, struck in struck_in(events, seed, window):
         y, x = window.y[box[0], None], window.x[box[1]]
         _paint_cut(picture[box], event, event.axes(y, x)[1], struck, fine[box], year)
-    meadow = (cover == MEADOW).astype(np.float32)
+    meadow = (cover == _MEADOW).astype(np.float32)
     broad = fractal_grid(stream(seed, "sward"), *grid, 70.0, 3)
     sward = grass + (9.0 * broad[..., None]) * np.array([1.0, 0.45, 0.35], np.float32)
     _blend(picture, meadow, sward)

@@ -18,7 +18,7 @@ from xchmv2.errors import CHMv2Error
 
 Kind = Literal["clear_cut", "thinning", "windthrow"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SEVERITY = {"clear_cut": 1.0, "thinning": 0.3, "windthrow": 0.85}
+_SEVERITY = {"clear_cut": 1.0, "thinning": 0.3, "windthrow": 0.85}
 
 _REGROWN_YEARS = 25.0
 _EDGE_LENGTH = 22.0
@@ -77,7 +77,7 @@ class Disturbance:
                 repr(self.kind),
                 'pass e.g. Disturbance("clear_cut", ...)',
             )
-        severity = SEVERITY[self.kind] if self.severity is None else float(self.severity)
+        severity = _SEVERITY[self.kind] if self.severity is None else float(self.severity)
         if not (0.0 < severity <= 1.0 and self.area > 0.0 and self.elongation > 0.0):
             raise CHMv2Error(
                 "0 < severity <= 1, area > 0 m2 and elongation > 0",

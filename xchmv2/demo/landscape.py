@@ -16,7 +16,7 @@ import numpy.typing as npt
 from xchmv2.demo.noise import Cutout, Floats, draw, noise_at, noise_grid, place_hash, stream
 from xchmv2.demo.stands import Ints, stand_grid
 
-LATTICE = 1.2  # [m]
+_LATTICE = 1.2  # [m]
 ROAD_HALF_WIDTH = 2.6
 TRACK_HALF_WIDTH = 1.7
 _RELIEF = ((420.0, 12.0), (150.0, 3.0), (48.0, 0.45), (9.0, 0.06))  # wavelength, standard deviation
@@ -43,7 +43,7 @@ class Building:
     roof: int
 
 
-Farm = tuple[float, float, float, Building]  # clearing's y, x and radius [m], and a house in it
+_Farm = tuple[float, float, float, Building]  # clearing's y, x and radius [m], and a house in it
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class Site:
     def lattice(self) -> Cutout:
         """Return the points of the lattice as a window."""
         height, width = self.stand.shape
-        return Cutout(self.row, self.col, height, width, LATTICE)
+        return Cutout(self.row, self.col, height, width, _LATTICE)
 
     def index(self, y: Floats, x: Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the nearest lattice point of world coordinates [m]."""
-        i = np.floor(y / LATTICE).astype(np.intp) - self.row
-        j = np.floor(x / LATTICE).astype(np.intp) - self.col
+        i = np.floor(y / _LATTICE).astype(np.intp) - self.row
+        j = np.floor(x / _LATTICE).astype(np.intp) - self.col
         return np.clip(i, 0, self.relief.shape[0] - 1), np.clip(j, 0, self.relief.shape[1] - 1)
 
     def sample(self, plane: Plane, window: Cutout) -> Plane:
@@ -103,7 +103,7 @@ class Site:
         ndarray of float32, shape `window.shape`
             The property.
         """
-        v, u = window.y / LATTICE - 0.5, window.x / LATTICE - 0.5
+        v, u = window.y / _LATTICE - 0.5, window.x / _LATTICE - 0.5
         i, j = np.floor(v).astype(np.intp), np.floor(u).astype(np.intp)
         fv, fu = (v - i).astype(np.float32)[:, None], (u - j).astype(np.float32)
         i, j = i - self.row, j - self.col
@@ -118,7 +118,7 @@ def _line_distance(n: Floats, gy: Floats, gx: Floats, length: float) -> Floats:
     return np.asarray(np.where(slope > 0.35 / length, np.abs(n) / np.maximum(slope, 1e-9), _FAR))
 
 
-def road_distance(seed: int, y: Floats, x: Floats) -> Floats:
+def _road_distance(seed: int, y: Floats, x: Floats) -> Floats:
     """Return the distance [m] of points to the middle of the nearest road.
 
     Parameters
@@ -143,7 +143,7 @@ def road_distance(seed: int, y: Floats, x: Floats) -> Floats:
 
 
 def _road_plane(seed: int, y: Floats, x: Floats) -> Plane:
-    """Return :func:`road_distance` on a lattice."""
+    """Return :func:`_road_distance` on a lattice."""
     step = y[1] - y[0]
     n = noise_grid(
         stream(seed, "road"),
@@ -177,7 +177,7 @@ def _lake_distance(
     return np.asarray(np.hypot(y - cy, (x - cx) * 0.8) - radius * (1.0 + 0.22 * wobble))
 
 
-def lake_distance(seed: int, y: Floats, x: Floats) -> Floats:
+def _distance_to_lake(seed: int, y: Floats, x: Floats) -> Floats:
     """Return the distance of points to the nearest lake's shore, negative inside.
 
     Parameters
@@ -203,7 +203,7 @@ def lake_distance(seed: int, y: Floats, x: Floats) -> Floats:
 
 
 def _lake_plane(seed: int, y: Floats, x: Floats, wobble: Plane) -> Plane:
-    """Return :func:`lake_distance` on a lattice."""
+    """Return :func:`_distance_to_lake` on a lattice."""
     distance = np.full(wobble.shape, _FAR, np.float32)
     for i, j in zip(*_cells_around(y, x, _LAKE_CELL), strict=True):
         cell = np.array([i]), np.array([j])
@@ -221,7 +221,7 @@ def _around(axis: Floats, centre: float, reach: float) -> slice:
     return slice(int(start), int(stop))
 
 
-def _yard_plane(houses: list[Farm], y: Floats, x: Floats, wobble: Plane) -> Plane:
+def _yard_plane(houses: list[_Farm], y: Floats, x: Floats, wobble: Plane) -> Plane:
     """Return the distance [m] to the edge of farm clearings on a lattice, negative inside."""
     distance = np.full(wobble.shape, _FAR, np.float32)
     for cy, cx, radius, _ in houses:
@@ -232,7 +232,7 @@ def _yard_plane(houses: list[Farm], y: Floats, x: Floats, wobble: Plane) -> Plan
     return distance
 
 
-def farms(seed: int, y: Floats, x: Floats) -> list[Farm]:
+def _farms(seed: int, y: Floats, x: Floats) -> list[_Farm]:
     """Return the buildings around a region.
 
     Parameters
@@ -250,8 +250,8 @@ def farms(seed: int, y: Floats, x: Floats) -> list[Farm]:
     i, j = _cells_around(y, x, _FARM_CELL)
     h = place_hash(stream(seed, "farm"), i, j)
     cy, cx = (i + 0.2 + 0.6 * draw(h, 0)) * _FARM_CELL, (j + 0.2 + 0.6 * draw(h, 1)) * _FARM_CELL
-    keep = (draw(h, 2) < 0.33) & (road_distance(seed, cy, cx) > 16.0)
-    keep &= lake_distance(seed, cy, cx) > 30.0
+    keep = (draw(h, 2) < 0.33) & (_road_distance(seed, cy, cx) > 16.0)
+    keep &= _distance_to_lake(seed, cy, cx) > 30.0
     out = []
     for k in np.flatnonzero(keep):
         own = h[k : k + 1]
@@ -282,7 +282,9 @@ def _building(h: npt.NDArray[np.uint64], b: int, cy: float, cx: float) -> Buildi
 
 def is_land(seed: int, y: Floats, x: Floats, margin: float) -> npt.NDArray[np.bool_]:
     """Return whether points [m] are farther than `margin` [m] from any lake and road."""
-    return np.asarray((lake_distance(seed, y, x) > margin) & (road_distance(seed, y, x) > margin))
+    return np.asarray(
+        (_distance_to_lake(seed, y, x) > margin) & (_road_distance(seed, y, x) > margin)
+    )
 
 
 def site_of(seed: int, window: Cutout) -> Site:
@@ -301,16 +303,16 @@ def site_of(seed: int, window: Cutout) -> Site:
         On the world lattice, two lattice points larger than the window.
     """
     north, south, west, east = window.bounds
-    row, col = int(np.floor(north / LATTICE)) - 2, int(np.floor(west / LATTICE)) - 2
-    height, width = int(south / LATTICE) + 4 - row, int(east / LATTICE) + 4 - col
-    lattice = Cutout(row, col, height, width, LATTICE)
+    row, col = int(np.floor(north / _LATTICE)) - 2, int(np.floor(west / _LATTICE)) - 2
+    height, width = int(south / _LATTICE) + 4 - row, int(east / _LATTICE) + 4 - col
+    lattice = Cutout(row, col, height, width, _LATTICE)
     y, x = lattice.y, lattice.x
     stand, other, border = stand_grid(seed, y, x)
     has_track = draw(place_hash(stream(seed, "track"), stand + other), 0) < 0.4
     road = _road_plane(seed, y, x)
     shore = noise_grid(stream(seed, "shore"), y, x, _SHORE_LENGTH)
     lake = np.maximum(_lake_plane(seed, y, x, shore), 7.0 - road)
-    houses = farms(seed, y, x)
+    houses = _farms(seed, y, x)
     relief = sum(
         noise_grid(stream(seed, "relief", k), y, x, w) * s for k, (w, s) in enumerate(_RELIEF)
     )

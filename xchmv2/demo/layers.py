@@ -59,7 +59,7 @@ class Forest:
         )
 
 
-def imagery_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.uint8]:
+def _imagery_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.uint8]:
     """Return red, green, blue and validity (4, height, width) of date k in a block."""
     dy, dx = scene.shifts[k]
     picture = take_picture(scene.moments[k], replace(block, dy=dy, dx=dx))
@@ -81,24 +81,24 @@ def _swath(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.bool_]:
     return np.asarray(from_edge > scene.nodata_edge * scene.window.width)
 
 
-def height_block(scene: Forest, k: int, block: Cutout) -> Plane:
+def _height_block(scene: Forest, k: int, block: Cutout) -> Plane:
     """Return the true canopy height [m] of date k in a block."""
     return true_height(scene.moments[k], block)
 
 
 def _both_blocks(scene: Forest, k: int, block: Cutout) -> tuple[npt.NDArray[np.uint8], Plane]:
-    """Return :func:`imagery_block` and :func:`height_block`, sharing their work."""
+    """Return :func:`_imagery_block` and :func:`_height_block`, sharing their work."""
     dy, dx = scene.shifts[k]
     picture, height = take_picture_and_height(scene.moments[k], replace(block, dy=dy, dx=dx))
     return picture * _swath(scene, k, block), height
 
 
-def cover_block(scene: Forest, block: Cutout) -> npt.NDArray[np.uint8]:
+def _cover_block(scene: Forest, block: Cutout) -> npt.NDArray[np.uint8]:
     """Return the land cover of a block."""
     return ground_of(scene.seed, site_of(scene.seed, block), block).cover
 
 
-def disturbance_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.int32]:
+def _disturbance_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.int32]:
     """Return the labels of the events on forest land before date k in a block."""
     labels = np.zeros(block.shape, np.int32)
     if not any(touches(event, block) for event in scene.events[k]):
@@ -111,7 +111,7 @@ def disturbance_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.in
         number = numbers.get(event, 0)
         if number >= before:
             labels[box][struck] = number
-    return np.where(cover_block(scene, block) == FOREST, labels, 0).astype(np.int32)
+    return np.where(_cover_block(scene, block) == FOREST, labels, 0).astype(np.int32)
 
 
 def _count(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
@@ -146,10 +146,10 @@ def made_layers(scene: Forest) -> dict[str, npt.NDArray[Any]]:
         for left in range(0, width, _BLOCK):
             rows, cols = (top, min(top + _BLOCK, height)), (left, min(left + _BLOCK, width))
             at, block = (slice(*rows), slice(*cols)), scene.block(rows, cols)
-            cover[at] = cover_block(scene, block)
+            cover[at] = _cover_block(scene, block)
             for k in range(times):
                 imagery[:, k, *at], canopy[k, *at] = _both_blocks(scene, k, block)
-                labels[k, *at] = disturbance_block(scene, k, block)
+                labels[k, *at] = _disturbance_block(scene, k, block)
     return {
         **dict(zip(_BANDS, imagery[:3], strict=True)),
         "valid": imagery[3].astype(bool),
@@ -168,22 +168,22 @@ def _block_of(scene: Forest, block_info: Any) -> tuple[int, Cutout]:
 
 def _imagery_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
     """Return one chunk (1, 4, height, width) of the imagery."""
-    return imagery_block(scene, *_block_of(scene, block_info))[None]
+    return _imagery_block(scene, *_block_of(scene, block_info))[None]
 
 
 def _height_chunk(scene: Forest, block_info: Any = None) -> Plane:
     """Return one chunk (1, height, width) of the truth."""
-    return height_block(scene, *_block_of(scene, block_info))[None]
+    return _height_block(scene, *_block_of(scene, block_info))[None]
 
 
 def _disturbance_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.int32]:
     """Return one chunk (1, height, width) of the labels."""
-    return disturbance_block(scene, *_block_of(scene, block_info))[None]
+    return _disturbance_block(scene, *_block_of(scene, block_info))[None]
 
 
 def _cover_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
     """Return one chunk (height, width) of the land cover."""
-    return cover_block(scene, _block_of(scene, block_info)[1])
+    return _cover_block(scene, _block_of(scene, block_info)[1])
 
 
 def _count_chunk(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:

@@ -176,7 +176,7 @@ def _lit_window(moment: Moment, window: Cutout) -> Cutout:
 def _expose(moment: Moment, scenery: _Scenery, window: Cutout) -> npt.NDArray[np.uint8]:
     """Return the picture of a window of a scenery that is large enough to light it."""
     seen = window.pad(*[_BLUR_MARGIN] * 4)
-    cloud, cloud_shadow = clouds_over(moment, seen)
+    cloud, cloud_shadow = _clouds_over(moment, seen)
     radiance = _radiance(moment, scenery, seen, cloud_shadow)
     rng = rng_of(moment.seed, "sensor", moment.stamp)
     sharpness = rng.uniform(0.45, 0.65)
@@ -237,7 +237,7 @@ def _albedo(
     return (values / np.float32(255.0)) ** np.float32(_GAMMA), leaf
 
 
-def clouds_over(moment: Moment, window: Cutout) -> tuple[Plane, Plane]:
+def _clouds_over(moment: Moment, window: Cutout) -> tuple[Plane, Plane]:
     """Return the clouds over a window.
 
     Parameters

@@ -19,7 +19,7 @@ from xchmv2.demo.stands import BASE_YEAR
 from xchmv2.demo.sun import as_time, season, solar_position
 from xchmv2.errors import CHMv2Error, GridError
 
-FINEST, COARSEST = 0.1, 10.0  # [m]
+_FINEST, _COARSEST = 0.1, 10.0  # [m]
 
 
 def resolve_scene(
@@ -88,9 +88,9 @@ def _resolve_window(
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if len(sizes) != 2 or not all(isinstance(n, Integral) and int(n) > 0 for n in sizes):
         raise GridError("a shape of two positive integers", repr(shape), "pass shape=(768, 768)")
-    if not FINEST <= resolution <= COARSEST:
+    if not _FINEST <= resolution <= _COARSEST:
         raise GridError(
-            f"a resolution of {FINEST} to {COARSEST} m",
+            f"a resolution of {_FINEST} to {_COARSEST} m",
             f"{resolution}",
             "pass resolution=0.6",
         )

@@ -34,7 +34,7 @@ _COLOURS = ["red", "green", "blue"]
 
 
 @dataclass(frozen=True)
-class Demonstration:
+class _Demonstration:
     """What a demonstration made.
 
     Parameters
@@ -61,12 +61,12 @@ class Demonstration:
     @property
     def tables(self) -> str:
         """The scores, for people."""
-        return write_tables(self.heights, self.losses, self.megapixels, self.seconds)
+        return _write_tables(self.heights, self.losses, self.megapixels, self.seconds)
 
     @property
     def next_steps(self) -> str:
         """Three things to try, ready to paste."""
-        return write_next_steps(self.store)
+        return _write_next_steps(self.store)
 
 
 def run_demonstration(
@@ -77,7 +77,7 @@ def run_demonstration(
     overwrite: bool = False,
     model: ModelLike = "demo",
     report: Callable[[str], None] = lambda line: None,
-) -> Demonstration:
+) -> _Demonstration:
     """Make a synthetic forest on three dates, predict its height, and hold it against the truth.
 
     Parameters
@@ -107,10 +107,10 @@ def run_demonstration(
     """
     store, picture = Path(folder) / "demo.zarr", Path(folder) / "demo.png"
     plotting.require_matplotlib()
-    forest = make_forest(seed, size)
+    forest = _make_forest(seed, size)
     _make_way([store, picture], overwrite)
-    side = size * RESOLUTION
-    report(f"Growing a synthetic forest of {side:.0f} x {side:.0f} m, seen on {len(TIMES)} dates")
+    side = size * _RESOLUTION
+    report(f"Growing a synthetic forest of {side:.0f} x {side:.0f} m, seen on {len(_TIMES)} dates")
     forest.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
     report(f"Predicting its canopy height into {store}")
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def run_demonstration(
     report(f"Drawing {picture}")
     save_picture(picture, cube, heights, losses)
     megapixels = cube["canopy_height"].size / 1e6
-    return Demonstration(store, picture, heights, losses, megapixels, seconds)
+    return _Demonstration(store, picture, heights, losses, megapixels, seconds)
 
 
 def _make_way(paths: list[Path], overwrite: bool) -> None:
@@ -159,7 +159,7 @@ _CAVEAT = (
 )
 
 
-def write_tables(
+def _write_tables(
     heights: Sequence[HeightScore], losses: Sequence[LossScore], megapixels: float, seconds: float
 ) -> str:
     """Return the scores as two tables.
@@ -194,7 +194,7 @@ def write_tables(
     return "\n".join(lines)
 
 
-def write_next_steps(store: Path) -> str:
+def _write_next_steps(store: Path) -> str:
     """Return three things to try with what the demonstration wrote, each ready to paste.
 
     Parameters
@@ -249,13 +249,13 @@ def _next_steps(store: Path) -> list[tuple[str, list[str]]]:
     ]
 
 
-TIMES = ("2019-07-01", "2021-08-25", "2024-07-10")
-RESOLUTION = 0.6  # [m]
+_TIMES = ("2019-07-01", "2021-08-25", "2024-07-10")
+_RESOLUTION = 0.6  # [m]
 _CLOUDS = (0.0, 0.04, 0.0)
 _LEFT, _TOP = 500_000.0, 5_300_000.0
 
 
-def make_forest(seed: int, size: int) -> xr.Dataset:
+def _make_forest(seed: int, size: int) -> xr.Dataset:
     """Describe the imagery and its truth; nothing is made until it is computed.
 
     Parameters
@@ -273,11 +273,11 @@ def make_forest(seed: int, size: int) -> xr.Dataset:
     """
     forest = synthetic_forest(
         (size, size),
-        resolution=RESOLUTION,
-        times=TIMES,
+        resolution=_RESOLUTION,
+        times=_TIMES,
         seed=seed,
         origin=(_LEFT, _TOP),
-        disturbances=("clear_cut", "thinning", "windthrow", *_events(size * RESOLUTION)),
+        disturbances=("clear_cut", "thinning", "windthrow", *_events(size * _RESOLUTION)),
         clouds=_CLOUDS,
         chunks=size,
     )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from xchmv2.demo.noise import Floats, draw, noise_at, noise_grid, place_hash, stream
 
-CELL = 125.0  # spacing of the stands' centres [m]
+_CELL = 125.0  # spacing of the stands' centres [m]
 BASE_YEAR = 2020.0  # the year in which a stand has its stated age
 _WARP = 9.0  # how far borders wander [m, one standard deviation]
 _WARP_LENGTH = 55.0
@@ -64,7 +64,7 @@ class StandTraits:
     hue: Floats
 
 
-def stand_id(i: Ints, j: Ints) -> Ints:
+def _stand_id(i: Ints, j: Ints) -> Ints:
     """Return one integer for the stand of cell (i, j)."""
     return np.asarray(i * _ID_STRIDE + j + _ID_STRIDE // 2)
 
@@ -78,7 +78,7 @@ def cell_of(ids: Ints) -> tuple[Ints, Ints]:
 def _centres(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats]:
     """Return the centres [m] of the stands of cells."""
     h = place_hash(stream(seed, "stand centre"), i, j)
-    return (i + 0.08 + 0.84 * draw(h, 0)) * CELL, (j + 0.08 + 0.84 * draw(h, 1)) * CELL
+    return (i + 0.08 + 0.84 * draw(h, 0)) * _CELL, (j + 0.08 + 0.84 * draw(h, 1)) * _CELL
 
 
 def _species_of(h: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -98,7 +98,7 @@ def stand_traits(seed: int, ids: Ints) -> StandTraits:
     seed : int
         Seed of the world.
     ids : ndarray of int64, shape (n,)
-        From :func:`stand_id`.
+        From :func:`_stand_id`.
 
     Returns
     -------
@@ -130,11 +130,11 @@ def stand_traits(seed: int, ids: Ints) -> StandTraits:
         angle=np.pi * draw(h, 9),
         stocking=np.where(meadow, 0.03 + 0.2 * draw(h, 10) ** 3, 0.97 - 0.35 * draw(h, 10) ** 2),
         site=site,
-        hue=np.stack([draw_hue(h, 11), draw_hue(h, 12)], axis=-1),
+        hue=np.stack([_draw_hue(h, 11), _draw_hue(h, 12)], axis=-1),
     )
 
 
-def draw_hue(h: npt.NDArray[np.uint64], index: int) -> Floats:
+def _draw_hue(h: npt.NDArray[np.uint64], index: int) -> Floats:
     """Return a number between -1 and 1, most often near 0."""
     return np.asarray(draw(h, 2 * index + 40) + draw(h, 2 * index + 41) - 1.0)
 
@@ -148,7 +148,7 @@ def _nearest(
     for di in (-1, 0, 1):
         for dj in (-1, 0, 1):
             cy, cx = _centres(seed, i + di, j + dj)
-            candidate = stand_id(i + di, j + dj)
+            candidate = _stand_id(i + di, j + dj)
             d = (y - cy) ** 2 + (x - cx) ** 2
             closer, closer2 = d < first, d < second
             others = np.where(closer, ids, np.where(closer2, candidate, others))
@@ -175,7 +175,7 @@ def stands_at(seed: int, y: Floats, x: Floats) -> Ints:
     """
     wy = y + _WARP * noise_at(stream(seed, "warp y"), y, x, _WARP_LENGTH)
     wx = x + _WARP * noise_at(stream(seed, "warp x"), y, x, _WARP_LENGTH)
-    cells = np.floor(wy / CELL).astype(np.int64), np.floor(wx / CELL).astype(np.int64)
+    cells = np.floor(wy / _CELL).astype(np.int64), np.floor(wx / _CELL).astype(np.int64)
     return _nearest(seed, wy, wx, *cells)[0]
 
 
@@ -198,11 +198,11 @@ def stand_grid(seed: int, y: Floats, x: Floats) -> tuple[Ints, Ints, npt.NDArray
     """
     wy = y[:, None] + _WARP * noise_grid(stream(seed, "warp y"), y, x, _WARP_LENGTH)
     wx = x + _WARP * noise_grid(stream(seed, "warp x"), y, x, _WARP_LENGTH)
-    i, j = np.floor(wy / CELL).astype(np.int64), np.floor(wx / CELL).astype(np.int64)
+    i, j = np.floor(wy / _CELL).astype(np.int64), np.floor(wx / _CELL).astype(np.int64)
     ids, others = np.zeros(i.shape, np.int64), np.zeros(i.shape, np.int64)
     border = np.zeros(i.shape, np.float32)
     # Cell by cell, so that the centres are single numbers and the arrays stay in the cache.
-    cells = stand_id(i, j)
+    cells = _stand_id(i, j)
     order = np.argsort(cells, axis=None, kind="stable")
     found, starts = np.unique(cells.ravel()[order], return_index=True)
     for cell, part in zip(found, np.split(order, starts[1:]), strict=True):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-MID_MORNING = 10.5  # hour of an image whose time of day is not given, local solar time
+_MID_MORNING = 10.5  # hour of an image whose time of day is not given, local solar time
 _LEAF_OUT = (110.0, 135.0)  # day of the year: first and last of spring flush at 45 degrees
 _COLOURING = (262.0, 292.0)
 _LEAF_FALL = (288.0, 318.0)
@@ -42,7 +42,7 @@ def as_time(time: Any, unit: Literal["D", "s"]) -> np.datetime64:
     return stamp
 
 
-def day_of_year(time: np.datetime64) -> float:
+def _day_of_year(time: np.datetime64) -> float:
     """Return the day of the year, 1 on the first of January, without the time of day."""
     day = time.astype("datetime64[D]")
     return float((day - day.astype("datetime64[Y]").astype("datetime64[D]")).astype(int)) + 1.0
@@ -51,15 +51,15 @@ def day_of_year(time: np.datetime64) -> float:
 def decimal_year(time: np.datetime64) -> float:
     """Return the date as a decimal year."""
     return (
-        float(time.astype("datetime64[Y]").astype(int)) + 1970.0 + (day_of_year(time) - 1) / 365.25
+        float(time.astype("datetime64[Y]").astype(int)) + 1970.0 + (_day_of_year(time) - 1) / 365.25
     )
 
 
-def solar_hour(time: np.datetime64) -> float:
+def _solar_hour(time: np.datetime64) -> float:
     """Return the hour of local solar time an image was taken at; mid-morning if at midnight."""
     since = time.astype("datetime64[s]") - time.astype("datetime64[D]").astype("datetime64[s]")
     seconds = int(since.astype(int))
-    return seconds / 3600.0 if seconds else MID_MORNING
+    return seconds / 3600.0 if seconds else _MID_MORNING
 
 
 def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
@@ -83,8 +83,8 @@ def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
     Spencer (1971), zenith and azimuth from hour angle and latitude. Solar time is taken as given,
     so the equation of time is not needed.
     """
-    hour = solar_hour(time)
-    g = 2.0 * np.pi / 365.0 * (day_of_year(time) - 1.0 + (hour - 12.0) / 24.0)
+    hour = _solar_hour(time)
+    g = 2.0 * np.pi / 365.0 * (_day_of_year(time) - 1.0 + (hour - 12.0) / 24.0)
     declination = (
         0.006918
         - 0.399912 * np.cos(g)
@@ -123,7 +123,7 @@ def season(time: np.datetime64, latitude: float) -> Season:
         Leaves, colours and growth.
     """
     strength = _ramp(abs(latitude), 15.0, 30.0)
-    year, day = decimal_year(time), day_of_year(time)
+    year, day = decimal_year(time), _day_of_year(time)
     if latitude < 0:
         year, day = year + 0.5, (day + 182.6) % 365.25
     leaf = _ramp(day, *_LEAF_OUT) - _ramp(day, *_LEAF_FALL)

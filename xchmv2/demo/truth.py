@@ -98,7 +98,7 @@ def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore
     scores = []
     for before, after in pairwise(range(len(years))):
         lost, found = (
-            find_loss(heights.isel(time=before).values, heights.isel(time=after).values)
+            _find_loss(heights.isel(time=before).values, heights.isel(time=after).values)
             for heights in (seen, predicted)
         )
         scores.append(
@@ -112,7 +112,7 @@ def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore
     return scores
 
 
-def find_loss(
+def _find_loss(
     before: npt.NDArray[np.floating], after: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.bool_]:
     """Tell where canopy was lost: a drop of more than 5 m, cleaned by an opening of 3 x 3 px.

@@ -12,6 +12,7 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.imagery.bands import BAND_DIM, COLOURS, select_bands
 from xchmv2.imagery.scene import resolve_imagery
 from xchmv2.raster import (
+    CHANGE_NAMES,
     HEIGHT_NAME,
     Grid,
     Row,
@@ -20,6 +21,7 @@ from xchmv2.raster import (
     find_grid,
     find_period,
     ground_pixel,
+    tell_kind,
     write_crs,
     write_period,
     write_pixel,
@@ -27,7 +29,6 @@ from xchmv2.raster import (
 )
 
 _NEITHER = "no canopy height; maybe imagery"
-_CHANGES = ("height_change", "magnitude")
 
 # Methods of the accessor by topic.
 _HEIGHT = (
@@ -61,16 +62,8 @@ _METHODS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Overview:
-    """What is told of an object.
-
-    Parameters
-    ----------
-    title : str
-        What it is.
-    rows : tuple of (name, value)
-        What was found in it.
-    """
+class _Overview:
+    """What is told of an object: a title, and what was found in it."""
 
     title: str
     rows: tuple[Row, ...]
@@ -86,7 +79,7 @@ class Overview:
         return as_html(self.title, self.rows)
 
 
-def describe_object(obj: xr.Dataset | xr.DataArray) -> Overview:
+def describe_object(obj: xr.Dataset | xr.DataArray) -> _Overview:
     """Look at an object without computing anything; never raises.
 
     Parameters
@@ -111,7 +104,7 @@ def describe_object(obj: xr.Dataset | xr.DataArray) -> Overview:
     )
     rows = [(name, _told(look, obj)) for name, look in looks]
     title = f"xchmv2 accessor of a {type(obj).__name__} ({write_sizes(obj.sizes)})"
-    return Overview(title, (*rows, *_list_methods(obj)))
+    return _Overview(title, (*rows, *_list_methods(obj)))
 
 
 def _list_methods(obj: xr.Dataset | xr.DataArray) -> tuple[Row, ...]:
@@ -138,7 +131,7 @@ def _kinds(obj: xr.Dataset | xr.DataArray) -> list[str]:
     """Tell which rows of _METHODS fit an object."""
     arrays = [obj] if isinstance(obj, xr.DataArray) else list(obj.data_vars.values())
     names = {array.name for array in arrays}
-    found = {_kind(array) for array in arrays}
+    found = {str(tell_kind(array)) if array.ndim > 1 else "other" for array in arrays}
     try:
         select_bands(obj)
         found = {"imagery", *found} - {"unknown"}
@@ -154,15 +147,6 @@ def _kinds(obj: xr.Dataset | xr.DataArray) -> list[str]:
         kinds = ["difference" if kind == "change" else kind for kind in kinds]
     several = ("height", "dates", "series")[min(_count_dates(obj), 3) - 1]
     return [several if kind == "height" else kind for kind in kinds]
-
-
-def _kind(array: xr.DataArray) -> str:
-    """Tell what one array is, by its name and dtype: height, change, mask, other or unknown."""
-    if array.dtype == bool:
-        return "mask"
-    if array.ndim < 2 or array.dtype.kind not in "fiu":
-        return "other"
-    return {HEIGHT_NAME: "height", "height_change": "change"}.get(str(array.name), "unknown")
 
 
 def _count_dates(obj: xr.Dataset | xr.DataArray) -> int:
@@ -186,7 +170,10 @@ def _told(look: Callable[[xr.Dataset | xr.DataArray], str], obj: xr.Dataset | xr
 def _holds(obj: xr.Dataset | xr.DataArray) -> str:
     """Canopy height, a change of it, or neither, by name."""
     names = set(obj.data_vars) if isinstance(obj, xr.Dataset) else {obj.name}
-    known = {HEIGHT_NAME: "canopy height", **dict.fromkeys(_CHANGES, "a change of canopy height")}
+    known = {
+        HEIGHT_NAME: "canopy height",
+        **dict.fromkeys(CHANGE_NAMES, "a change of canopy height"),
+    }
     found = dict.fromkeys(words for name, words in known.items() if name in names)
     return " and ".join(found) or _NEITHER
 

@@ -24,7 +24,7 @@ _COARSEST_SOURCE = 3.0
 _TOLERANCE = 0.01
 
 
-def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, AxisMap, AxisMap]:
+def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap, _AxisMap]:
     """Choose the grid to predict on.
 
     Parameters
@@ -55,12 +55,12 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, AxisMap,
                 f"none, with resolution={resolution}",
                 "write it: imagery.rio.write_crs('EPSG:...'), or leave resolution out",
             )
-        return grid, AxisMap.identity(grid.shape[0]), AxisMap.identity(grid.shape[1])
+        return grid, _AxisMap.identity(grid.shape[0]), _AxisMap.identity(grid.shape[1])
     _refuse_geographic(grid)
     native = ground_pixel(grid)
     if resolution is None:
         _validate_native(native)
-        return grid, AxisMap.identity(grid.shape[0]), AxisMap.identity(grid.shape[1])
+        return grid, _AxisMap.identity(grid.shape[0]), _AxisMap.identity(grid.shape[1])
     _validate_wanted(native, resolution)
     return _aligned(grid, resolution)
 
@@ -127,7 +127,7 @@ def _validate_wanted(native: tuple[float, float], resolution: float) -> None:
     validate_source(native)
 
 
-def _aligned(grid: Grid, resolution: float) -> tuple[Grid, AxisMap, AxisMap]:
+def _aligned(grid: Grid, resolution: float) -> tuple[Grid, _AxisMap, _AxisMap]:
     """Cover the grid with pixels of the requested size, at multiples from the CRS origin."""
     edges, pixels, shape = [], [], []
     scales = stepped_ground_scale(grid)
@@ -148,9 +148,9 @@ def _aligned(grid: Grid, resolution: float) -> tuple[Grid, AxisMap, AxisMap]:
     return target, rows, cols
 
 
-def _axis_map(grid: Grid, target: Grid, axis: int) -> AxisMap:
+def _axis_map(grid: Grid, target: Grid, axis: int) -> _AxisMap:
     pixel = grid.pixel[axis]
-    return AxisMap(
+    return _AxisMap(
         source_size=grid.shape[axis],
         size=target.shape[axis],
         ratio=round(target.pixel[axis] / pixel, 9),
@@ -163,7 +163,7 @@ _SLIVER = 1e-6
 
 
 @dataclass(frozen=True)
-class AxisMap:
+class _AxisMap:
     """The map from pixels of a target grid to pixels of the source along one axis.
 
     Target pixel ``t`` spans ``[t * ratio + offset, (t + 1) * ratio + offset)`` in source pixels.
@@ -184,7 +184,7 @@ class AxisMap:
     offset: float = 0.0
 
     @classmethod
-    def identity(cls, size: int) -> AxisMap:
+    def identity(cls, size: int) -> _AxisMap:
         """Map an axis onto itself."""
         return cls(size, size)
 
@@ -206,7 +206,7 @@ class AxisMap:
 def _resample(
     bands: npt.NDArray[Any],
     valid: npt.NDArray[np.bool_],
-    axes: tuple[AxisMap, AxisMap],
+    axes: tuple[_AxisMap, _AxisMap],
     target: tuple[tuple[int, int], tuple[int, int]],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Resample a window of imagery.
@@ -239,7 +239,7 @@ def _resample(
 
 def _resample_valid(
     valid: npt.NDArray[np.bool_],
-    axes: tuple[AxisMap, AxisMap],
+    axes: tuple[_AxisMap, _AxisMap],
     target: tuple[tuple[int, int], tuple[int, int]],
 ) -> npt.NDArray[np.bool_]:
     """Compute which pixels of a resampled window are valid, as :func:`_resample` does.
@@ -262,7 +262,7 @@ def _resample_valid(
 
 
 def _weights(
-    axes: tuple[AxisMap, AxisMap], target: tuple[tuple[int, int], tuple[int, int]]
+    axes: tuple[_AxisMap, _AxisMap], target: tuple[tuple[int, int], tuple[int, int]]
 ) -> tuple[list[sparse.csr_array], list[sparse.csr_array]]:
     """Weights along both axes: by area for validity, by colour for values."""
     spans = [(axis, *t, axis.source_range(*t)) for axis, t in zip(axes, target, strict=True)]
@@ -289,7 +289,7 @@ def _apply(
 
 @lru_cache(maxsize=1024)
 def _area_weights(
-    axis: AxisMap, start: int, stop: int, source: tuple[int, int]
+    axis: _AxisMap, start: int, stop: int, source: tuple[int, int]
 ) -> sparse.csr_array:
     """Length of source pixel j inside target pixel i, as a sparse (target, source) matrix."""
     edges = np.arange(start, stop + 1) * axis.ratio + axis.offset
@@ -302,7 +302,7 @@ def _area_weights(
 
 @lru_cache(maxsize=1024)
 def _bilinear_weights(
-    axis: AxisMap, start: int, stop: int, source: tuple[int, int]
+    axis: _AxisMap, start: int, stop: int, source: tuple[int, int]
 ) -> sparse.csr_array:
     """Weights of the two source pixels around each target centre, clamped at the edges."""
     centre = (np.arange(start, stop) + 0.5) * axis.ratio + axis.offset - 0.5
@@ -334,8 +334,8 @@ class WindowReader:
     """
 
     valid_pixels: ValidPixels
-    rows: AxisMap
-    cols: AxisMap
+    rows: _AxisMap
+    cols: _AxisMap
 
     def source_span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
         """Source pixels that target pixels ``[start, stop)`` depend on, along y (0) or x (1)."""
@@ -395,7 +395,7 @@ class WindowReader:
         return y, x
 
     @property
-    def _axes(self) -> tuple[AxisMap, AxisMap]:
+    def _axes(self) -> tuple[_AxisMap, _AxisMap]:
         return self.rows, self.cols
 
     def _without_margin(self, axis: int, span: tuple[int, int]) -> slice:

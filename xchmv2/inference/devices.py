@@ -9,7 +9,7 @@ import torch
 from xchmv2.errors import DeviceError
 
 #: What ``dtype=`` takes.
-DType = Literal["auto", "float32", "bfloat16"]
+_DType = Literal["auto", "float32", "bfloat16"]
 
 
 def validate_device(device: str, *, remote: bool = False) -> None:
@@ -57,9 +57,9 @@ def resolve_dtype(dtype: str, device: str) -> str:
     DeviceError
         If the dtype is not one of the three.
     """
-    if dtype not in get_args(DType):
+    if dtype not in get_args(_DType):
         raise DeviceError(
-            f"one of {', '.join(map(repr, get_args(DType)))}",
+            f"one of {', '.join(map(repr, get_args(_DType)))}",
             f"dtype={dtype!r}",
             "leave it out, or pass .predict(..., dtype='float32')",
         )

@@ -19,25 +19,26 @@ from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_dev
 from xchmv2.inference.predictor import Predictor
 from xchmv2.inference.versions import validate_versions
 from xchmv2.inference.workers import active_client, workers_dtype
-from xchmv2.model import (
+from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation
+from xchmv2.model.checkpoint import (
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    Checkpoint,
+    json_sha256,
+    resolve_checkpoint,
+    state_dict_sha256,
+)
+from xchmv2.model.files import (
     CONFIG_NAME,
     DEMO,
     IMAGE_MEAN,
     IMAGE_STD,
-    INDEX_NAME,
     MODEL,
     PREPROCESSOR_NAME,
-    WEIGHTS_NAME,
-    Checkpoint,
-    CHMv2Config,
-    CHMv2ForDepthEstimation,
     find_folder,
-    json_sha256,
     read_json,
-    resolve_checkpoint,
-    state_dict_sha256,
-    validate_spread,
 )
+from xchmv2.model.height import validate_spread
 
 
 @dataclass(frozen=True)
@@ -326,8 +327,8 @@ _load_lock = threading.Lock()
 _predictors: dict[tuple[str | bool, ...], Predictor] = {}
 _live_models: dict[str, CHMv2ForDepthEstimation] = {}
 
-K = TypeVar("K")
-T = TypeVar("T")
+_K = TypeVar("_K")
+_T = TypeVar("_T")
 
 
 def get_predictor(spec: ModelSpec) -> Predictor:
@@ -421,7 +422,7 @@ def _hold_live(model: CHMv2ForDepthEstimation) -> tuple[str, str]:
     return f"{_LIVE}{sha}", sha
 
 
-def _keep(held: dict[K, T], key: K, value: T) -> None:
+def _keep(held: dict[_K, _T], key: _K, value: _T) -> None:
     """Hold a value as the newest, and drop the oldest beyond the limit."""
     held[key] = value
     while len(held) > _MOST_MODELS:

@@ -22,7 +22,8 @@ from torch import Tensor
 from xchmv2.errors import ConfigError, DeviceError
 from xchmv2.inference.blending import Accumulator, Layer
 from xchmv2.inference.workers import use_forward_threads
-from xchmv2.model import CHMv2ForDepthEstimation, convert_weights
+from xchmv2.model import CHMv2ForDepthEstimation
+from xchmv2.model.modeling import convert_weights
 from xchmv2.raster import FloatArray, TileRun
 
 #: One tile along both axes: its pixels in the group's extent and its blending weights.

@@ -317,7 +317,7 @@ class RotaryEmbedding:
         head_dim, theta = self.config.head_dim, self.config.rope_theta
         if not (training and self._augments):
             return _cached_table(grid, head_dim, theta, self.prefix, device)
-        coordinates = self._augment(patch_coordinates(*grid, device))
+        coordinates = self._augment(_patch_coordinates(*grid, device))
         return _rotation_table(coordinates, head_dim, theta, self.prefix)
 
     @property
@@ -351,10 +351,10 @@ def _cached_table(
     # Shared between threads and calls. Two threads may both compute an entry: same values. Left
     # to the first caller's mode, a table made for inference could never be trained with.
     with torch.inference_mode(False), torch.no_grad():
-        return _rotation_table(patch_coordinates(*grid, device), head_dim, theta, prefix)
+        return _rotation_table(_patch_coordinates(*grid, device), head_dim, theta, prefix)
 
 
-def patch_coordinates(rows: int, columns: int, device: torch.device) -> Tensor:
+def _patch_coordinates(rows: int, columns: int, device: torch.device) -> Tensor:
     """Centres of patches on a scale from -1 to 1 along each axis.
 
     Returns

@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal, Self, cast
 from xchmv2.errors import ConfigError
 from xchmv2.model.files import CONFIG_NAME, read_json, write_json
 
-READOUT_TYPES = ("ignore", "add", "project")
-BINS_STRATEGIES = ("linear", "log", "chmv2_mixlog")
-NORM_STRATEGIES = ("linear", "softmax", "sigmoid", "chmv2_mixlog")
+_READOUT_TYPES = ("ignore", "add", "project")
+_BINS_STRATEGIES = ("linear", "log", "chmv2_mixlog")
+_NORM_STRATEGIES = ("linear", "softmax", "sigmoid", "chmv2_mixlog")
 _HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "readout_type": READOUT_TYPES,
-    "bins_strategy": BINS_STRATEGIES,
-    "norm_strategy": NORM_STRATEGIES,
+    "readout_type": _READOUT_TYPES,
+    "bins_strategy": _BINS_STRATEGIES,
+    "norm_strategy": _NORM_STRATEGIES,
     "hidden_act": _HIDDEN_ACTS,
 }
 # Where the smallest allowed value is neither 1 for a count nor 0 for a number.

@@ -82,7 +82,7 @@ class DPTHead(nn.Module):
         maps = [conv(x) for conv, x in zip(self.convs, maps, strict=True)][::-1]
         fused = self.fusion_layers[0](maps[0])
         for fusion, finer in zip(self.fusion_layers[1:], maps[1:], strict=True):
-            fused = fusion(upsample(fused), finer)
+            fused = fusion(_upsample(fused), finer)
         return cast(Tensor, fused)
 
 
@@ -219,27 +219,27 @@ class OutputConvolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, hidden, 4h, 4w]
         """Everything but the last convolution, whose output would be the largest by far."""
-        return upsample_convolve(self._finer(x), self._second).relu_()
+        return _upsample_convolve(self._finer(x), self._second).relu_()
 
     def strips(self, x: Tensor) -> Iterator[Tensor]:
-        """Do the same in parts, in order; see `upsample_convolve_strips`."""
-        for strip in upsample_convolve_strips(self._finer(x), self._second):
+        """Do the same in parts, in order; see `_upsample_convolve_strips`."""
+        for strip in _upsample_convolve_strips(self._finer(x), self._second):
             yield strip.relu_()
 
     def _finer(self, x: Tensor) -> Tensor:  # [B, fused, h, w] -> [B, fused / 2, 2h, 2w]
-        return upsample_convolve(x, cast(nn.Conv2d, self.head["0"]))
+        return _upsample_convolve(x, cast(nn.Conv2d, self.head["0"]))
 
     @property
     def _second(self) -> nn.Conv2d:
         return cast(nn.Conv2d, self.head["2"])
 
 
-def upsample(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     """Double height and width bilinearly, corner pixels on corner pixels."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
-def upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
+def _upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     """Double a map's height and width, then convolve it.
 
     Parameters
@@ -264,13 +264,13 @@ def upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
-def upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tensor]:
+def _upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tensor]:
     """Do the same in strips, so that a large map is never whole in memory.
 
     Parameters
     ----------
     x, convolution
-        As `upsample_convolve` takes them.
+        As `_upsample_convolve` takes them.
 
     Yields
     ------
@@ -287,7 +287,7 @@ def upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tens
 
 
 def _plain(x: Tensor, convolution: nn.Conv2d) -> Tensor:
-    out: Tensor = convolution(upsample(x))
+    out: Tensor = convolution(_upsample(x))
     return out
 
 
@@ -310,7 +310,7 @@ class _Fused:
         weight = convolution.weight.to(dtype)
         self._taps = weight.permute(3, 2, 0, 1).reshape(-1, channels)
         self._bias = _bias(convolution, dtype).repeat(2 * self._width)  # [2w * K]
-        self._matrix = _with_bias(tap_matrix(len(self._map), dtype))  # [2h, 3h + 1]
+        self._matrix = _with_bias(_tap_matrix(len(self._map), dtype))  # [2h, 3h + 1]
 
     def __iter__(self) -> Iterator[Tensor]:  # of [rows, 2w, K]
         return (self._strip(*rows) for rows in self._rows())
@@ -336,7 +336,7 @@ class _Fused:
         """Apply all taps to some rows, and interpolate and sum them along x; the bias is last."""
         count, width, _ = rows.shape
         filters = len(self._taps) // 9
-        matrix = tap_matrix(width, rows.dtype)  # [2w, 3w]
+        matrix = _tap_matrix(width, rows.dtype)  # [2w, 3w]
         flat = rows.new_empty(3 * count + 1, 2 * width * filters)
         flat[-1] = self._bias
         out = flat[:-1].view(count, 3, 2 * width, filters)
@@ -356,7 +356,7 @@ def _with_bias(matrix: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def tap_matrix(size: int, dtype: torch.dtype) -> Tensor:
+def _tap_matrix(size: int, dtype: torch.dtype) -> Tensor:
     """Weights that upsample by two along one axis and sum the three taps of a convolution.
 
     Parameters

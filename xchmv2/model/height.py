@@ -106,10 +106,10 @@ class FeaturesToHeight(nn.Module):
         if torch.is_autocast_enabled("cuda"):
             pixels = pixels.to(torch.get_autocast_dtype("cuda"))
         weight = weight.to(pixels.dtype)
-        if not can_fuse(pixels, weight):
+        if not _can_fuse(pixels, weight):
             return None
         bins = self._bins(len(weight), pixels.device)
-        return try_reduce(pixels, weight, bias, bins, self.reduction, spread=spread)
+        return _try_reduce(pixels, weight, bias, bins, self.reduction, spread=spread)
 
     @property
     def reduction(self) -> _Reduction:
@@ -146,7 +146,7 @@ class FeaturesToHeight(nn.Module):
 
     def _bins(self, count: int, device: torch.device) -> Tensor:
         c = self.config
-        bins = height_bins(c.bins_strategy, count, c.min_depth, c.max_depth, device)
+        bins = _height_bins(c.bins_strategy, count, c.min_depth, c.max_depth, device)
         return bins.clamp_min(_TINY) if self.mixlog else bins
 
 
@@ -167,7 +167,7 @@ def validate_spread(config: CHMv2Config) -> None:
 
 
 @functools.lru_cache(maxsize=32)
-def height_bins(
+def _height_bins(
     strategy: BinsStrategy, count: int, low: float, high: float, device: torch.device
 ) -> Tensor:
     """Centres of the bins.
@@ -255,7 +255,7 @@ class _Reduction:
     scale: float
 
 
-def can_fuse(pixels: Tensor, weight: Tensor) -> bool:
+def _can_fuse(pixels: Tensor, weight: Tensor) -> bool:
     """Tell whether the kernel can take features [P, C] and weights [bins, C].
 
     Parameters
@@ -273,13 +273,13 @@ def can_fuse(pixels: Tensor, weight: Tensor) -> bool:
         pixels.is_cuda
         and not torch.is_grad_enabled()
         and len(pixels) > 0
-        and fits(pixels.dtype, *weight.shape)
+        and _fits(pixels.dtype, *weight.shape)
         and _has_triton()
         and str(pixels.device) not in _broken
     )
 
 
-def fits(dtype: torch.dtype, bins: int, channels: int) -> bool:
+def _fits(dtype: torch.dtype, bins: int, channels: int) -> bool:
     """Tell whether the kernel is written for a data type and for sizes."""
     return (
         dtype in _DTYPES
@@ -298,7 +298,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def try_reduce(
+def _try_reduce(
     pixels: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -310,7 +310,7 @@ def try_reduce(
     """Run the kernel; if it fails, warn once and return None from then on."""
     try:
         with torch.cuda.device(pixels.device):
-            return reduce_features(pixels, weight, bias, bins, how, spread=spread)
+            return _reduce_features(pixels, weight, bias, bins, how, spread=spread)
     except torch.OutOfMemoryError:
         raise  # smaller batches help
     except Exception as error:  # a compiler, a driver or a card that this was not tried on
@@ -323,7 +323,7 @@ def try_reduce(
         return None
 
 
-def reduce_features(
+def _reduce_features(
     pixels: Tensor,
     weight: Tensor,
     bias: Tensor | None,

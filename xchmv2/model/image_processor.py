@@ -34,7 +34,7 @@ from xchmv2.model.files import (
     write_json,
 )
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 #: Pillow's number of a filter -> torch's name of it. Pillow's box (4) and Hamming (5) have none.
 _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -478,7 +478,7 @@ def _find_channels(image: Tensor) -> str:
             "select the bands red, green, blue, or pass input_data_format='channels_first'",
         )
     if first and last:
-        logger.warning(
+        _logger.warning(
             "The channels of shape %s may be first or last; they are taken as first. "
             "Pass input_data_format to choose.",
             tuple(image.shape),

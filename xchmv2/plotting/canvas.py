@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 #: How missing data look: unlike any height.
-MISSING = {"facecolor": "0.85", "edgecolor": "0.5", "hatch": "////"}
+_MISSING = {"facecolor": "0.85", "edgecolor": "0.5", "hatch": "////"}
 
 
 def require_matplotlib() -> None:
@@ -87,7 +87,7 @@ def missing_patch(label: str = "no data") -> Patch:
     require_matplotlib()
     from matplotlib.patches import Patch
 
-    return Patch(**MISSING, linewidth=0.0, label=label)  # type: ignore[arg-type]
+    return Patch(**_MISSING, linewidth=0.0, label=label)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,9 +300,9 @@ def draw(ax: Axes, pixels: npt.NDArray[Any], plane: xr.DataArray, **options: Any
     y, x = (str(dim) for dim in plane.dims)
     (top, bottom), (left, right) = _edges(_trimmed(plane)[0])
     image = ax.imshow(pixels, extent=(left, right, bottom, top), **options)
-    ax.patch.set(**MISSING)
-    ax.set_xlabel(label_of(plane, x))
-    ax.set_ylabel(label_of(plane, y))
+    ax.patch.set(**_MISSING)
+    ax.set_xlabel(_label_of(plane, x))
+    ax.set_ylabel(_label_of(plane, y))
     ax.ticklabel_format(style="plain", useOffset=False)
     return image
 
@@ -319,7 +319,7 @@ def _edges(plane: xr.DataArray) -> list[tuple[float, float]]:
     ]
 
 
-def label_of(plane: xr.DataArray, dim: str) -> str:
+def _label_of(plane: xr.DataArray, dim: str) -> str:
     """Name an axis, with its unit where that is known."""
     units = {"metre": "m"}.get(found := str(plane[dim].attrs.get("units", "")), found)
     return f"{dim} [{units}]" if units else dim

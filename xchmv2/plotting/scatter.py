@@ -17,7 +17,7 @@ from xchmv2.validation.matching import PERCENTILE, RADIUS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 #: More than this are drawn as a density.
 _MOST_DOTS = 2000
@@ -82,7 +82,7 @@ def plot_validation(
     return Drawing(figure, [left, right], artists, bar)
 
 
-def _scatter(ax: Axes, found: Floats, true: Floats) -> Any:
+def _scatter(ax: Axes, found: _Floats, true: _Floats) -> Any:
     end = round_limit(np.concatenate([found, true]))
     low = min(0.0, float(found.min()))
     if len(true) > _MOST_DOTS:
@@ -114,7 +114,7 @@ def _scatter(ax: Axes, found: Floats, true: Floats) -> Any:
     return drawn
 
 
-def _residuals(ax: Axes, found: Floats, true: Floats) -> list[Any]:
+def _residuals(ax: Axes, found: _Floats, true: _Floats) -> list[Any]:
     """Draw the spread of errors in classes of reference height."""
     edges = np.arange(0.0, float(true.max()) + _STEP, _STEP)
     error = found - true

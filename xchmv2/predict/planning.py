@@ -25,7 +25,7 @@ from xchmv2.inference import (
     resolve_model,
     seconds_per_tile,
 )
-from xchmv2.model import MODEL, OVERLAP, TILE
+from xchmv2.model.files import MODEL, OVERLAP, TILE
 from xchmv2.predict.prediction import prepare
 from xchmv2.predict.tasks import Job
 from xchmv2.raster import (
@@ -181,8 +181,8 @@ class PredictionPlan:
     source_pixel: tuple[float, float] | None
     pixel: tuple[float, float] | None
     date_chunks: int
-    skipped: Skipped | None
-    memory: TaskMemory
+    skipped: _Skipped | None
+    memory: _TaskMemory
     model_problem: str | None = None
     device: str | None = None
     batch_size: int | None = None
@@ -293,7 +293,7 @@ class PredictionPlan:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class _Skipped:
     """Tiles that hold no valid pixel, and so never reach the network.
 
     Parameters
@@ -309,7 +309,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class TaskMemory:
+class _TaskMemory:
     """Arrays of the largest task of each kind [bytes], without the network and its batches.
 
     Parameters
@@ -392,7 +392,7 @@ def _find_device(job: Job, *, lazy: bool, found: bool) -> dict[str, Any]:
     }
 
 
-def _count_skipped(scene: Scene, job: Job) -> Skipped | None:
+def _count_skipped(scene: Scene, job: Job) -> _Skipped | None:
     """Count the tiles without a valid pixel, from what is in memory; None where that cannot tell.
 
     It goes through the groups as the tasks will, so that it holds no more than they do.
@@ -400,7 +400,7 @@ def _count_skipped(scene: Scene, job: Job) -> Skipped | None:
     reader, mask = job.reader, scene.mask
     never = reader.valid_pixels.never_invalid([band.array.dtype for band in scene.bands])
     if never and mask is None:
-        return Skipped(0, exact=True)
+        return _Skipped(0, exact=True)
     known = not never and all(_in_memory(band.array) for band in scene.bands)
     if not (known if mask is None else _in_memory(mask)):
         return None
@@ -420,7 +420,7 @@ def _count_skipped(scene: Scene, job: Job) -> Skipped | None:
             valid = reader.valid(bands, seen, target)
             places = product(rows.tiles, cols.tiles)
             tiles += sum(not valid[y, x].any() for (y, _), (x, _) in places)
-    return Skipped(tiles, exact=known or never)
+    return _Skipped(tiles, exact=known or never)
 
 
 def _without_band(values: Any, index: int | None) -> Any:
@@ -432,7 +432,7 @@ def _in_memory(array: xr.DataArray) -> bool:
     return bool(getattr(array.variable, "_in_memory", False))
 
 
-def _estimate_memory(scene: Scene, job: Job) -> TaskMemory:
+def _estimate_memory(scene: Scene, job: Job) -> _TaskMemory:
     """Add up the arrays of the largest group and of the largest block; upper bounds."""
     # Any pair of runs is a group, so the largest along each axis make up the largest.
     extent = math.prod(max(run.stop - run.start for run in runs) for runs in job.runs)
@@ -454,7 +454,7 @@ def _estimate_memory(scene: Scene, job: Job) -> TaskMemory:
     if scatter:
         window += extent * _FLOAT32
     block = _FLOAT32 * dates * math.prod(max(sizes) for sizes in job.chunks)
-    return TaskMemory(
+    return _TaskMemory(
         chunks=_chunk_bytes(scene, spans),
         window=window,
         sums=extent * sums,
@@ -535,7 +535,7 @@ def _write_resolution(plan: PredictionPlan) -> str:
 def _write_skipped(plan: PredictionPlan) -> str:
     if plan.skipped is None:
         return "not known before the imagery is read"
-    if plan.skipped == Skipped(0, exact=True):
+    if plan.skipped == _Skipped(0, exact=True):
         return "none"
     least = "" if plan.skipped.exact else "at least "
     share = write_share(plan.skipped.tiles, plan.tiles)

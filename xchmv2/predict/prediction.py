@@ -14,7 +14,7 @@ from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import Scene, ValueRange, resolve_imagery
 from xchmv2.inference import Layer, ModelLike, ModelSpec, Scaling, resolve_model
-from xchmv2.model import MODEL, OVERLAP, TILE
+from xchmv2.model.files import MODEL, OVERLAP, TILE
 from xchmv2.predict.graph import predict_blocks
 from xchmv2.predict.tasks import Job
 from xchmv2.raster import (

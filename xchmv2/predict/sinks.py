@@ -24,9 +24,9 @@ from xchmv2.inference import validate_versions
 from xchmv2.predict.graph import GROUPS
 
 #: Place of a block: indices of its chunks along all dims.
-Index = tuple[int, ...]
+_Index = tuple[int, ...]
 #: Writes one block of each array and returns how many pixels that were.
-Sink = Callable[[Sequence[npt.NDArray[Any]]], int]
+_Sink = Callable[[Sequence[npt.NDArray[Any]]], int]
 
 #: Blocks of one graph at most on a cluster: about five tasks each, besides those that read.
 _MOST_BLOCKS = 2048
@@ -37,10 +37,10 @@ _MOST_BLOCKS_HERE = 1
 
 def run_sinks(
     arrays: Sequence[da.Array],
-    sinks: Mapping[Index, Sink],
+    sinks: Mapping[_Index, _Sink],
     *,
     name: str,
-    done: Callable[[Index, int], None],
+    done: Callable[[_Index, int], None],
 ) -> None:
     """Compute blocks and write them, on the scheduler that dask is set to.
 
@@ -73,7 +73,7 @@ def run_sinks(
                 held = _run_on_cluster(client, graph, wanted, carried, done)
 
 
-def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[Index, Sink], name: str) -> Any:
+def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[_Index, _Sink], name: str) -> Any:
     """Return a Delayed that writes all blocks and returns the number of pixels written.
 
     Parameters
@@ -101,7 +101,7 @@ def compute_keys(graph: HighLevelGraph, keys: Sequence[Hashable]) -> list[Any]:
     return list(get_scheduler(cls=da.Array)(graph.cull(set(keys)), list(keys)))
 
 
-def blocks_of(array: da.Array) -> Iterator[tuple[Index, tuple[slice, ...]]]:
+def blocks_of(array: da.Array) -> Iterator[tuple[_Index, tuple[slice, ...]]]:
     """Yield the place of each block of an array and its pixels."""
     bounds = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in array.chunks]
     for index in np.ndindex(*array.numblocks):
@@ -148,7 +148,7 @@ class _Held:
 
 
 def _sink_graph(
-    arrays: Sequence[da.Array], sinks: Mapping[Index, Sink], name: str
+    arrays: Sequence[da.Array], sinks: Mapping[_Index, _Sink], name: str
 ) -> HighLevelGraph:
     tasks = {
         (name, *index): (sink, [(array.name, *index) for array in arrays])
@@ -157,10 +157,10 @@ def _sink_graph(
     return HighLevelGraph.from_collections(name, tasks, dependencies=list(arrays))
 
 
-def _batches(sinks: Mapping[Index, Sink], most: int) -> Iterator[list[list[Index]]]:
+def _batches(sinks: Mapping[_Index, _Sink], most: int) -> Iterator[list[list[_Index]]]:
     """Places of each date, in bands of whole rows that one graph can take."""
     for _, date in groupby(sorted(sinks), key=lambda index: index[:-2]):
-        bands: list[list[Index]] = [[]]
+        bands: list[list[_Index]] = [[]]
         for _, row in groupby(date, key=lambda index: index[-2]):
             blocks = list(row)
             if bands[-1] and len(bands[-1]) + len(blocks) > most:
@@ -190,7 +190,7 @@ def _run_here(
     keys: list[Hashable],
     carried: list[Hashable],
     held: Mapping[Hashable, Any],
-    done: Callable[[Index, int], None],
+    done: Callable[[_Index, int], None],
 ) -> dict[Hashable, Any]:
     """Compute a batch in this process; returns the groups to hand over."""
     ends = set(keys)
@@ -223,7 +223,7 @@ def _run_on_cluster(
     graph: HighLevelGraph,
     keys: list[Hashable],
     carried: list[Hashable],
-    done: Callable[[Index, int], None],
+    done: Callable[[_Index, int], None],
 ) -> dict[Hashable, Any]:
     """Compute a batch on a cluster; returns the groups to hand over, which stay there.
 

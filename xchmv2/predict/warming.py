@@ -48,7 +48,9 @@ from xchmv2.inference import (
     validate_versions,
     warn_of_demo,
 )
-from xchmv2.model import DEMO, MODEL, CHMv2Config, resolve_checkpoint
+from xchmv2.model import CHMv2Config
+from xchmv2.model.checkpoint import resolve_checkpoint
+from xchmv2.model.files import DEMO, MODEL
 from xchmv2.predict.graph import GROUPS
 
 

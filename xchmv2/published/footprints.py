@@ -37,7 +37,7 @@ _guard = Lock()
 
 
 @dataclass(frozen=True, eq=False)
-class Footprints:
+class _Footprints:
     """Outlines of the images a tile was made from.
 
     Parameters
@@ -83,7 +83,7 @@ class Footprints:
         return imaged, days
 
 
-def read_footprints(mirror: Mirror, quadkey: str) -> Footprints | None:
+def read_footprints(mirror: Mirror, quadkey: str) -> _Footprints | None:
     """Read the footprints of a tile, once per process.
 
     Parameters
@@ -114,12 +114,12 @@ def read_footprints(mirror: Mirror, quadkey: str) -> Footprints | None:
 
 
 @functools.lru_cache(_KEPT)
-def _slot(mirror: Mirror, quadkey: str) -> tuple[Lock, list[Footprints | None]]:
+def _slot(mirror: Mirror, quadkey: str) -> tuple[Lock, list[_Footprints | None]]:
     """One tile's lock, and its footprints once they are read."""
     return Lock(), []
 
 
-def _parse(content: bytes, address: str) -> Footprints | None:
+def _parse(content: bytes, address: str) -> _Footprints | None:
     """Read a tile's GeoJSON, sorted by date, unknown dates first; None if it has no outlines."""
     try:
         collection = json.loads(content)
@@ -143,7 +143,7 @@ def _parse(content: bytes, address: str) -> Footprints | None:
         return None
     days = days[index[part]]
     order = np.argsort(days, kind="stable")
-    return Footprints(polygons[order], days[order])
+    return _Footprints(polygons[order], days[order])
 
 
 def _to_days(dates: list[Any]) -> npt.NDArray[np.int32]:

@@ -41,6 +41,7 @@ from xchmv2.raster.labels import (
 )
 from xchmv2.raster.patches import label_patches, resolve_rule, sieve
 from xchmv2.raster.quantities import (
+    CHANGE_NAMES,
     Raster,
     choose_heights,
     holds_change,
@@ -72,6 +73,7 @@ from xchmv2.raster.valid_pixels import ValidPixels, resolve_nodata, without_noda
 __all__ = [
     "ALGORITHM",
     "BLOCK",
+    "CHANGE_NAMES",
     "HEIGHT_ATTRS",
     "HEIGHT_NAME",
     "LARGEST_BLOCK",

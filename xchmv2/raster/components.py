@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Bools = npt.NDArray[np.bool_]
+_Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Connectivity = Literal[4, 8]
@@ -32,13 +32,13 @@ class Rule:
     low: float
     high: float
 
-    def label(self, mask: Bools) -> tuple[npt.NDArray[np.int32], int]:
+    def label(self, mask: _Bools) -> tuple[npt.NDArray[np.int32], int]:
         """Give the patches of a mask numbers in the order of their first pixels, row by row."""
         structure = np.ones((3, 3), bool) if self.connectivity == 8 else None
         labels, count = ndimage.label(mask, structure)
         return labels, int(count)
 
-    def keeps(self, area: Floats) -> Bools:
+    def keeps(self, area: Floats) -> _Bools:
         """Tell which areas are within bounds.
 
         A sum depends on its order in the last digits, and a patch must not come or go with them.
@@ -111,7 +111,7 @@ class Summary:
 
 
 def summarise(
-    mask: Bools, area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
+    mask: _Bools, area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
 ) -> Summary:
     """Sum up the patches of a block.
 
@@ -196,7 +196,7 @@ class PatchNumbers:
     ids: Integers
     numbers: Integers
 
-    def apply(self, mask: Bools, rule: Rule, dtype: Any) -> npt.NDArray[Any]:
+    def apply(self, mask: _Bools, rule: Rule, dtype: Any) -> npt.NDArray[Any]:
         """Give the patches of the block's mask their numbers; 0 where there is none."""
         labels, count = rule.label(mask)
         number = np.zeros(count + 1, dtype)
@@ -205,12 +205,12 @@ class PatchNumbers:
         return found
 
 
-def pack(mask: Bools) -> tuple[Sequence[int], npt.NDArray[np.uint8]]:
+def pack(mask: _Bools) -> tuple[Sequence[int], npt.NDArray[np.uint8]]:
     """Keep a mask in an eighth of its memory."""
     return mask.shape, np.packbits(mask)
 
 
-def unpack(packed: tuple[Sequence[int], npt.NDArray[np.uint8]]) -> Bools:
+def unpack(packed: tuple[Sequence[int], npt.NDArray[np.uint8]]) -> _Bools:
     """Undo :func:`pack`."""
     shape, bits = packed
     size = int(np.prod(shape))

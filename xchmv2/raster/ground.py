@@ -67,7 +67,7 @@ def cell_areas(array: xr.DataArray) -> xr.DataArray:
     """
     grid = find_grid(array)
     true = _earthbound(grid.crs)
-    areas = measure_areas(grid) if true else Nodes.constant(abs(math.prod(grid.pixel)))
+    areas = _measure_areas(grid) if true else _Nodes.constant(abs(math.prod(grid.pixel)))
     plane = _plane(array, grid)
     return _label(plane.copy(data=_fill(areas, plane)), true)
 
@@ -97,9 +97,9 @@ def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     grid = find_grid(array)
     true = _earthbound(grid.crs)
     if true:
-        sides = measure_sides(grid)
+        sides = _measure_sides(grid)
     else:
-        sides = (Nodes.constant(abs(grid.pixel[0])), Nodes.constant(abs(grid.pixel[1])))
+        sides = (_Nodes.constant(abs(grid.pixel[0])), _Nodes.constant(abs(grid.pixel[1])))
     plane = _plane(array, grid)
     units = {"units": "m"} if true else {}
     tall, wide = (
@@ -129,7 +129,7 @@ def _label(areas: xr.DataArray, true: bool) -> xr.DataArray:
     return label_quantity(areas, "cell_area", attrs)
 
 
-def _fill(nodes: Nodes, plane: xr.DataArray) -> Any:
+def _fill(nodes: _Nodes, plane: xr.DataArray) -> Any:
     """Return the areas of all cells of a plane, in its chunks if it has any."""
     if plane.chunks is None:
         found = nodes.at(*(np.arange(size) for size in plane.shape))
@@ -141,7 +141,7 @@ def _fill(nodes: Nodes, plane: xr.DataArray) -> Any:
     )
 
 
-def _at(nodes: Nodes, block_info: Any) -> Floats:
+def _at(nodes: _Nodes, block_info: Any) -> _Floats:
     """Task: the areas of one chunk."""
     return nodes.at(*(np.arange(*span) for span in block_info[None]["array-location"]))
 
@@ -150,7 +150,7 @@ def _earthbound(crs: Any) -> bool:
     return crs is not None and bool(crs.proj.is_geographic or crs.proj.is_projected)
 
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 #: Areas of a projection are computed at nodes this far apart and interpolated between them; over
 #: such a distance they depart from a straight line by less than a millionth [m].
@@ -162,7 +162,7 @@ _REACH = 200.0
 
 
 @dataclass(frozen=True)
-class Nodes:
+class _Nodes:
     """Areas at some rows and columns of a grid, and by straight lines between them.
 
     Parameters
@@ -173,16 +173,16 @@ class Nodes:
         (rows, cols) area of a cell there.
     """
 
-    rows: Floats
-    cols: Floats
-    areas: Floats
+    rows: _Floats
+    cols: _Floats
+    areas: _Floats
 
     @classmethod
-    def constant(cls, area: float) -> Nodes:
+    def constant(cls, area: float) -> _Nodes:
         """Return the areas of cells that are all alike."""
         return cls(np.zeros(1), np.zeros(1), np.full((1, 1), area))
 
-    def at(self, rows: npt.NDArray[Any], cols: npt.NDArray[Any]) -> Floats:
+    def at(self, rows: npt.NDArray[Any], cols: npt.NDArray[Any]) -> _Floats:
         """Interpolate to (rows, cols) of the grid."""
         at_rows = np.stack([np.interp(rows, self.rows, column) for column in self.areas.T], axis=1)
         if len(self.cols) == 1:
@@ -192,11 +192,11 @@ class Nodes:
         weight = np.zeros((len(self.cols), len(cols)))
         weight[left, np.arange(len(cols))] = 1 - share
         weight[left + 1, np.arange(len(cols))] = share
-        found: Floats = at_rows @ weight
+        found: _Floats = at_rows @ weight
         return found
 
 
-def measure_areas(grid: Grid) -> Nodes:
+def _measure_areas(grid: Grid) -> _Nodes:
     """Measure the areas of a grid's cells on the ellipsoid.
 
     Parameters
@@ -224,16 +224,16 @@ def measure_areas(grid: Grid) -> Nodes:
     areas = _areas_at(grid, rows, cols, metres)
     if np.ptp(areas, axis=1).max() <= 1e-9 * areas.max():  # a cylinder: all of a row alike
         cols, areas = cols[:1], areas[:, :1]
-    return Nodes(rows, cols, areas)
+    return _Nodes(rows, cols, areas)
 
 
-def _node_indices(size: int, pixel: float) -> Floats:
+def _node_indices(size: int, pixel: float) -> _Floats:
     """Return indices from the first cell to the last, about the node spacing apart."""
     count = 1 + math.ceil((size - 1) * pixel / _NODE_SPACING)
     return np.linspace(0, size - 1, min(count, _MOST_NODES, size))
 
 
-def measure_sides(grid: Grid) -> tuple[Nodes, Nodes]:
+def _measure_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
     """Measure the sides of a grid's cells on the ellipsoid.
 
     Parameters
@@ -259,10 +259,10 @@ def measure_sides(grid: Grid) -> tuple[Nodes, Nodes]:
         for size, pixel in zip(grid.shape, grid.pixel, strict=True)
     )
     tall, wide = (np.linalg.norm(side, axis=-1) for side in _sides_at(grid, rows, cols, metres))
-    return Nodes(rows, cols, tall), Nodes(rows, cols, wide)
+    return _Nodes(rows, cols, tall), _Nodes(rows, cols, wide)
 
 
-def _measure_row_sides(grid: Grid) -> tuple[Nodes, Nodes]:
+def _measure_row_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
     """Measure the sides of the cells of a geographic CRS along their middles."""
     ellipsoid = grid.crs.proj.get_geod()
     radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
@@ -272,16 +272,16 @@ def _measure_row_sides(grid: Grid) -> tuple[Nodes, Nodes]:
     bend = 1 - ellipsoid.es * np.sin(latitude) ** 2
     tall = ellipsoid.a * (1 - ellipsoid.es) / bend**1.5 * abs(dy) * radians
     wide = ellipsoid.a / np.sqrt(bend) * np.cos(latitude) * abs(dx) * radians
-    return Nodes(rows, np.zeros(1), tall[:, None]), Nodes(rows, np.zeros(1), wide[:, None])
+    return _Nodes(rows, np.zeros(1), tall[:, None]), _Nodes(rows, np.zeros(1), wide[:, None])
 
 
-def _areas_at(grid: Grid, rows: Floats, cols: Floats, metres: float) -> Floats:
+def _areas_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> _Floats:
     """Measure the parallelogram that the grid spans on the ellipsoid around some cells [m2]."""
-    found: Floats = np.linalg.norm(np.cross(*_sides_at(grid, rows, cols, metres)), axis=-1)
+    found: _Floats = np.linalg.norm(np.cross(*_sides_at(grid, rows, cols, metres)), axis=-1)
     return found
 
 
-def _sides_at(grid: Grid, rows: Floats, cols: Floats, metres: float) -> tuple[Floats, Floats]:
+def _sides_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> tuple[_Floats, _Floats]:
     """Return the sides of some cells as vectors through the Earth [m]."""
     (dy, dx), (top, left) = grid.pixel, grid.edges
     y, x = (top + (rows + 0.5) * dy)[:, None], (left + (cols + 0.5) * dx)[None, :]
@@ -291,14 +291,16 @@ def _sides_at(grid: Grid, rows: Floats, cols: Floats, metres: float) -> tuple[Fl
     return down * (abs(dy) / (2 * reach_y)), along * (abs(dx) / (2 * reach_x))
 
 
-def _difference(crs: Any, first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> Floats:
+def _difference(
+    crs: Any, first: tuple[_Floats, _Floats], second: tuple[_Floats, _Floats]
+) -> _Floats:
     """Return the vectors through the Earth from points (y, x) of a CRS to others [m]."""
     start, end = (_geocentric(crs, *np.broadcast_arrays(y, x)) for y, x in (first, second))
-    vectors: Floats = end - start
+    vectors: _Floats = end - start
     return vectors
 
 
-def _geocentric(crs: Any, y: Floats, x: Floats) -> Floats:
+def _geocentric(crs: Any, y: _Floats, x: _Floats) -> _Floats:
     """Place points of a projected CRS on its ellipsoid: (..., 3) [m], free of poles and seams."""
     projected = crs.proj.to_2d()
     geodetic = projected.geodetic_crs
@@ -319,7 +321,7 @@ def _geocentric(crs: Any, y: Floats, x: Floats) -> Floats:
     return np.stack([ring * np.cos(lon), ring * np.sin(lon), axis], axis=-1)
 
 
-def _measure_rows(grid: Grid) -> Nodes:
+def _measure_rows(grid: Grid) -> _Nodes:
     """Measure the cells of a geographic CRS: a share of the zone between two parallels [m2]."""
     ellipsoid = grid.crs.proj.get_geod()
     radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
@@ -336,7 +338,7 @@ def _measure_rows(grid: Grid) -> Nodes:
     e = math.sqrt(ellipsoid.es)
     zone = zone + (np.arctanh(e * sine) / e if e else sine)
     areas = np.abs(np.diff(zone)) * ellipsoid.b**2 / 2 * abs(dx) * radians
-    return Nodes(np.arange(grid.shape[0], dtype=float), np.zeros(1), areas[:, None])
+    return _Nodes(np.arange(grid.shape[0], dtype=float), np.zeros(1), areas[:, None])
 
 
 def ground_pixel(grid: Grid) -> tuple[float, float]:

@@ -83,13 +83,13 @@ def label_patches(
     as one of heights that were written to a store, or ``persist`` it.
     """
     rule = resolve_rule(connectivity, min_area, max_area)
-    planes = read_planes(mask, values or {})
+    planes = _read_planes(mask, values or {})
     summaries = planes.summaries(rule)
     blocks = summaries.compute(**planes.scheduler)
-    joined: dict[tuple[int, ...], Joined] = {}
+    joined: dict[tuple[int, ...], _Joined] = {}
     numbers = np.empty(blocks.shape, object)
     for index in np.ndindex(blocks.shape[:-2]):
-        joined[index] = join(blocks[index], planes.chunks, rule)
+        joined[index] = _join_blocks(blocks[index], planes.chunks, rule)
         numbers[index] = joined[index].numbers
     known = da.from_array(numbers, chunks=1, name=f"patch-numbers-{tokenize(summaries.name)}")
     labels = planes.blockwise(_number, planes.mask, known, rule=rule, dtype=np.dtype("int32"))
@@ -132,16 +132,16 @@ def sieve(
     chunks of the mask. They are computed once, and wait in an eighth of a byte per pixel.
     """
     rule = resolve_rule(connectivity, min_area, max_area)
-    planes = read_planes(mask, {})
+    planes = _read_planes(mask, {})
     if rule.low <= 0 and math.isinf(rule.high):
         return mask.copy(deep=False)
     rows_and_cols = {planes.mask.ndim - 2: -1, planes.mask.ndim - 1: -1}
     numbers = planes.summaries(rule).rechunk(rows_and_cols)
     numbers = numbers.map_blocks(
-        _join, planes.chunks, rule, dtype=object, meta=no_objects(planes.mask.ndim)
+        _join, planes.chunks, rule, dtype=object, meta=_no_objects(planes.mask.ndim)
     ).rechunk(1)
     packed = planes.mask.map_blocks(
-        _pack, dtype=object, meta=no_objects(planes.mask.ndim), chunks=(1,) * planes.mask.ndim
+        _pack, dtype=object, meta=_no_objects(planes.mask.ndim), chunks=(1,) * planes.mask.ndim
     )
     kept = planes.blockwise(_keep, packed, numbers, rule=rule, dtype=np.dtype("bool"))
     return planes.wrap(kept, mask)
@@ -190,7 +190,9 @@ def _join(
     blocks: npt.NDArray[np.object_], chunks: tuple[tuple[int, ...], tuple[int, ...]], rule: Rule
 ) -> npt.NDArray[np.object_]:
     """Task: join the patches of one plane."""
-    return join(blocks.reshape(blocks.shape[-2:]), chunks, rule).numbers.reshape(blocks.shape)
+    return _join_blocks(blocks.reshape(blocks.shape[-2:]), chunks, rule).numbers.reshape(
+        blocks.shape
+    )
 
 
 def _number(
@@ -204,7 +206,7 @@ def _number(
 
 def _pack(mask: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
     """Task: keep one block of the mask in little memory until all are known."""
-    return boxed(pack(mask), mask.ndim)
+    return _boxed(pack(mask), mask.ndim)
 
 
 def _keep(
@@ -217,7 +219,7 @@ def _keep(
     return found
 
 
-def _table(planes: Planes, joined: Mapping[tuple[int, ...], Joined]) -> pd.DataFrame:
+def _table(planes: _Planes, joined: Mapping[tuple[int, ...], _Joined]) -> pd.DataFrame:
     import pandas as pd
 
     parts = []
@@ -251,7 +253,7 @@ def _statistics(moments: Moments) -> dict[str, npt.NDArray[Any]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Planes:
+class _Planes:
     """A mask in blocks of one plane each, and what lies on the same grid.
 
     Parameters
@@ -299,7 +301,7 @@ class Planes:
             adjust_chunks=dict.fromkeys(index, 1),
             align_arrays=False,
             dtype=object,
-            meta=no_objects(self.mask.ndim),
+            meta=_no_objects(self.mask.ndim),
         )
 
     def blockwise(self, task: Any, *sources: da.Array, rule: Rule, dtype: Any) -> da.Array:
@@ -325,7 +327,7 @@ class Planes:
         return found.transpose(*like.dims)
 
 
-def read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> Planes:
+def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Planes:
     """Cut a mask, and what lies on its grid, into blocks of one plane each.
 
     Parameters
@@ -356,7 +358,7 @@ def read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> Plane
     turned = mask.transpose(*dims)
     data = _blocks(turned).rechunk(dict.fromkeys(range(mask.ndim - 2), 1))
     on_grid = {name: _blocks(_like(name, value, turned)) for name, value in values.items()}
-    return Planes(
+    return _Planes(
         mask=data,
         area=_blocks(cell_areas(mask)).rechunk(data.chunks[-2:]),
         values={name: value.rechunk(data.chunks) for name, value in on_grid.items()},
@@ -387,12 +389,12 @@ def _like(name: str, value: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
         ) from error
 
 
-def no_objects(ndim: int) -> npt.NDArray[np.object_]:
+def _no_objects(ndim: int) -> npt.NDArray[np.object_]:
     """Return what dask takes for an example of an array of objects."""
     return np.empty((0,) * ndim, object)
 
 
-def boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:
+def _boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:
     """Put one object into an array of one element."""
     flat = np.empty(1, object)
     flat[0] = value
@@ -408,11 +410,11 @@ def _summarise(
 ) -> npt.NDArray[np.object_]:
     """Task: sum up the patches of one block."""
     planes = {n: v.reshape(area.shape) for n, v in zip(names, values, strict=True)}
-    return boxed(summarise(mask.reshape(area.shape), area, planes, rule), mask.ndim)
+    return _boxed(summarise(mask.reshape(area.shape), area, planes, rule), mask.ndim)
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
+class _Joined:
     """The patches of a raster.
 
     Parameters
@@ -431,9 +433,9 @@ class Joined:
     values: dict[str, Moments]
 
 
-def join(
+def _join_blocks(
     blocks: npt.NDArray[np.object_], chunks: tuple[Sequence[int], Sequence[int]], rule: Rule
-) -> Joined:
+) -> _Joined:
     """Join the patches of all blocks.
 
     Parameters
@@ -463,7 +465,7 @@ def join(
     number[order] = np.arange(1, len(order) + 1)
     pixels = np.zeros(count, np.int64)
     np.add.at(pixels, part_of, _all(summaries, "pixels", np.int64))
-    return Joined(
+    return _Joined(
         numbers=_numbers(blocks, offsets, number[part_of]),
         pixels=pixels[order],
         area=area[order],

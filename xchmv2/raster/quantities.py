@@ -24,10 +24,10 @@ from xchmv2.raster.valid_pixels import without_nodata
 #: A raster, or a Dataset that holds one.
 Raster = xr.DataArray | xr.Dataset
 #: What a raster can be told to hold.
-Kind = Literal["height", "change", "mask", "imagery", "other", "unknown"]
+_Kind = Literal["height", "change", "mask", "imagery", "other", "unknown"]
 
 #: No canopy is lower or higher [m]; between two of them no change is larger.
-LOWEST, HIGHEST = -5.0, 150.0
+_LOWEST, _HIGHEST = -5.0, 150.0
 #: Variables that hold a change, as they are named here; a magnitude is that of a loss.
 CHANGE_NAMES = ("height_change", "magnitude")
 #: Quantities in metres, as they are named here, that are neither heights nor a change.
@@ -46,7 +46,7 @@ _FACTORS = {name: factor for factor, names in _METRES.items() for name in names}
 _MOST_IMPOSSIBLE = 0.5
 
 
-def tell_kind(array: xr.DataArray) -> Kind:
+def tell_kind(array: xr.DataArray) -> _Kind:
     """Tell what a raster holds by its dtype, dims, name and attributes.
 
     Parameters
@@ -114,7 +114,7 @@ def read_heights(height: Raster) -> xr.DataArray:
     kind = tell_kind(array)
     if kind not in ("height", "unknown"):
         raise _wrong_kind("canopy heights", array, kind)
-    return _possible(_in_metres(array, offset=True), LOWEST, HIGHEST, "heights")
+    return _possible(_in_metres(array, offset=True), _LOWEST, _HIGHEST, "heights")
 
 
 def read_change(change: Raster) -> xr.DataArray:
@@ -156,7 +156,7 @@ def read_change(change: Raster) -> xr.DataArray:
     kind = tell_kind(array)
     if kind not in ("change", "height", "unknown") or (kind == "height" and _is_original(array)):
         raise _wrong_kind("a change of canopy height", array, kind)
-    most = HIGHEST - LOWEST
+    most = _HIGHEST - _LOWEST
     found = _possible(_in_metres(array, offset=False), -most, most, "changes of height")
     if kind == "height":
         found = _by_block(_warn_of_heights, found)
@@ -372,7 +372,7 @@ def _is_length(array: xr.DataArray) -> bool:
     return unit is None or unit.lower() in _FACTORS
 
 
-def _wrong_kind(expected: str, array: xr.DataArray, kind: Kind) -> CHMv2Error:
+def _wrong_kind(expected: str, array: xr.DataArray, kind: _Kind) -> CHMv2Error:
     called = "" if array.name is None else f" named {array.name!r}"
     found, fix = {
         "height": (

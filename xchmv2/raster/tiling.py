@@ -24,7 +24,7 @@ LARGEST_BLOCK = 8192
 #: Version of the way from imagery to heights: raised whenever the same input gives other heights.
 ALGORITHM = 1
 #: The head returns its input's size only where height and width are multiples of this [px].
-SIZE_MULTIPLE = 32
+_SIZE_MULTIPLE = 32
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -63,7 +63,7 @@ class TileAxis:
     @property
     def window(self) -> int:
         """Length of a network window along this axis [px]."""
-        return min(self.tile, math.ceil(self.size / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+        return min(self.tile, math.ceil(self.size / _SIZE_MULTIPLE) * _SIZE_MULTIPLE)
 
     @property
     def padding(self) -> int:
@@ -237,10 +237,10 @@ def validate_grid(tile: int, overlap: int, block: int | None) -> None:
         raise GridError(
             "tile, overlap and block in whole pixels", ", ".join(broken), "pass integers"
         )
-    if tile < SIZE_MULTIPLE or tile % SIZE_MULTIPLE:
-        nearest = max(1, round(tile / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+    if tile < _SIZE_MULTIPLE or tile % _SIZE_MULTIPLE:
+        nearest = max(1, round(tile / _SIZE_MULTIPLE)) * _SIZE_MULTIPLE
         raise GridError(
-            f"a tile that is a multiple of {SIZE_MULTIPLE} px",
+            f"a tile that is a multiple of {_SIZE_MULTIPLE} px",
             f"tile={tile}",
             f"the nearest that works: .predict(..., tile={nearest})",
         )

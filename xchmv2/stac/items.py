@@ -235,7 +235,7 @@ def _not_stac(items: object) -> CHMv2Error:
 _SEPARATOR = ";"
 
 #: Bits of ``quality_flags``, lowest first.
-FLAGS = (
+_FLAGS = (
     "low_sun",
     "high_off_nadir",
     "sun_elevation_unknown",
@@ -298,8 +298,8 @@ def quality_flags(
     flags.attrs = {
         "standard_name": "quality_flag",
         "long_name": "reasons to trust the heights of a date less",
-        "flag_masks": np.array([1 << bit for bit in range(len(FLAGS))], np.uint8),
-        "flag_meanings": " ".join(FLAGS),
+        "flag_masks": np.array([1 << bit for bit in range(len(_FLAGS))], np.uint8),
+        "flag_meanings": " ".join(_FLAGS),
         "lowest_sun_elevation": lowest_sun,
         "largest_off_nadir": largest_off_nadir,
     }

@@ -49,7 +49,7 @@ from xchmv2.stac.item_images import (
 from xchmv2.stac.items import StacItem, find_items, time_coordinates
 
 #: Pixel on the ground that the model was trained at [m].
-RESOLUTION = 0.6
+_RESOLUTION = 0.6
 #: Boxes of items are imprecise: items so near to the place may still overlap it [degrees].
 _MARGIN = 0.01
 
@@ -66,7 +66,7 @@ def load(
     geobox: GeoBox | None = None,
     like: Any = None,
     crs: Any = None,
-    resolution: float | None = RESOLUTION,
+    resolution: float | None = _RESOLUTION,
     bands: BandNames | None = None,
     chunks: int | Mapping[str, int] = BLOCK,
     groupby: GroupBy = "solar_day",
@@ -215,7 +215,7 @@ def _resolve_place(
     exact = "geobox" in place or "like" in place
     ways = {frozenset(pair) for pair in (("lon", "lat"), ("x", "y"))}
     further = [] if crs is None else ["crs"]
-    if resolution not in (None, RESOLUTION):
+    if resolution not in (None, _RESOLUTION):
         further.append(f"resolution={resolution}")
     single = len(place) <= 1 and not {"lon", "lat", "x", "y"} & set(place)
     if not (single or frozenset(place) in ways) or (exact and further):

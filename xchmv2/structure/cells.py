@@ -25,7 +25,7 @@ from xchmv2.raster import (
 
 
 @dataclass(frozen=True)
-class CellAxis:
+class _CellAxis:
     """The cells along one axis.
 
     Parameters
@@ -74,7 +74,7 @@ class CellAxis:
 
 
 @dataclass(frozen=True)
-class Cells:
+class _Cells:
     """The cells over a raster.
 
     Parameters
@@ -86,8 +86,8 @@ class Cells:
     """
 
     grid: Grid
-    y: CellAxis
-    x: CellAxis
+    y: _CellAxis
+    x: _CellAxis
 
     @property
     def target(self) -> Grid:
@@ -121,7 +121,7 @@ class Cells:
         return xr.DataArray(values, dims=dim, attrs=template[dim].attrs)
 
 
-def resolve_cells(array: xr.DataArray, cell: float) -> Cells:
+def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
     """Lay cells over a raster.
 
     Parameters
@@ -155,10 +155,10 @@ def resolve_cells(array: xr.DataArray, cell: float) -> Cells:
         _lay(edge, pixel, size, cell / scale)
         for edge, pixel, size, scale in zip(grid.edges, grid.pixel, grid.shape, scales, strict=True)
     )
-    return Cells(grid, y, x)
+    return _Cells(grid, y, x)
 
 
-def whole_raster(array: xr.DataArray) -> Cells:
+def whole_raster(array: xr.DataArray) -> _Cells:
     """Lay a single cell over a raster.
 
     Parameters
@@ -173,13 +173,13 @@ def whole_raster(array: xr.DataArray) -> Cells:
     """
     grid = find_grid(array)
     y, x = (
-        CellAxis((0, size), (size,), edge, pixel * size)
+        _CellAxis((0, size), (size,), edge, pixel * size)
         for edge, pixel, size in zip(grid.edges, grid.pixel, grid.shape, strict=True)
     )
-    return Cells(grid, y, x)
+    return _Cells(grid, y, x)
 
 
-def _lay(edge: float, pixel: float, count: int, cell: float) -> CellAxis:
+def _lay(edge: float, pixel: float, count: int, cell: float) -> _CellAxis:
     """Lay cells along an axis; counted upwards, so that both orientations get the same."""
     step = abs(pixel)
     low = edge if pixel > 0 else edge + pixel * count
@@ -193,7 +193,7 @@ def _lay(edge: float, pixel: float, count: int, cell: float) -> CellAxis:
     if pixel < 0:
         bounds, full = count - bounds[::-1], full[::-1]
         lowest += cell * len(full)
-    return CellAxis(
+    return _CellAxis(
         tuple(int(n) for n in bounds),
         tuple(int(n) for n in full),
         lowest,
@@ -201,12 +201,12 @@ def _lay(edge: float, pixel: float, count: int, cell: float) -> CellAxis:
     )
 
 
-Array = npt.NDArray[Any]
+_Array = npt.NDArray[Any]
 #: From pixels (..., y, x), their areas (y, x), and the bounds of cells along both axes.
-Kernel = Callable[[Array, Array, Array, Array], Array]
+_Kernel = Callable[[_Array, _Array, _Array, _Array], _Array]
 
 
-def mean_of_cells(pixels: Array, area: Array, rows: Array, cols: Array) -> Array:
+def mean_of_cells(pixels: _Array, area: _Array, rows: _Array, cols: _Array) -> _Array:
     """Average over cells, weighted by area; NaN is left out.
 
     Parameters
@@ -225,11 +225,11 @@ def mean_of_cells(pixels: Array, area: Array, rows: Array, cols: Array) -> Array
     """
     weight = np.where(np.isnan(pixels), 0, area)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Array = sum_of_cells(pixels, area, rows, cols) / _add_up(weight, rows, cols)
+        found: _Array = sum_of_cells(pixels, area, rows, cols) / _add_up(weight, rows, cols)
     return found
 
 
-def sum_of_cells(pixels: Array, area: Array, rows: Array, cols: Array) -> Array:
+def sum_of_cells(pixels: _Array, area: _Array, rows: _Array, cols: _Array) -> _Array:
     """Add up value times area over cells; NaN is left out. Shapes as in mean_of_cells."""
     return _add_up(np.where(np.isnan(pixels), 0, pixels * area), rows, cols)
 
@@ -246,7 +246,7 @@ class PercentilesOfCells:
 
     q: tuple[float, ...]
 
-    def __call__(self, pixels: Array, area: Array, rows: Array, cols: Array) -> Array:
+    def __call__(self, pixels: _Array, area: _Array, rows: _Array, cols: _Array) -> _Array:
         """Return (..., rows, cols, q) percentiles of (..., y, x) pixels."""
         values = np.sort(_gather(pixels, rows, cols), axis=-1)  # NaN last
         count = (~np.isnan(values)).sum(axis=-1, keepdims=True)
@@ -256,14 +256,14 @@ class PercentilesOfCells:
         low, high = (
             np.take_along_axis(values, at, axis=-1).astype(np.float64) for at in (below, above)
         )
-        found: Array = low + (high - low) * (place - below)
+        found: _Array = low + (high - low) * (place - below)
         return found
 
 
 def reduce_to_cells(
     pixels: xr.DataArray,
-    cells: Cells,
-    kernel: Kernel,
+    cells: _Cells,
+    kernel: _Kernel,
     *,
     min_valid: float,
     further: int | None = None,
@@ -311,17 +311,17 @@ def reduce_to_cells(
 class _Task:
     """What is done with one block of whole cells."""
 
-    kernel: Kernel
-    y: CellAxis
-    x: CellAxis
+    kernel: _Kernel
+    y: _CellAxis
+    x: _CellAxis
     min_valid: float
     dtype: str
 
-    def __call__(self, pixels: Array, area: Array, block_info: Any) -> Array:
+    def __call__(self, pixels: _Array, area: _Array, block_info: Any) -> _Array:
         rows, cols = block_info[0]["array-location"][-2:]
         return self.run(pixels, area, rows, cols)
 
-    def run(self, pixels: Array, area: Array, rows: Any, cols: Any) -> Array:
+    def run(self, pixels: _Array, area: _Array, rows: Any, cols: Any) -> _Array:
         """Reduce the pixels from (start, stop) of both axes, or of 0 to their number."""
         spans = [(0, span) if np.isscalar(span) else span for span in (rows, cols)]
         (y, full_y), (x, full_x) = (
@@ -353,24 +353,24 @@ def _lazy(task: _Task, pixels: da.Array, area: da.Array, added: Sequence[int]) -
     )
 
 
-def _add_up(values: Array, rows: Array, cols: Array) -> Array:
+def _add_up(values: _Array, rows: _Array, cols: _Array) -> _Array:
     """Sum over cells: (..., y, x) to (..., rows, cols)."""
     by_rows = np.add.reduceat(values, rows[:-1], axis=-2, dtype=np.float64)
-    found: Array = np.add.reduceat(by_rows, cols[:-1], axis=-1)
+    found: _Array = np.add.reduceat(by_rows, cols[:-1], axis=-1)
     return found
 
 
-def _gather(pixels: Array, rows: Array, cols: Array) -> Array:
+def _gather(pixels: _Array, rows: _Array, cols: _Array) -> _Array:
     """Line up the pixels of each cell: (..., y, x) to (..., rows, cols, pixels), NaN at the end."""
     (at_y, no_y), (at_x, no_x) = _places(rows), _places(cols)
     found = pixels[..., at_y[:, :, None, None], at_x]  # [..., rows, tall, cols, wide]
     found[..., no_y[:, :, None, None] | no_x] = np.nan
     found = np.moveaxis(found, -3, -2)  # [..., rows, cols, tall, wide]
-    lined_up: Array = found.reshape(*found.shape[:-2], -1)
+    lined_up: _Array = found.reshape(*found.shape[:-2], -1)
     return lined_up
 
 
-def _places(bounds: Array) -> tuple[Array, Array]:
+def _places(bounds: _Array) -> tuple[_Array, _Array]:
     """Return the pixels of each cell along an axis, and which are beyond its end."""
     sizes = np.diff(bounds)
     places = bounds[:-1, None] + np.arange(sizes.max())

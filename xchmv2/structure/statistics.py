@@ -142,7 +142,7 @@ def rumple(height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5)
     """
     attrs = {"long_name": "area of the canopy surface over that of the ground", "units": "1"}
     return label_quantity(
-        _mean(surface_ratio(read_heights(height)), cell, min_valid), "rumple", attrs
+        _mean(_surface_ratio(read_heights(height)), cell, min_valid), "rumple", attrs
     )
 
 
@@ -308,13 +308,13 @@ def _validate_share(min_valid: float) -> None:
         )
 
 
-Array = npt.NDArray[Any]
+_Array = npt.NDArray[Any]
 
 #: The neighbours that share a side with a pixel, as steps in rows and columns.
 _SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-def surface_ratio(height: xr.DataArray) -> xr.DataArray:
+def _surface_ratio(height: xr.DataArray) -> xr.DataArray:
     """Divide the area of the canopy's surface over each pixel by that of the pixel.
 
     Parameters
@@ -365,7 +365,7 @@ def _lazy(height: da.Array, tall: da.Array, wide: da.Array) -> da.Array:
     )
 
 
-def _ratio(padded: Array, tall: Array, wide: Array) -> Array:
+def _ratio(padded: _Array, tall: _Array, wide: _Array) -> _Array:
     """Task: the ratio of one block, whose heights have a margin of one pixel.
 
     Each triangle has its corners at the centres of the pixel, of a neighbour that shares a side
@@ -374,7 +374,7 @@ def _ratio(padded: Array, tall: Array, wide: Array) -> Array:
     """
     rows, cols = padded.shape[-2] - 2, padded.shape[-1] - 2
 
-    def moved(down: int, right: int) -> Array:
+    def moved(down: int, right: int) -> _Array:
         return padded[..., 1 + down : 1 + down + rows, 1 + right : 1 + right + cols]
 
     tall, wide = tall.astype(padded.dtype), wide.astype(padded.dtype)

@@ -21,18 +21,10 @@ from torch import Tensor
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.inference import ModelSource, resolve_device
-from xchmv2.model import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    MODEL,
-    TILE,
-    CHMv2ForDepthEstimation,
-    CHMv2ImageProcessor,
-    Curriculum,
-    chmv2_loss,
-    resolve_checkpoint,
-    state_dict_sha256,
-)
+from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
+from xchmv2.model.checkpoint import resolve_checkpoint, state_dict_sha256
+from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD, MODEL, TILE
+from xchmv2.model.loss import Curriculum, chmv2_loss
 from xchmv2.predict import progress_bar
 from xchmv2.raster import is_whole, validate_grid
 from xchmv2.training.pairs import Crop, CropSampler, Pair, cut_crop, read_pair, split_crops

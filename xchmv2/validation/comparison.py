@@ -15,7 +15,7 @@ from xchmv2.validation import scores
 from xchmv2.validation.matching import PERCENTILE, RADIUS, Matched, match
 
 #: Percentiles of the heights in a block that are compared.
-PERCENTILES = (5.0, 25.0, 50.0, 75.0, 95.0)
+_PERCENTILES = (5.0, 25.0, 50.0, 75.0, 95.0)
 #: Above this the paper reports bias by itself [m].
 _TALL = 30.0
 
@@ -48,7 +48,7 @@ def validate(
     *,
     block: int = 50,
     classes: Sequence[float] = scores.CLASSES,
-    percentiles: Sequence[float] = PERCENTILES,
+    percentiles: Sequence[float] = _PERCENTILES,
     column: str | None = None,
     radius: float = RADIUS,
     percentile: float = PERCENTILE,

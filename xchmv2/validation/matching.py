@@ -83,11 +83,11 @@ def match(
     CHMv2Error
         If they have no ground in common, or one of them cannot be used.
     """
-    plane, grid = read_plane(height)
+    plane, grid = _read_plane(height)
     if isinstance(reference, xr.DataArray):
         found = _under_raster(plane, grid, reference)
     else:
-        found = Matched(*under_footprints(plane, grid, reference, column, radius, percentile))
+        found = Matched(*_under_footprints(plane, grid, reference, column, radius, percentile))
     if not found.known.any():
         raise CHMv2Error(
             "reference heights where there are heights",
@@ -98,7 +98,7 @@ def match(
     return found
 
 
-def read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
+def _read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
     """Check that heights are of one date.
 
     Parameters
@@ -141,7 +141,7 @@ def _under_raster(height: xr.DataArray, grid: Grid, reference: xr.DataArray) -> 
     return Matched(first, second)
 
 
-def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[Floats, dict[str, slice]]:
+def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[_Floats, dict[str, slice]]:
     """Bring reference heights onto a grid; validation, calibration and training read them by this.
 
     Parameters
@@ -172,7 +172,7 @@ def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[Floats, dict[s
             type(reference).__name__,
             "choose the variable: reference['canopy_height']",
         )
-    cleaned = clean_heights(reference)
+    cleaned = _clean_heights(reference)
     window = _overlap(grid, cleaned)
     known = _on_grid(cleaned, _crop(grid, *window))
     inside = _extents(np.isfinite(known))
@@ -194,10 +194,10 @@ def _extent(known: npt.NDArray[np.bool_]) -> slice:
     return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
 
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 #: Heights that a canopy can have [m]; noise of lidar around the ground is taken for 0.
-LOWEST, HIGHEST = 0.0, 120.0
+_LOWEST, _HIGHEST = 0.0, 120.0
 _GROUND_NOISE = 0.5
 #: Pixels are of the same size if they agree to this share.
 _TOLERANCE = 0.01
@@ -206,7 +206,7 @@ _TOLERANCE = 0.01
 _PLANE = CRS("EPSG:3857")
 
 
-def clean_heights(reference: xr.DataArray) -> xr.DataArray:
+def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
     """Read reference heights of one date, lazily where they are lazy.
 
     Parameters
@@ -240,10 +240,10 @@ def clean_heights(reference: xr.DataArray) -> xr.DataArray:
 
 def _validate_heights(values: npt.NDArray[np.floating]) -> None:
     """Refuse heights [m] that no canopy has: outside 0 to 120 m."""
-    wrong = (values < LOWEST - _GROUND_NOISE) | (values > HIGHEST)
+    wrong = (values < _LOWEST - _GROUND_NOISE) | (values > _HIGHEST)
     if wrong.any():
         raise CHMv2Error(
-            f"reference heights of {LOWEST:g} to {HIGHEST:g} m",
+            f"reference heights of {_LOWEST:g} to {_HIGHEST:g} m",
             f"{int(wrong.sum())} outside, from {np.nanmin(values):g} to {np.nanmax(values):g}",
             "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
             "reference * 0.3048",
@@ -287,7 +287,7 @@ def _crop(grid: Grid, rows: slice, cols: slice) -> Grid:
     return replace(grid, shape=shape, edges=(edges[0], edges[1]))
 
 
-def _on_grid(reference: xr.DataArray, grid: Grid) -> Floats:
+def _on_grid(reference: xr.DataArray, grid: Grid) -> _Floats:
     """Average a reference [m] over the pixels of a grid, or interpolate a coarser one."""
     there, grid = _placed(find_grid(reference)), _placed(grid)
     spans = _spans(there, grid)
@@ -297,12 +297,12 @@ def _on_grid(reference: xr.DataArray, grid: Grid) -> Floats:
     return _average_onto(_checked(part), _crop(there, *spans).geobox, grid.geobox)
 
 
-def _checked(values: npt.NDArray[np.floating]) -> Floats:
+def _checked(values: npt.NDArray[np.floating]) -> _Floats:
     _validate_heights(values)
-    return np.clip(values.astype(np.float64), LOWEST, None)
+    return np.clip(values.astype(np.float64), _LOWEST, None)
 
 
-def _average_onto(heights: Floats, source: GeoBox, target: GeoBox) -> Floats:
+def _average_onto(heights: _Floats, source: GeoBox, target: GeoBox) -> _Floats:
     """Bring heights onto other pixels: averaged by area, or interpolated where they are coarser.
 
     Parameters
@@ -331,21 +331,21 @@ def _average_onto(heights: Floats, source: GeoBox, target: GeoBox) -> Floats:
 
 
 #: Columns that reference heights of points may have, in order of preference.
-COLUMNS = ("height", "rh98", "rh_98", "RH98", "canopy_height")
+_COLUMNS = ("height", "rh98", "rh_98", "RH98", "canopy_height")
 #: Footprints of which less is known have no height: what is missing may be what is tall.
 _LEAST_KNOWN = 0.9
 #: Footprints that are computed together.
 _BATCH = 2000
 
 
-def under_footprints(
+def _under_footprints(
     height: xr.DataArray,
     grid: Grid,
     points: Any,
     column: str | None,
     radius: float,
     percentile: float,
-) -> tuple[Floats, Floats]:
+) -> tuple[_Floats, _Floats]:
     """Take a percentile of the heights in each footprint.
 
     Parameters
@@ -399,12 +399,12 @@ def under_footprints(
 def _batch(
     height: xr.DataArray,
     grid: Grid,
-    rows: Floats,
-    cols: Floats,
-    radii: Floats,
+    rows: _Floats,
+    cols: _Floats,
+    radii: _Floats,
     sides: tuple[float, float],
     percentile: float,
-) -> Floats:
+) -> _Floats:
     """Read the pixels whose centres lie in footprints, and take the percentile of each."""
     reach = [math.ceil(float(radii.max()) / side) + 1 for side in sides]
     down, along = (a.ravel() for a in np.mgrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1])
@@ -432,7 +432,7 @@ def _batch(
     return found
 
 
-def _places(points: Any, grid: Grid) -> tuple[Floats, Floats]:
+def _places(points: Any, grid: Grid) -> tuple[_Floats, _Floats]:
     """Return x and y of points in the CRS of the heights."""
     if isinstance(points, pd.DataFrame) and hasattr(points, "geometry"):
         return _geometry_places(points, grid)
@@ -448,7 +448,7 @@ def _places(points: Any, grid: Grid) -> tuple[Floats, Floats]:
     )
 
 
-def _geometry_places(points: Any, grid: Grid) -> tuple[Floats, Floats]:
+def _geometry_places(points: Any, grid: Grid) -> tuple[_Floats, _Floats]:
     series = points.geometry
     kinds = sorted(set(series.geom_type.dropna()) - {"Point"})
     if kinds:
@@ -464,11 +464,11 @@ def _geometry_places(points: Any, grid: Grid) -> tuple[Floats, Floats]:
     return series.x.to_numpy(np.float64), series.y.to_numpy(np.float64)
 
 
-def _heights(points: pd.DataFrame, column: str | None) -> Floats:
-    names = [name for name in COLUMNS if name in points.columns] if column is None else [column]
+def _heights(points: pd.DataFrame, column: str | None) -> _Floats:
+    names = [name for name in _COLUMNS if name in points.columns] if column is None else [column]
     if not names or names[0] not in points.columns:
         raise CHMv2Error(
-            f"a column of reference heights, such as {', '.join(COLUMNS[:2])}"
+            f"a column of reference heights, such as {', '.join(_COLUMNS[:2])}"
             if column is None
             else f"a column {column!r}",
             f"columns {[str(name) for name in points.columns]}",
@@ -480,7 +480,7 @@ def _heights(points: pd.DataFrame, column: str | None) -> Floats:
     return np.clip(heights, 0, None)
 
 
-def _radii(points: pd.DataFrame, radius: float) -> Floats:
+def _radii(points: pd.DataFrame, radius: float) -> _Floats:
     given = points["radius"] if "radius" in points.columns else radius
     radii = np.broadcast_to(np.asarray(given, np.float64), (len(points),))
     if len(radii) and not (np.isfinite(radii).all() and radii.min() > 0):

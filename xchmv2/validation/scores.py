@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 
 #: Edges of height classes [m]; the last is the paper's "above 30 m".
 CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, np.inf)
@@ -20,22 +20,22 @@ CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, np.inf)
 _SOBEL = 8.0
 
 
-def mae(found: Floats, true: Floats) -> float:
+def mae(found: _Floats, true: _Floats) -> float:
     """Return the mean absolute error."""
     return float(np.abs(found - true).mean()) if true.size else float("nan")
 
 
-def rmse(found: Floats, true: Floats) -> float:
+def rmse(found: _Floats, true: _Floats) -> float:
     """Return the root of the mean squared error."""
     return float(np.sqrt(((found - true) ** 2).mean())) if true.size else float("nan")
 
 
-def bias(found: Floats, true: Floats) -> float:
+def bias(found: _Floats, true: _Floats) -> float:
     """Return the mean error, found minus true."""
     return float((found - true).mean()) if true.size else float("nan")
 
 
-def r2(found: Floats, true: Floats) -> float:
+def r2(found: _Floats, true: _Floats) -> float:
     """Return the share of the truth's variance that is explained: the coefficient of determination.
 
     Parameters
@@ -60,7 +60,7 @@ def overlap(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
     return int((found & true).sum()) / either if either else float("nan")
 
 
-def block_means(heights: npt.NDArray[np.floating], block: int) -> Floats:
+def block_means(heights: npt.NDArray[np.floating], block: int) -> _Floats:
     """Average over whole square blocks, from the first pixel.
 
     Parameters
@@ -75,18 +75,18 @@ def block_means(heights: npt.NDArray[np.floating], block: int) -> Floats:
     ndarray of float64, shape (..., H // block, W // block)
         NaN where less than half a block is known.
     """
-    cut = as_blocks(heights, block)
+    cut = _as_blocks(heights, block)
     known = np.isfinite(cut)
     count = known.sum(axis=-1)
     total = np.where(known, cut, 0.0).sum(axis=-1)
     enough = count * 2 >= block**2
-    means: Floats = np.divide(total, count, out=np.full(total.shape, np.nan), where=enough)
+    means: _Floats = np.divide(total, count, out=np.full(total.shape, np.nan), where=enough)
     return means
 
 
 def block_percentiles(
     heights: npt.NDArray[np.floating], block: int, percentiles: Sequence[float]
-) -> Floats:
+) -> _Floats:
     """Return percentiles of each whole square block.
 
     Parameters
@@ -103,7 +103,7 @@ def block_percentiles(
     ndarray of float64, shape (percentiles, H // block, W // block)
         numpy's linear interpolation; NaN where less than half a block is known.
     """
-    cut = as_blocks(heights, block)
+    cut = _as_blocks(heights, block)
     enough = np.isfinite(cut).sum(axis=-1) * 2 >= block**2
     found = np.full((len(percentiles), *enough.shape), np.nan)
     if enough.any():
@@ -111,7 +111,7 @@ def block_percentiles(
     return found
 
 
-def as_blocks(heights: npt.NDArray[np.floating], block: int) -> Floats:
+def _as_blocks(heights: npt.NDArray[np.floating], block: int) -> _Floats:
     """Cut arrays (..., H, W) to whole blocks: (..., H // block, W // block, block * block)."""
     *rest, height, width = heights.shape
     rows, cols = height // block, width // block
@@ -120,7 +120,7 @@ def as_blocks(heights: npt.NDArray[np.floating], block: int) -> Floats:
     return np.moveaxis(whole, -2, -3).reshape(*rest, rows, cols, block * block)
 
 
-def gradients(heights: npt.NDArray[np.floating]) -> Floats:
+def _gradients(heights: npt.NDArray[np.floating]) -> _Floats:
     """Return the steepness of heights by Sobel's kernels.
 
     Parameters
@@ -162,13 +162,13 @@ def edge_error(found: npt.NDArray[np.floating], true: npt.NDArray[np.floating]) 
     and prediction, and no scale; here the kernels are divided by the sum of their weights.
     """
     both = np.isfinite(found) & np.isfinite(true)
-    steep = [gradients(np.where(both, heights, np.nan)) for heights in (found, true)]
+    steep = [_gradients(np.where(both, heights, np.nan)) for heights in (found, true)]
     known = np.isfinite(steep[0])
     return mae(steep[0][known], steep[1][known])
 
 
 def by_class(
-    found: Floats, true: Floats, edges: Sequence[float] = CLASSES
+    found: _Floats, true: _Floats, edges: Sequence[float] = CLASSES
 ) -> list[tuple[int, float, float]]:
     """Return count, MAE and bias [m] of each class of true height.
 

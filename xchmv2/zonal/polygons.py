@@ -22,7 +22,7 @@ _BEND = 0.01, 1000.0
 _REACH = 10.0
 
 #: Side of the squares, counted from the raster's first pixel, that polygons are cut into [px].
-TILE = 1024
+_TILE = 1024
 
 #: Geometries as an object array of shapely polygons.
 Geometries = npt.NDArray[np.object_]
@@ -214,9 +214,9 @@ def cut_pieces(geometries: Geometries, shape: tuple[int, int]) -> Iterator[Piece
         if top >= bottom or left >= right:
             continue
         squares = [
-            (max(top, row), min(bottom, row + TILE), max(left, col), min(right, col + TILE))
+            (max(top, row), min(bottom, row + _TILE), max(left, col), min(right, col + _TILE))
             for row, col in product(
-                range(top - top % TILE, bottom, TILE), range(left - left % TILE, right, TILE)
+                range(top - top % _TILE, bottom, _TILE), range(left - left % _TILE, right, _TILE)
             )
         ]
         parts = np.array([shapely.box(w, -s, e, -n) for n, s, w, e in squares], dtype=object)

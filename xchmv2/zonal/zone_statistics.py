@@ -22,7 +22,7 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Chunks, Source, assemble
 from xchmv2.zonal.polygons import Geometries, Piece, Window
 
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 #: Layers by name: of a window, or for each pixel under a piece; a number holds for all.
 _Read = Mapping[str, npt.NDArray[Any]]
 
@@ -177,7 +177,7 @@ def estimate_length(change: da.Array, cell: float) -> da.Array:
     return da.Array(HighLevelGraph.from_collections(name, tasks, [change]), name, (), dtype=float)
 
 
-def _estimate(cell: float, windows: Sequence[_Read]) -> Floats:
+def _estimate(cell: float, windows: Sequence[_Read]) -> _Floats:
     """Task: estimate the correlation length."""
     planes = [plane.astype(np.float64) for read in windows for plane in read["value"]]
     return np.asarray(math.sqrt(correlated_pixels(planes) * cell / math.pi))
@@ -228,7 +228,7 @@ def _sum_piece(piece: Piece, rules: Rules, numbers: _Read, read: _Read) -> dict[
     return {name: [date[name] for date in dates] for name in dates[0]}
 
 
-def _cover(piece: Piece, plane: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+def _cover(piece: Piece, plane: _Floats) -> tuple[npt.NDArray[np.int64], _Floats]:
     """Return the cells of a window that a piece covers, and the share of each."""
     import shapely
     from exactextract import exact_extract
@@ -246,7 +246,7 @@ def _cover(piece: Piece, plane: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
     return found["cell_id"][kept], found["coverage"][kept]
 
 
-def _sum_pixels(share: Floats, layers: _Read, rules: Rules) -> dict[str, Any]:
+def _sum_pixels(share: _Floats, layers: _Read, rules: Rules) -> dict[str, Any]:
     """Sum up the pixels of one date, each by its share."""
     value = layers["value"].astype(np.float64)
     known = np.isfinite(value)
@@ -292,10 +292,10 @@ def _finish(
     length: float | npt.NDArray[Any] | None,
     *,
     polygons: npt.NDArray[np.int_],
-    sizes: Floats,
+    sizes: _Floats,
     rules: Rules,
     shape: tuple[int, int, int],
-) -> Floats:
+) -> _Floats:
     """Task: join the pieces of each polygon, and turn sums into statistics (names, D, N)."""
     found = np.full(shape, np.nan)
     if not parts:
@@ -317,7 +317,7 @@ def _finish(
     return found
 
 
-def _join(parts: Sequence[Mapping[str, Any]], starts: npt.NDArray[np.int_]) -> dict[str, Floats]:
+def _join(parts: Sequence[Mapping[str, Any]], starts: npt.NDArray[np.int_]) -> dict[str, _Floats]:
     """Join the sums of pieces to those of polygons, (N, D)."""
     columns = {
         name: np.array([part[name] for part in parts]) for name in parts[0] if name != "values"
@@ -345,7 +345,7 @@ def _quantiles(pieces: Sequence[Any], q: float) -> list[float]:
     return found
 
 
-def _statistic(sums: Mapping[str, Floats], name: str, length: float) -> Floats:
+def _statistic(sums: Mapping[str, _Floats], name: str, length: float) -> _Floats:
     """Turn the sums of polygons into one statistic."""
     if name.endswith("_se"):
         return _standard_error(sums, name.removesuffix("_se"), length)
@@ -358,7 +358,7 @@ def _statistic(sums: Mapping[str, Floats], name: str, length: float) -> Floats:
     return sums[name] / _HECTARE if name.endswith("_area") else sums[name]
 
 
-def _standard_error(sums: Mapping[str, Floats], name: str, length: float) -> Floats:
+def _standard_error(sums: Mapping[str, _Floats], name: str, length: float) -> _Floats:
     """Return a standard error, by the effective number of independent pixels."""
     count, area = sums["count"], np.where(sums["area"] > 0, sums["area"], np.nan)
     independent = effective_samples(area, length, count)
@@ -376,18 +376,20 @@ def _standard_error(sums: Mapping[str, Floats], name: str, length: float) -> Flo
     )
 
 
-def _height_variance(sums: Mapping[str, Floats], side: str, pixel: Floats, length: float) -> Floats:
+def _height_variance(
+    sums: Mapping[str, _Floats], side: str, pixel: _Floats, length: float
+) -> _Floats:
     """Variance of the volume over the area called loss or gain, by the error of its heights."""
     area = sums[f"{side}_area"]
     independent = effective_samples(area, length, area / pixel)
     mean = np.divide(sums[f"{side}_variance"], area, out=np.zeros_like(area), where=area > 0)
-    found: Floats = np.where(area > 0, mean * area**2 / np.nan_to_num(independent, nan=1.0), 0.0)
+    found: _Floats = np.where(area > 0, mean * area**2 / np.nan_to_num(independent, nan=1.0), 0.0)
     return found
 
 
 def effective_samples(
     area: npt.ArrayLike, correlation_length: npt.ArrayLike, count: npt.ArrayLike
-) -> Floats:
+) -> _Floats:
     """Count the independent measurements in an area with spatially correlated errors.
 
     Parameters
@@ -428,5 +430,5 @@ def effective_samples(
         near = 1 - np.minimum(ratio, 1) + np.minimum(ratio, 1) ** 3 / 5
         samples = np.where(ratio < 1, 1 / near, 5 * ratio**2)
     count = np.asarray(count, np.float64)
-    bounded: Floats = np.maximum(1.0, np.minimum(samples, count))
+    bounded: _Floats = np.maximum(1.0, np.minimum(samples, count))
     return np.where(count > 0, bounded, np.nan)

@@ -313,11 +313,11 @@ class TestPredict:
             (["image.tif", "h.tif", "--tile", "50"], 1, "multiple of 32"),
             (["image.tif", "h.tif", "--block", "-5"], 2, "-5 is not in the range"),
             (["image.tif", "h.tif", "--encoding", "rounded"], 1, "a GeoTIFF keeps float32"),
-            (["image.tif", "no/h.tif"], 1, "expected the folder no, found none"),
+            (["image.tif", "no/h.tif"], 1, "expected the folder no, found that it does not exist"),
             (["image.tif", "h.tif", "--bands", "1,2"], 2, "not 3 whole numbers between commas"),
             (["image.tif", "h.tif", "--layers", "depth"], 2, "none of height"),
             (["image.tif", "h.tif", "--value-range", "0;255"], 2, "not 2 numbers"),
-            (["image.tif", "thesis.zarr", "--overwrite"], 1, "an empty place, or a store"),
+            (["image.tif", "thesis.zarr", "--overwrite"], 1, "an empty location, or a store"),
         ],
     )
     def test_bad_input(self, rasters, tmp_path, tiny_checkpoint, monkeypatch, words, code, message):

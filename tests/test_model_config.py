@@ -184,9 +184,10 @@ def test_every_name_of_the_room_is_found_and_those_of_files_without_torch():
     code = """
 import sys
 import xchmv2.model as model
-assert model.TILE == 448 and model.find_folder and model.CONFIG_NAME
+from xchmv2.model.files import CONFIG_NAME, TILE, find_folder
+assert TILE == 448 and find_folder and CONFIG_NAME
 assert "torch" not in sys.modules
 assert all(getattr(model, name) is not None for name in model.__all__)
-assert set(model.__all__) == set(model._MODULES)
+assert set(model.__all__) == set(model._FILES)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

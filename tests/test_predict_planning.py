@@ -471,7 +471,7 @@ class TestAccessor:
     )
     def test_methods_that_fit_come_first(self, kind, fit, others):
         imagery = cube((40, 50), times=3)
-        height = imagery["red"].astype("float32").rename("canopy_height")
+        height = (imagery["red"].astype("float32") / 10).rename("canopy_height")
         change = height.chmv2.difference("2020", "2021", sigma=4.0)
         obj = {
             "imagery": imagery,

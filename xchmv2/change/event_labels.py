@@ -16,7 +16,6 @@ from xchmv2.raster import (
     find_grid,
     label_patches,
     label_quantity,
-    on_same_grid,
     read_change,
 )
 
@@ -108,10 +107,9 @@ def label_events(
     """
     if polygons:
         _require_geopandas()
-    values = {"magnitude": on_same_grid(abs(read_change(change)), mask)}
+    values = {"magnitude": abs(read_change(change))}
     if isinstance(change, xr.Dataset) and "loss_date" in change:
-        values["date"] = on_same_grid(_seconds(change["loss_date"]), mask)
-    values = {name: value.reset_coords(drop=True) for name, value in values.items()}
+        values["date"] = _seconds(change["loss_date"])
     labels, found = label_patches(mask, values, connectivity=connectivity)
     attrs = {"long_name": "number of the event, 0 outside events", "units": "1"}
     labels = label_quantity(labels, "event", attrs)

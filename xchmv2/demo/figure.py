@@ -114,7 +114,7 @@ def _show_changes(
     """Draw true and predicted change between dates, on one colour scale."""
     names = ("true_height", "canopy_height")
     changes = [
-        [cube[name].isel(time=b) - cube[name].isel(time=a) for name in names]
+        [(cube[n].isel(time=b) - cube[n].isel(time=a)).rename("height_change") for n in names]
         for a, b in pairwise(range(cube.sizes["time"]))
     ]
     for k, (score, (true, predicted)) in enumerate(zip(scores, changes, strict=True)):

@@ -42,6 +42,9 @@ _METRES = {
     1200 / 3937: ("us-ft", "us_ft", "ftus", "us survey foot", "us survey feet"),
 }
 _FACTORS = {name: factor for factor, names in _METRES.items() for name in names}
+# More than trees grow between two dates [m]: a block in which nothing was lost, and more was gained
+# than that, holds heights.
+_MOST_GROWTH = 10.0
 # A block with more than this share of impossible values is in another unit, or not a height.
 _MOST_IMPOSSIBLE = 0.5
 
@@ -479,7 +482,7 @@ def _drop_impossible(
 def _warn_of_heights(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Task: say so if values that should be a change look like heights."""
     known = values[np.isfinite(values)]
-    if known.size and known.min() >= 0 and known.max() > 0:
+    if known.size and known.min() >= 0 and known.max() > _MOST_GROWTH:
         warnings.warn(
             "no value is below 0: these look like heights, not like a change of them; "
             "pass what difference() returns, or after - before",

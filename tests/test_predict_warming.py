@@ -186,6 +186,8 @@ def client(homes, fake_hub, tmp_path_factory):
                 "resources": {"GPU": 1} if "gpu" in name else None,
                 "env": {**environment(homes / name, fake_hub[0]), "OMP_NUM_THREADS": "1"},
                 "local_directory": scratch,
+                # Else a worker's log forgets what it read by the time it has done the rest.
+                "config": {"distributed.admin.low-level-log-length": 1_000_000},
             },
         }
         for name in ("plain", "gpu-1", "gpu-2")

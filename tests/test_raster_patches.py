@@ -159,5 +159,5 @@ def test_bad_input():
             sieve(mask, **bounds)
     with pytest.raises(CHMv2Error, match="h and the mask on the same grid"):
         label_patches(mask, {"h": plane(np.ones((4, 4)))})
-    with pytest.raises(CHMv2Error, match="h and the mask on the same grid"):
+    with pytest.raises(CHMv2Error, match="h of the mask's dates"):
         label_patches(mask, {"h": plane(np.ones((2, 4, 5)), dims=("time", "y", "x"))})

@@ -94,12 +94,21 @@ class TestPairs:
         pair = read_pair(imagery, holed)
         np.testing.assert_array_equal(np.isnan(pair.height), np.asarray(holed == -9999))
 
+    def test_undeclared_nodata_is_counted_and_left_out(self):
+        imagery, height = forest()
+        with pytest.warns(UserWarning, match="8200 of 52000 values cannot be heights"):
+            found = read_pair(imagery, height.where(height.x > height.x[40], -9999))
+        np.testing.assert_array_equal(
+            found.height, read_pair(imagery, height.where(height.x > height.x[40])).height
+        )
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda h: h.where(h.x > h.x[40], -9999),
-             r"reference heights of 0 to 120 m, found 8200 outside, from -9999 .*feet"),
-            (lambda h: h * 30, r"outside, from .*feet: reference \* 0.3048"),
+            (lambda h: h.where(h.x > h.x[200], -9999),
+             r"values of a block .* such as -9999; .* stand for nodata: height.where"),
+            (lambda h: h * 30, r"values of a block .* in another unit, declare it: height.assign"),
+            (lambda h: h * 4, r"outside, from .*feet: reference \* 0.3048"),
             (lambda h: h * np.nan, r"reference heights under the imagery, found none.*is nodata"),
             (lambda h: h.assign_coords(x=h.x + 5000),
              r"reference heights under the imagery, found none"),
@@ -499,11 +508,11 @@ class TestCalibrate:
         clean = calibrate(data["canopy_height"], height)[1]
         holed = height.copy()
         holed[::5] = -9999
-        with pytest.raises(CHMv2Error, match=r"0 to 120 m, found 10400 outside"):
-            calibrate(data["canopy_height"], holed)
+        with pytest.warns(UserWarning, match="10400 of 52000 values cannot be heights"):
+            undeclared = calibrate(data["canopy_height"], holed)[1]
         declared = holed.assign_attrs(_FillValue=-9999)
         found = calibrate(data["canopy_height"], declared)[1]
-        assert found.count == 41600
+        assert found.count == undeclared.count == 41600
         assert found.slope == pytest.approx(clean.slope, abs=0.2)
 
     def test_dims_in_the_other_order(self):

@@ -138,7 +138,6 @@ LARGER = [
     ("fp16", (256, 32), "softmax", True),
     ("fp32", (256, 32), "sigmoid", True),
     ("bf16", (256, 512), "sigmoid", True),
-    ("fp32", (256, 512), "relu", True),
 ]
 
 

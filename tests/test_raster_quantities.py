@@ -129,8 +129,18 @@ class TestUnits:
         np.testing.assert_allclose(found, HEIGHT, atol=0.26)
         assert not {"scale_factor", "add_offset", "_FillValue"} & set(found.attrs)
         # In a difference the offset has cancelled.
-        moved = read_change(((LATER - HEIGHT) / 0.5).assign_attrs(scale_factor=0.5, add_offset=10))
+        floats = ((LATER - HEIGHT) / 0.5).assign_attrs(scale_factor=0.5, add_offset=10)
+        with pytest.warns(UserWarning, match="scale_factor=0.5 stands in the attributes and is ap"):
+            moved = read_change(floats)
         np.testing.assert_allclose(moved, LATER - HEIGHT, atol=1e-4)
+
+    def test_a_scale_that_arithmetic_has_applied_already(self):
+        stored = (HEIGHT * 100).round().astype("int16").assign_attrs(scale_factor=0.01)
+        with xr.set_options(keep_attrs=True):
+            metres = stored * 0.01
+        with pytest.warns(UserWarning, match=r"drop it: array.drop_attrs\(\)"):
+            read_heights(metres)
+        np.testing.assert_allclose(read_heights(metres.drop_attrs()), HEIGHT, atol=0.006)
 
     def test_the_advice_works(self):
         with pytest.raises(CHMv2Error) as caught:

@@ -105,7 +105,8 @@ def read_heights(height: Raster) -> xr.DataArray:
     Warns
     -----
     UserWarning
-        When values are read: how many cannot be heights.
+        If a ``scale_factor`` stands on floats, which may be scaled already. When values are read:
+        how many cannot be heights.
 
     Notes
     -----
@@ -212,6 +213,7 @@ def read_numbers(array: xr.DataArray, *, nodata: bool = True) -> xr.DataArray:
     """
     if array.dtype.kind not in "fiu":
         raise CHMv2Error("a raster of numbers", f"{array.dtype}", "pass numbers, such as heights")
+    _warn_of_scale(array)
     return _scaled(_floats(array, nodata=nodata), offset=True)
 
 
@@ -420,6 +422,18 @@ def _scaled(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
     return _linear(array, scale, shift, kept)
 
 
+def _warn_of_scale(array: xr.DataArray) -> None:
+    """Say so where arithmetic may have applied a scale already, and kept the attribute."""
+    stored = array.encoding.get("rasterio_dtype", array.encoding.get("dtype", array.dtype))
+    if np.dtype(stored).kind == "f" and float(array.attrs.get("scale_factor", 1.0)) != 1.0:
+        warnings.warn(
+            f"scale_factor={array.attrs['scale_factor']} stands in the attributes and is applied; "
+            "if the values are scaled already, drop it: array.drop_attrs()",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _linear(
     array: xr.DataArray, scale: float, shift: float, attrs: Mapping[str, Any]
 ) -> xr.DataArray:
@@ -433,6 +447,7 @@ def _in_metres(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
     """Turn a length of any unit into metres."""
     unit = _unit(array)
     factor = 1.0 if unit is None else _FACTORS[unit.lower()]
+    _warn_of_scale(array)
     found = _scaled(_floats(array), offset=offset)
     if factor != 1.0:
         return _linear(found, factor, 0.0, {**found.attrs, "units": "m"})

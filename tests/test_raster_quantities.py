@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import rioxarray  # noqa: F401  (registers .rio)
 import xarray as xr
-from conftest import no_compute
+from conftest import cube, no_compute
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +22,7 @@ from xchmv2.raster import (
     same_grid,
     tell_kind,
 )
+from xchmv2.training import calibrate
 
 LEFT, TOP = 500_000.0, 5_300_000.0
 
@@ -272,3 +273,26 @@ class TestSameGrid:
         change.loss(found, mask=moved > 100)
         dask_sigma = sigma.copy(data=da.from_array(sigma.values))
         assert change.difference(HEIGHT, LATER, sigma=dask_sigma).sizes == HEIGHT.sizes
+
+    def test_a_mask_of_valid_pixels_for_predict(self):
+        imagery = cube((64, 64))
+        valid = (imagery["red"] > 20).drop_vars("spatial_ref")
+        found = imagery.chmv2.plan(
+            "demo", valid=valid.assign_coords(x=valid.x + 1e-6), tile=64, overlap=0
+        )
+        assert found.tiles == 1
+        with pytest.raises(CHMv2Error, match="valid on the imagery's own coordinates"):
+            imagery.chmv2.plan(
+                "demo", valid=valid.assign_coords(x=valid.x + 0.1), tile=64, overlap=0
+            )
+
+
+def test_calibrate_reads_heights_as_all_do():
+    shape = (40, 40)
+    metres = raster(forest(shape))
+    centimetres = (metres * 100).round().astype("int16").assign_attrs(units="cm")
+    one, found = calibrate(centimetres, metres * 1.1 + 1)
+    other, expected = calibrate(metres, metres * 1.1 + 1)
+    assert found.slope == pytest.approx(expected.slope, abs=1e-3)
+    assert one.attrs["units"] == "m"
+    np.testing.assert_allclose(one, other, atol=0.02)

@@ -13,7 +13,7 @@ import xarray as xr
 from scipy import optimize
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.raster import find_grid
+from xchmv2.raster import find_grid, read_heights
 from xchmv2.validation.matching import place_reference
 
 #: Fewest reference heights that a line is fitted to.
@@ -66,6 +66,7 @@ class Calibration:
         DataArray
             Corrected heights [m], not below 0, with the correction in its attrs.
         """
+        height = read_heights(height)
         corrected = (height * self.slope + self.offset).clip(min=0).astype(height.dtype)
         return corrected.rename(height.name).assign_attrs(
             {
@@ -153,14 +154,14 @@ def _validate_reference(reference: xr.DataArray) -> None:
 
 def _split(height: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
     if isinstance(height, xr.DataArray):
-        return height, None
+        return read_heights(height), None
     if "canopy_height" not in height:
         raise CHMv2Error(
             "a Dataset with canopy_height",
             f"{list(height.data_vars)}",
             "predict it too: .predict(..., layers=('height', 'bin_spread'))",
         )
-    return height["canopy_height"], height.get("bin_spread")
+    return read_heights(height), height.get("bin_spread")
 
 
 def _scaled(spread: xr.DataArray, factor: float) -> xr.DataArray:

@@ -274,6 +274,7 @@ class TestSameGrid:
         dask_sigma = sigma.copy(data=da.from_array(sigma.values))
         assert change.difference(HEIGHT, LATER, sigma=dask_sigma).sizes == HEIGHT.sizes
 
+    @pytest.mark.filterwarnings("ignore::xchmv2.errors.DemoModelWarning")
     def test_a_mask_of_valid_pixels_for_predict(self):
         imagery = cube((64, 64))
         valid = (imagery["red"] > 20).drop_vars("spatial_ref")

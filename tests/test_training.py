@@ -464,7 +464,10 @@ class TestCalibrate:
         rng = np.random.default_rng(seed)
         wrong = (height - 2) / 1.3 + rng.normal(0, noise, height.shape)
         data = xr.Dataset(
-            {"canopy_height": wrong.astype("float32"), "bin_spread": height * 0 + spread}
+            {
+                "canopy_height": wrong.astype("float32").clip(min=-5),
+                "bin_spread": height * 0 + spread,
+            }
         )
         return data, height
 

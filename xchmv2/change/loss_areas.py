@@ -45,7 +45,7 @@ def loss_area(
     opening, min_area, mask
         As for :func:`~xchmv2.change.loss`.
     correlation_length : float, optional
-        Distance over which errors are correlated [m]; by default that of the attributes.
+        Distance over which errors are correlated [m]; by default that in `change.attrs`.
     confidence : float, default 0.95
         Confidence of the interval.
 

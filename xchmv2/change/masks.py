@@ -179,7 +179,7 @@ def _validate_threshold(kind: str, change: Change, threshold: float | None) -> f
     if threshold is None:
         if isinstance(change, xr.DataArray) or not {"significant", "loss_date"} & set(change):
             raise CHMv2Error(
-                "a threshold, as the change does not tell what is significant",
+                "a threshold, as the change has no significance or loss date",
                 "none",
                 f"pass {kind}(change, threshold=15), or what difference() returns",
             )

@@ -340,7 +340,7 @@ def test_bad_input(heights):
         difference(first, second, stable=first > 1000)
     with pytest.raises(CHMv2Error, match="a sigma above 0 m, found NaN everywhere"):
         difference(first, second, sigma=xr.full_like(first.drop_vars("time"), np.nan))
-    with pytest.raises(CHMv2Error, match="heights that scatter on stable ground"):
+    with pytest.raises(CHMv2Error, match="height changes that vary on stable ground"):
         difference(first, first.assign_coords(time=second["time"]))
     with pytest.raises(CHMv2Error, match="no stable= with a sigma that is given"):
         difference(first, second, sigma=4, stable=first > 2)

@@ -1,4 +1,4 @@
-"""Change of canopy height that can be defended: dates aligned, errors told, losses found."""
+"""Canopy height change: co-registration, level of detection, losses, events and trends."""
 
 from xchmv2.change.alignment import align
 from xchmv2.change.correlation import correlation_length

@@ -1,4 +1,4 @@
-"""align(): dates brought into register by shifts measured against one of them."""
+"""Co-registration of dates by their shifts against a reference: :func:`align`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from xchmv2.raster import (
     spatial_dims,
 )
 
-#: Largest shift looked for by default [px]: the published geolocation error is 14 px on average.
+#: Largest shift searched by default [px]: the published geolocation error is 14 px on average.
 _MAX_SHIFT = 24.0
 _WINDOW = 128
 _MOST_WINDOWS = 36
@@ -43,62 +43,62 @@ def align(
     windows: int = _MOST_WINDOWS,
     apply: bool = True,
 ) -> xr.DataArray | xr.Dataset:
-    """Bring dates into register, to a fraction of a pixel.
+    """Co-register dates to a fraction of a pixel.
 
     Parameters
     ----------
     height : DataArray or Dataset
         (time, y, x) heights, or any other raster such as one band of imagery, in any order of
-        dims; integers become float32. Of a Dataset all variables are moved, by the shift of
-        ``canopy_height``, or of the mean of all where it has none, as with bands of imagery. One
-        date without a dim needs `to`.
+        dims; integers become float32. All variables of a Dataset are moved by the shift of
+        ``canopy_height``, or by that of their mean if there is none, as with bands of imagery. A
+        single date without a dim needs `to`.
     to : label or DataArray, optional
-        What to bring them into register with: one of the dates, the first by default, or a
-        raster (y, x) on the same grid.
+        The reference: one of the dates, the first by default, or a raster (y, x) on the same
+        grid.
     max_shift : float, default 24
-        Largest shift looked for along either axis [px].
+        Largest shift searched along either axis [px].
     window : int, default 128
         Side of the windows that are compared [px].
     windows : int, default 36
-        How many windows, about, spread evenly over the scene.
+        Approximate number of windows, spread evenly over the scene.
     apply : bool, default True
-        Whether to move the dates, or only to tell how far they lie apart.
+        Whether to move the dates, or only to report their shifts.
 
     Returns
     -------
     DataArray or Dataset
-        The dates in register, interpolated bilinearly, on the grid they were on, with what was
-        taken out in coordinates ``removed_shift_y`` and ``removed_shift_x`` [px]. What comes from
-        beyond the edge is NaN. dask-backed if the input is.
+        The co-registered dates on their original grid, interpolated bilinearly, with the removed
+        shifts in the coordinates ``removed_shift_y`` and ``removed_shift_x`` [px]. Pixels from
+        beyond the edge are NaN. dask-backed if the input is.
 
         With ``apply=False`` a Dataset along time of ``shift_y`` and ``shift_x`` [px], the
-        displacement of a date down the rows and along the columns against the reference: what is
-        at (r, c) there is at (r + shift_y, c + shift_x) here; ``distance_y`` and ``distance_x``,
-        the same on the ground [m]; ``spread`` [px] between windows, ``agreement``, the share of
-        windows that found this shift to 1 px, and ``windows``, how many could be compared.
+        displacement of a date down the rows and along the columns: the content at (r, c) of the
+        reference is at (r + shift_y, c + shift_x) of the date; ``distance_y`` and ``distance_x``,
+        the same on the ground [m]; ``spread``, the NMAD between windows [px]; ``agreement``, the
+        share of windows that found this shift to 1 px; and ``windows``, the number compared.
 
     Raises
     ------
     CHMv2Error
-        If there are no dates or no such date, if grids differ, or the reference holds no data.
+        If there are no dates, `to` is not one of them, grids differ, or the reference has no data.
 
     Warns
     -----
     ComparisonWarning
-        If no quarter of the windows of a date agree, or none can be compared. That date stays
-        where it is; its shift is NaN.
+        If less than a quarter of the windows of a date agree, or none can be compared. That date
+        is not moved, and its shift is NaN.
 
     Notes
     -----
-    Phase correlation [1]_ of the magnitude of the gradient in each window, twice: in place, and
-    again at the whole-pixel shift found first. The shift is the median of the largest set of
+    The gradient magnitudes in each window are compared by phase correlation [1]_, twice: in place,
+    and again at the whole-pixel shift found first. The shift is the median of the largest set of
     windows that agree to 1 px, so windows over clearings or cloud do not matter as long as others
-    outnumber them. One shift is found per date: it corrects location, not distortion.
+    outnumber them. One shift is estimated per date: it corrects location, not distortion.
 
-    Only the windows are read, at once: on a height that is still to be predicted that costs the
-    tiles under them, so write it to a store first. The moving itself is lazy.
+    Only the windows are read, all at once. For heights that are still to be predicted this computes
+    the tiles under them, so write the heights to a store first. The shifts are applied lazily.
 
-    Interpolation smooths what is moved by a fraction of a pixel, and not the reference.
+    Interpolation smooths dates that are moved by a fraction of a pixel, but not the reference.
 
     References
     ----------
@@ -123,7 +123,7 @@ def align(
 
 
 def _guide(height: Raster) -> xr.DataArray:
-    """Return the raster that tells the shift: the heights, or the mean of all bands."""
+    """Return the raster that shifts are estimated from: the heights, or the mean of all bands."""
     if isinstance(height, xr.Dataset) and HEIGHT_NAME not in height and len(height) > 1:
         bands = [read_numbers(band, nodata=False) for band in height.data_vars.values()]
         if all(set(band.dims) == set(bands[0].dims) for band in bands):
@@ -142,7 +142,7 @@ def _validate(max_shift: float, window: int, windows: int) -> None:
 
 
 def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | None]:
-    """Return the raster that dates are compared with, and the dim they lie along.
+    """Return the raster that dates are compared with, and the dim of the dates.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def _estimate(
     if not any(np.isfinite(patch).any() for patch in still):
         raise CHMv2Error(
             "a reference with heights in it",
-            "NaN in all windows looked at",
+            "NaN in all windows",
             "choose another date: align(height, to='...')",
         )
     return [estimate_shift(still, moving, spread, max_shift) for moving in dates]
@@ -303,9 +303,9 @@ def _move(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.DataA
     return whole.transpose(*array.dims).assign_coords(along)
 
 
-# Shifts are rounded to this before they are applied: more says nothing, and 0 stays 0 [px].
+# Shifts are rounded to this before they are applied, finer than their precision; 0 stays 0 [px].
 _STEP = 1e-3
-# An interpolated pixel is valid if at least this share of what it is made of is.
+# An interpolated pixel is valid if at least this share of its weight is of valid pixels.
 _LEAST_VALID = 0.5
 
 
@@ -317,14 +317,14 @@ def _shift_plane(plane: Any, dy: float, dx: float) -> Any:
     plane : ndarray or dask array of float, shape (H, W)
         NaN is missing.
     dy, dx : float
-        Where to take values from [px].
+        Offset of the source from each pixel [px].
 
     Returns
     -------
     ndarray or dask array
-        Of the same shape, dtype and chunks. Missing pixels take no part in their neighbours: a
-        pixel is the weighted mean of the valid ones among the four it lies between, and missing
-        if these weigh less than half. So is what comes from beyond the edge.
+        Of the same shape, dtype and chunks. A pixel is the weighted mean of the valid ones among
+        the four it lies between, and missing if these weigh less than half. Pixels from beyond
+        the edge are missing.
     """
     rows, cols = (round(v / _STEP) * _STEP for v in (dy, dx))
     if rows == 0 and cols == 0:
@@ -335,7 +335,7 @@ def _shift_plane(plane: Any, dy: float, dx: float) -> Any:
 
 
 def _shift_lazily(plane: da.Array, dy: float, dx: float) -> da.Array:
-    """Shift chunk by chunk, each with as much around it as it needs."""
+    """Shift each chunk together with the margin that it needs."""
     depth = {axis: math.ceil(abs(v)) + 1 for axis, v in enumerate((dy, dx))}
     roomy = plane.rechunk(
         {axis: _at_least(plane.chunks[axis], margin) for axis, margin in depth.items()}
@@ -388,7 +388,7 @@ def _shift(plane: npt.NDArray[Any], dy: float, dx: float) -> npt.NDArray[Any]:
 def _slices(
     shape: tuple[int, ...], dy: int, dx: int
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return where pixels go, and where from, for a step of whole pixels."""
+    """Return the target and the source slices for a step of whole pixels."""
     to, start = [], []
     for size, step in zip(shape, (dy, dx), strict=True):
         low, high = max(0, -step), min(size, size - step)

@@ -1,4 +1,4 @@
-"""How far apart errors are alike, and what that does to sums over areas."""
+"""Correlation length of errors, and the area of one independent error."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _Floats = npt.NDArray[np.float64]
 WINDOW, MOST_WINDOWS = 256, 16
 #: Beyond this many NMAD a difference is a change, not an error.
 _CLIP = 3.0
-# A window takes part with so many pixels that did not change.
+# Least share of unchanged pixels in a window that takes part.
 _LEAST_SHARE = 0.25
 
 
 def correlation_length(
     change: xr.Dataset | xr.DataArray, *, window: int = WINDOW, windows: int = MOST_WINDOWS
 ) -> float:
-    """Measure how far apart errors of a change are alike, on pixels that did not change.
+    """Estimate the correlation length of the errors of a change on its unchanged pixels.
 
     Parameters
     ----------
     change : Dataset or DataArray
         From :func:`~xchmv2.change.difference`, or its ``height_change`` (y, x) [m].
     window : int, default 256
-        Side of the windows looked at [px]; longer distances are not seen.
+        Side of the windows [px]; longer distances are not measured.
     windows : int, default 16
-        How many, about, spread evenly over the scene. They are read at once.
+        Approximate number of windows, spread evenly over the scene. They are read at once.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def correlation_length(
 
     Notes
     -----
-    Of each window the pixels within 3 NMAD of the median count. Their autocovariance, averaged
+    The pixels within 3 NMAD of the median of each window count. Their autocovariance, averaged
     over all windows and directions, is summed up to the first distance at which it falls to 5 % of
     that at distance 0.
 
@@ -82,7 +82,7 @@ def correlated_pixels(patches: list[_Floats]) -> float:
     size = covariance.shape
     away = [np.minimum(np.arange(n), n - np.arange(n)) for n in size]
     distance = np.rint(np.hypot(away[0][:, None], away[1])).astype(int)
-    # Rings of one pixel, as far as half a window reaches.
+    # Rings one pixel wide, up to half a window.
     rings = np.arange(max(2, min(size) // 4))
     mean = ndimage.mean(covariance, distance, rings)
     if mean[0] <= 0:
@@ -95,7 +95,7 @@ def correlated_pixels(patches: list[_Floats]) -> float:
 
 
 def _autocovariance(patch: _Floats) -> tuple[_Floats, _Floats] | None:
-    """Return sums of products at each lag, and how many; None with too few unchanged pixels."""
+    """Return the sum and the number of products at each lag; None with too few unchanged pixels."""
     known = np.isfinite(patch)
     if not known.any():
         return None

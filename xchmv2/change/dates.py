@@ -1,4 +1,4 @@
-"""Which dates are meant, and how alike the conditions of two dates are."""
+"""Selection of dates by label, and comparison of the conditions of two dates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xchmv2.raster import (
 
 
 def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> str:
-    """Return the name of the dim along which the dates lie.
+    """Return the name of the dim of the dates.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> st
     dated : bool
         Whether the dates themselves matter, not only their order.
     least : int
-        How many dates are needed.
+        Least number of dates.
 
     Returns
     -------
@@ -78,12 +78,12 @@ def _require_order(array: xr.DataArray, dim: str) -> None:
         raise CHMv2Error(
             "dates in strictly increasing order",
             list_dates(array, dim),
-            f"sort them: height.sortby({dim!r}), and drop what comes twice",
+            f"sort them: height.sortby({dim!r}), and drop duplicates",
         )
 
 
 def list_dates(array: xr.DataArray, dim: Hashable, most: int = 12) -> str:
-    """Name the dates there are, for a message."""
+    """List dates for a message."""
     if dim not in array.coords:
         return f"{array.sizes[dim]} positions without dates"
     values = array[dim].values
@@ -100,16 +100,16 @@ def _day(time: np.datetime64) -> str:
 
 
 def select_date(height: Raster, label: Any) -> Raster:
-    """Take the one date that a label means.
+    """Select the one date that a label means.
 
     Parameters
     ----------
     height : DataArray or Dataset
         With dates along one dim.
     label : str, datetime64, date or int
-        A date, or what it begins with, such as "2019", 2019 or "2019-07", as long as that means
-        exactly one date. One with a time zone, such as "2019-07-01T10:30:00Z", is turned into
-        UTC, which the dates are taken to be in.
+        A date or its beginning, such as "2019", 2019 or "2019-07", as long as that means exactly
+        one date. A label with a time zone, such as "2019-07-01T10:30:00Z", is converted to UTC,
+        which the dates are assumed to be in.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def select_date(height: Raster, label: Any) -> Raster:
     Raises
     ------
     CHMv2Error
-        If the label means no date, or more than one; the message says which there are.
+        If the label means no date, or more than one; the message lists the dates.
     """
     array = choose_heights(height)
     dim = find_dates(array)
@@ -150,7 +150,7 @@ def _positions(index: pd.Index, label: Any) -> Any:
 
 
 def _in_utc(label: Any) -> Any:
-    """Turn a label with a time zone into UTC; leave all others as they are."""
+    """Convert a label with a time zone to UTC; return all others unchanged."""
     try:
         moment = pd.Timestamp(label)
     except (ValueError, TypeError):
@@ -160,7 +160,7 @@ def _in_utc(label: Any) -> Any:
 
 #: Dates whose days of the year are further apart than this are of another season [days].
 _SEASON_DAYS = 45
-#: Suns further apart than this cast other shadows [degrees].
+#: Sun elevations further apart than this cast different shadows [degrees].
 _SUN_DEGREES = 15.0
 
 _YEAR = 365.25
@@ -171,7 +171,7 @@ class ComparisonWarning(UserWarning):
 
 
 def date_of(array: xr.DataArray) -> np.datetime64 | None:
-    """Return the date of a raster from its scalar coordinate; None if it does not tell."""
+    """Return the date of a raster from its scalar coordinate; None if there is none."""
     for coord in array.coords.values():
         if coord.ndim == 0 and np.issubdtype(coord.dtype, np.datetime64):
             return None if np.isnat(coord.values) else np.datetime64(coord.values)
@@ -179,7 +179,7 @@ def date_of(array: xr.DataArray) -> np.datetime64 | None:
 
 
 def doubts(before: xr.DataArray, after: xr.DataArray) -> list[str]:
-    """Say why a change between two dates deserves less trust.
+    """List the reasons why a change between two dates deserves less trust.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def doubts(before: xr.DataArray, after: xr.DataArray) -> list[str]:
     Returns
     -------
     list of str
-        Empty if there is nothing to say, or nothing is known.
+        Empty if there are none, or the conditions are unknown.
     """
     return [*_season(before, after), *_sun(before, after), *_quality((before, after))]
 
@@ -224,7 +224,7 @@ def _quality(arrays: Sequence[xr.DataArray]) -> list[str]:
 
 
 def _flags(array: xr.DataArray) -> list[str]:
-    """Name what is known to be wrong with a date; that something is not known is no flag."""
+    """List the quality flags of a date; an unknown condition is not a flag."""
     found = []
     if _scalar(array, "sun_elevation") < LOWEST_SUN:
         found.append("low_sun")

@@ -1,4 +1,4 @@
-"""difference(): change between two dates, with the error of each pixel."""
+"""Height change between two dates, with the error of each pixel: :func:`difference`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def difference(
     error_correlation: float = 0.0,
     stable: xr.DataArray | None = None,
 ) -> xr.Dataset:
-    """Subtract two dates and tell what is more than error.
+    """Subtract two dates and test the height change of each pixel for significance.
 
     Parameters
     ----------
@@ -58,15 +58,15 @@ def difference(
     confidence : float, default 0.95
         Two-sided confidence of the level of detection.
     correlation_length : float, optional
-        Distance over which errors of neighbouring pixels are alike [m], see
+        Distance over which errors of pixels are correlated [m], see
         :func:`~xchmv2.change.correlation_length`. It changes nothing per pixel; it is kept in
         the attributes for sums and means over areas, where n pixels do not make n independent
         errors.
     error_correlation : float, default 0
-        Correlation of the errors of the two dates at a pixel, -1 to 1. What both dates share, such
-        as a tree that the model always takes for too low, cancels in the difference.
+        Correlation of the errors of the two dates at a pixel, -1 to 1. Errors that both dates
+        share, such as a tree whose height is always underestimated, cancel in the difference.
     stable : DataArray of bool, optional
-        (y, x) True where nothing changed, for ``sigma=None``; found as in
+        (y, x) True on stable ground, for ``sigma=None``; found as in
         :func:`~xchmv2.change.stable_bias` by default.
 
     Returns
@@ -74,15 +74,15 @@ def difference(
     Dataset
         ``height_change`` [m], after minus before; ``level_of_detection`` [m], the least change
         that is significant; ``z_score`` and two-sided ``p_value``; ``significant`` (bool), False
-        where there is no change to tell. dask-backed if the heights are: nothing is computed.
+        where the change is missing. dask-backed if the heights are: nothing is computed.
         With ``sigma=None`` the scalar coordinate ``stable_offset`` is the median change on stable
-        ground [m]: it is *not* taken out, :func:`~xchmv2.change.stable_bias` does that.
+        ground [m]: it is *not* removed; :func:`~xchmv2.change.stable_bias` removes it.
 
     Raises
     ------
     CHMv2Error
         If there is more than one date in either, the grids differ, `after` is not later, `sigma`
-        is not positive or not there, a number is out of range, or there is no pixel with both
+        is not positive or missing, a number is out of range, or there is no pixel with both
         heights.
 
     Warns
@@ -96,18 +96,18 @@ def difference(
     -----
     With errors s1 and s2 of the dates and their correlation r, the error of the difference is
     sqrt(s1^2 + s2^2 - 2 r s1 s2): in quadrature for r = 0. With ``sigma=None`` it is the NMAD
-    itself, which holds everything that makes stable pixels differ, of both dates, correlated or
-    not: no factor of sqrt(2), and no `error_correlation`. Open ground (2 m and less) scatters less
-    than canopy, so both are measured: where canopy became ground, or ground canopy, the error is
+    itself, which includes the errors of both dates, correlated or not, and so takes neither a
+    factor of sqrt(2) nor an `error_correlation`. Heights vary less on open ground (2 m and less)
+    than in canopy, so both are measured: where canopy became ground, or ground canopy, the error is
     sqrt((c^2 + g^2) / 2), c being the NMAD of canopy and g that of ground, since each date has half
-    of the variance. Elsewhere it is c: what differs on ground alone is no change of canopy, however
-    little it scatters. With `stable`, or with less than 2 % of the pixels in either, one NMAD
-    serves all. An offset that all pixels of a date share is in none of these; take it out first.
+    of the variance. Elsewhere it is c: a difference on open ground alone is not a change of canopy,
+    however little heights vary there. With `stable`, or with less than 2 % of the pixels in either,
+    one NMAD serves all. None of these includes an offset of a whole date; remove it first.
 
     z is the change over its error, p = erfc(abs(z) / sqrt(2)), and the level of detection the
     normal quantile of the confidence times the error. Each pixel is tested by itself: of a
-    million pixels that did not change, 50,000 are significant at 0.95. Patches of some size are
-    another matter, see :func:`~xchmv2.change.loss`.
+    million unchanged pixels, 50,000 are significant at 0.95. For patches of a minimum area see
+    :func:`~xchmv2.change.loss`.
     """
     first, second = _pair(before, after)
     _validate(confidence, correlation_length, error_correlation)
@@ -139,7 +139,7 @@ def difference_between(
     error_correlation: float = 0.0,
     stable: xr.DataArray | None = None,
 ) -> xr.Dataset:
-    """Subtract two dates of a cube: :func:`difference` of two labels.
+    """Subtract two dates of a cube, chosen by label, as in :func:`difference`.
 
     Parameters
     ----------
@@ -154,12 +154,12 @@ def difference_between(
     confidence : float, default 0.95
         Two-sided confidence of the level of detection.
     correlation_length : float, optional
-        Distance over which errors of neighbouring pixels are alike [m]; kept in the attributes
+        Distance over which errors of pixels are correlated [m]; kept in the attributes
         for sums and means over areas.
     error_correlation : float, default 0
         Correlation of the errors of the two dates at a pixel, -1 to 1.
     stable : DataArray of bool, optional
-        (y, x) True where nothing changed, for ``sigma=None``; found by default.
+        (y, x) True on stable ground, for ``sigma=None``; found by default.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def difference_between(
     Raises
     ------
     CHMv2Error
-        If a label means no date or several; the message says which there are.
+        If a label means no date or several; the message lists the dates.
 
     Examples
     --------
@@ -220,7 +220,7 @@ def _validate(confidence: float, length: float | None, correlation: float) -> No
 def _measured(
     first: xr.DataArray, second: xr.DataArray, stable: xr.DataArray | None, correlation: float
 ) -> tuple[Any, xr.DataArray]:
-    """Return error, by pixel or for all, and offset of the difference on stable ground."""
+    """Return the error of the difference, by pixel or for all, and its offset on stable ground."""
     if correlation:
         raise CHMv2Error(
             "no error_correlation with sigma=None, whose measure holds it already",
@@ -233,19 +233,19 @@ def _measured(
         _require_scatter(found)
     words = {"long_name": "median change on stable ground", "units": "m"}
     canopy, ground = (xr.DataArray(nmad) for nmad in (found.nmad, found.ground_nmad))
-    # Where one date shows ground; two NaN are alike, and come out as no change anyway.
+    # Open ground on one of the dates; where a height is missing, so is the change.
     mixed = (first > CANOPY) != (second > CANOPY)
     error = canopy.where(~mixed, ((canopy**2 + ground**2) / 2) ** 0.5)
     return error.where(error > 0), xr.DataArray(found.offset, attrs=words)
 
 
 def _require_scatter(found: StableGround) -> None:
-    """Check that stable ground in memory tells an error."""
+    """Check that an error can be estimated from stable ground in memory."""
     if not found.pixels:
         raise nothing_stable()
     if not found.nmad > 0:
         raise CHMv2Error(
-            "heights that scatter on stable ground", "none that do", "pass sigma=... [m]"
+            "height changes that vary on stable ground", "an NMAD of 0 m", "pass sigma=... [m]"
         )
 
 
@@ -302,7 +302,7 @@ def _attrs(
     confidence: float,
     length: float | None,
 ) -> dict[str, Any]:
-    """Return what is to be known about a comparison."""
+    """Return the metadata of a comparison."""
     dates = {"before": date_of(first), "after": date_of(second)}
     attrs: dict[str, Any] = {
         name: str(np.datetime_as_string(date, "s"))
@@ -316,7 +316,7 @@ def _attrs(
     return attrs
 
 
-#: Layer of :func:`xchmv2.predict.predict` that tells the error of each pixel.
+#: Layer of :func:`xchmv2.predict.predict` that holds the error of each pixel.
 _BIN_SPREAD = "bin_spread"
 
 _Sigma = float | xr.DataArray | str | Sequence[float | xr.DataArray] | None
@@ -376,7 +376,7 @@ def _one_sigma(sigma: Any, like: xr.DataArray) -> xr.DataArray | float:
 
 
 def _foreign(array: xr.DataArray, like: xr.DataArray) -> list[Any]:
-    """Name the coordinates that an array has besides its grid."""
+    """List the coordinates of an array besides those of the grid."""
     return [name for name in array.coords if name not in like.dims]
 
 

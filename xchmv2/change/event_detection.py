@@ -1,4 +1,4 @@
-"""When each pixel lost its canopy, and whether it came back: :func:`events`."""
+"""Date, magnitude and recovery of the largest loss of each pixel: :func:`events`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
     ----------
     height : DataArray or Dataset
         (time, y, x) heights [m] on at least three dates, NaN where missing, or a Dataset with
-        ``canopy_height``. The dates may lie at any distance.
+        ``canopy_height``. The dates may be irregular.
     threshold : float, default 5
         Smallest drop that counts [m]; choose it above the level of detection of two dates.
 
@@ -49,22 +49,22 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
 
     Notes
     -----
-    Of each pixel only the valid dates count. For each of them but the first:
+    Only the valid dates of a pixel count. For each of them but the first:
 
-    1. *before* is the median of the last three heights before it, of two the lower; *after* is
-       the median of the first three from it on, of two the higher. At either end of the series
-       there may be one only.
+    1. *before* is the median of the last three heights before it, or the lower of two; *after*
+       is the median of the first three from it on, or the higher of two. At either end of the
+       series there may be only one.
     2. The drop is *before* less *after*. It counts if it is above the threshold, the height on
        the date itself is below *before*, and that on the valid date before it above *after*, both
-       by more than the threshold. So one date that reads too high or too low makes no loss and
-       hides none, and a drop that is back on the next date is none. Only on the first and on the
-       last date a bad reading cannot be told from a loss: then ``confirmed`` is False.
-    3. The loss is at the largest drop that counts; of equal ones at the earliest.
+       by more than the threshold. So a single outlier, too high or too low, neither makes nor
+       hides a loss, and a drop that is recovered on the next date does not count. On the first
+       and the last date an outlier cannot be told from a loss: then ``confirmed`` is False.
+    3. The loss is at the largest drop that counts, the earliest of equal ones.
     4. ``height_before`` and ``height_after`` are *before* and *after* there.
     5. ``recovery`` is (last - height_after) / magnitude, *last* being the lower of the last two
        heights from the loss on.
 
-    A pixel has one loss; smaller ones before or after it are not told.
+    A pixel has one loss; smaller ones before or after it are not reported.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
         input_core_dims=[[dim]],
         output_core_dims=[[]] * len(_LAYERS),
         dask="parallelized",
-        keep_attrs=True,  # those of coordinates: without them the CRS is lost
+        keep_attrs=True,  # also those of coordinates, which hold the CRS
         output_dtypes=[np.dtype("datetime64[ns]")] * 2 + [array.dtype] * 4 + [np.dtype(bool)],
     )
     mapping = label_quantity(array, "any", {}).attrs
@@ -144,7 +144,7 @@ def _find_pixels(
 
 
 def _pack(heights: _Floats) -> tuple[_Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Move the valid heights of each column to its top, in order; and say which dates they are."""
+    """Move the valid heights of each column to its top, in order; return their dates and number."""
     missing = ~np.isfinite(heights)
     when = np.argsort(missing, axis=0, kind="stable")
     packed = np.take_along_axis(np.where(missing, np.nan, heights), when, axis=0)
@@ -154,7 +154,7 @@ def _pack(heights: _Floats) -> tuple[_Floats, npt.NDArray[np.intp], npt.NDArray[
 def _largest_drop(
     packed: _Floats, n: npt.NDArray[np.intp], threshold: float
 ) -> tuple[npt.NDArray[np.intp], _Floats, _Floats]:
-    """Return where the largest drop of each column is, and the levels around it; NaN for none."""
+    """Return the position of the largest drop of each column, and both levels; NaN for none."""
     index = np.ones(packed.shape[1], np.intp)
     above, below = (np.full(packed.shape[1], np.nan) for _ in range(2))
     for k in range(1, len(packed)):
@@ -169,14 +169,14 @@ def _largest_drop(
 
 
 def _middle(rows: _Floats, *, lower: bool) -> _Floats:
-    """Return the median of the valid ones of up to three rows; of two the lower or the higher."""
+    """Return the median of the valid ones of up to three rows, or the lower or higher of two."""
     count = np.isfinite(rows).sum(axis=0)
     middle: _Floats = _at(np.sort(rows, axis=0), (count - 1 if lower else count) // 2)  # NaN last
     return middle
 
 
 def _at(rows: npt.NDArray[Any], index: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-    """Return one number of each column, the nearest there is."""
+    """Return one number of each column, the nearest one for an index outside."""
     inside = np.clip(index, 0, len(rows) - 1)
     picked: npt.NDArray[Any] = np.take_along_axis(rows, inside[None], axis=0)[0]
     return picked

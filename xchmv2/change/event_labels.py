@@ -1,4 +1,4 @@
-"""Patches of change as events: a number and a row of a table each, and a polygon on request."""
+"""Patches of change as numbered events, with a table and, on request, polygons."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def label_events(
     polygons: bool = False,
     connectivity: Connectivity = 8,
 ) -> tuple[xr.DataArray, Any]:
-    """Measure each patch of a mask of loss or gain.
+    """Label and measure each patch of a mask of loss or gain.
 
     Parameters
     ----------
     mask : DataArray
         Boolean, from :func:`loss` or :func:`gain`.
     change : Dataset or DataArray
-        What the mask was made from: the Dataset of :func:`difference` or :func:`events`, or
+        The source of the mask: the Dataset of :func:`difference` or :func:`events`, or
         height change [m].
     polygons : bool, default False
         Whether to add the outline of each event; needs geopandas.
     connectivity : {8, 4}
-        Whether pixels that touch at corners only belong together.
+        Whether pixels that touch only at corners belong together.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def _with_outlines(labels: xr.DataArray, table: pd.DataFrame) -> gpd.GeoDataFram
     for (*place, event), outline in _all_outlines(ordered, grid.geobox.affine):
         parts.setdefault((*place, event), []).append(outline)
     # In the order of the table: planes, and events in each. A straight side that was cut at the
-    # border of a chunk keeps a vertex there, unless it is taken out.
+    # border of a chunk keeps a vertex there, unless it is simplified.
     outlines = [union_all(parts[key]).simplify(0) for key in sorted(parts)]
     crs = None if grid.crs is None else grid.crs.proj
     return gpd.GeoDataFrame(table, geometry=gpd.GeoSeries(outlines, crs=crs), crs=crs)

@@ -1,4 +1,4 @@
-"""How large the area of a loss is, and between which bounds: :func:`loss_area`."""
+"""Area of canopy loss with its confidence interval: :func:`loss_area`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xchmv2.change.masks import (
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas, has_true_areas, name_contents, pixel_size, read_change
 
-#: Errors hide losses so near to those that are found [m]: about a crown's radius.
+#: Errors hide losses within this distance of detected ones [m]: about a crown's radius.
 _RIM = 3.0
 
 
@@ -34,20 +34,20 @@ def loss_area(
     correlation_length: float | None = None,
     confidence: float = 0.95,
 ) -> xr.Dataset:
-    """Estimate the area that lost more than some height, with its interval.
+    """Estimate the area that lost more than some height, with its confidence interval.
 
     Parameters
     ----------
     change : Dataset
         From :func:`~xchmv2.change.difference`.
     threshold : float, default 5
-        Loss that counts [m].
+        Least loss that counts [m].
     opening, min_area, mask
         As for :func:`~xchmv2.change.loss`.
     correlation_length : float, optional
-        Distance over which errors are alike [m]; by default that in the attributes of `change`.
+        Distance over which errors are correlated [m]; by default that in `change.attrs`.
     confidence : float, default 0.95
-        Of the interval.
+        Confidence of the interval.
 
     Returns
     -------
@@ -70,18 +70,18 @@ def loss_area(
     Its standard error counts the pixels that another, equally good pair of images would have put
     on the other side of the limit: each pixel of sure or likely loss is over it with p = Phi((d -
     limit) / s), d being its loss and s its error. Var = sum of a A p (1 - p), where a is the area
-    of the cell and A = pi r^2 that of the disc within which errors are alike.
+    of the cell and A = pi r^2 that of the disc within which errors are correlated.
 
-    Losses between `threshold` and the level of detection are missed by the sure loss. Errors are
-    taken to be as often positive as negative, so likely loss less likely gain estimates the area
-    of both together. Errors also break a loss into pieces, of which opening and sieving take the
-    small ones, and no gain tells how many: of the pixels within 3 m (a crown's radius) of the
-    likely loss each may have been lost too, with p = Phi((d - threshold) / s), and the upper bound
+    The sure loss misses losses between `threshold` and the level of detection. Errors are
+    assumed to be as often positive as negative, so likely loss less likely gain estimates the area
+    of both together. Errors also break a loss into pieces, of which opening and sieving remove
+    the small ones, and no gain shows how many: each pixel within 3 m (a crown's radius) of the
+    likely loss may have been lost too, with p = Phi((d - threshold) / s), and the upper bound
     counts them by p. The interval runs from z standard errors below ``area`` to as many above the
     larger of the two estimates and that rim, and not below 0. It is wide where the level of
     detection is far above `threshold`: the data do not say more. True gains make its upper bound
-    too low by as much as they cover; an offset between the dates must have been taken out before.
-    What it does not hold: errors that both dates share, and whether a drop of canopy is a loss.
+    too low by as much as they cover; an offset between the dates must have been removed before.
+    It covers neither errors that both dates share, nor whether a drop of canopy is a loss.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def loss_area(
 
 
 def _chance(score: xr.DataArray) -> xr.DataArray:
-    """Return how likely each pixel is over a limit; 0 where nothing is known."""
+    """Return the probability that each pixel is over a limit; 0 where change is missing."""
     found: xr.DataArray = xr.apply_ufunc(
         ndtr, score, dask="parallelized", output_dtypes=[score.dtype]
     )
@@ -131,14 +131,14 @@ def _chance(score: xr.DataArray) -> xr.DataArray:
 
 
 def _rim(likely: xr.DataArray, left_out: xr.DataArray | None) -> xr.DataArray:
-    """Tell the pixels near a likely loss that are none."""
+    """Return the pixels near a likely loss that are not part of it."""
     reach = max(1, round(_RIM / min(pixel_size(likely))))
     rim = grow(likely, reach) & ~likely
     return rim if left_out is None else rim & ~read_left_out(left_out, likely)
 
 
 def _require_difference(change: Change) -> xr.Dataset:
-    """Check that a change comes with its error, which the interval is made of."""
+    """Check that a change has its level of detection, which the interval needs."""
     needed = {"height_change", "level_of_detection"}
     if isinstance(change, xr.Dataset) and needed <= set(change.data_vars):
         return change

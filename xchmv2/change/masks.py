@@ -1,4 +1,4 @@
-"""Where canopy was lost or gained: masks cleaned of what one pixel, or a thin line, says alone."""
+"""Masks of canopy loss and gain, cleaned of single pixels and thin lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Change = xr.DataArray | xr.Dataset
 
 #: Smallest change that counts where no significance is known [m].
 THRESHOLD = 5.0
-#: Smallest patch by default [m2], and side of the square it is opened by [px].
+#: Smallest patch [m2] and side of the square of the opening [px] by default.
 MIN_AREA, OPENING = 200.0, 3
 
 
@@ -43,22 +43,22 @@ def loss(
     Parameters
     ----------
     change : Dataset or DataArray
-        The Dataset of :func:`difference`: pixels count that lost height significantly. That of
-        :func:`events`: pixels count that have a loss date. Or height change [m], after minus
-        before, such as ``after - before``: ``threshold`` decides alone.
+        The Dataset of :func:`difference`, whose pixels count if they lost height significantly;
+        that of :func:`events`, whose pixels count if they have a loss date; or height change [m],
+        after minus before, such as ``after - before``, where ``threshold`` alone decides.
     threshold : float, optional
-        Least loss [m], inclusive, such as 15; the sign plays no part. Needed with a DataArray;
-        with a Dataset a further condition.
+        Least loss [m], inclusive, such as 15; its sign is ignored. Needed with a DataArray; a
+        further condition with a Dataset.
     opening : int or None, default 3
-        Side of the square [px] by which the mask is opened: what it does not fit into goes, and
-        what is left keeps its shape. Odd; None or 1 for no opening.
+        Side of the square [px] of the morphological opening: parts that it does not fit into
+        are removed, all others keep their shape. Odd; None or 1 for no opening.
     min_area : float or None, default 200
         Smallest patch [m2, true on the ground; without a CRS in the coordinates' own units].
     mask : DataArray, optional
         Boolean on the same grid, True where change is to be left out, such as water and built-up
-        land: ``landcover.isin([...])``. Trees are what the heights are good for.
+        land: ``landcover.isin([...])``. The heights are meant for trees.
     connectivity : {8, 4}
-        Whether pixels that touch at corners only belong to one patch.
+        Whether pixels that touch only at corners belong to one patch.
 
     Returns
     -------
@@ -77,12 +77,12 @@ def loss(
     -----
     UserWarning
         When values are read: if they look like heights, which the metadata of ``after - before``
-        cannot tell; or how many cannot be a change of height.
+        do not show, or if some cannot be a height change; the message says how many.
 
     Notes
     -----
-    In this order: threshold and significance, ``mask``, opening, ``min_area``. A patch at the
-    raster's edge counts with the area that is inside.
+    The steps are threshold and significance, ``mask``, opening, ``min_area``. A patch at the
+    raster's edge counts by its area inside.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def gain(
     mask: xr.DataArray | None = None,
     connectivity: Connectivity = 8,
 ) -> xr.DataArray:
-    """Map where canopy was gained: :func:`loss`, the other way.
+    """Map where canopy was gained, as :func:`loss` maps losses.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def _clean(
 
 
 def _candidates(kind: str, change: Change, signed: xr.DataArray, threshold: float) -> xr.DataArray:
-    """Tell the pixels that lost or gained enough height; False where it is missing."""
+    """Return the pixels that lost or gained enough height; False where it is missing."""
     found = abs(signed) >= threshold
     if isinstance(change, xr.DataArray):
         return found & _towards(kind, signed)
@@ -179,7 +179,7 @@ def _validate_threshold(kind: str, change: Change, threshold: float | None) -> f
     if threshold is None:
         if isinstance(change, xr.DataArray) or not {"significant", "loss_date"} & set(change):
             raise CHMv2Error(
-                "a threshold, as the change does not tell what is significant",
+                "a threshold, as the change has no significance or loss date",
                 "none",
                 f"pass {kind}(change, threshold=15), or what difference() returns",
             )
@@ -200,7 +200,7 @@ def _validate_opening(opening: int | None) -> int:
 
 
 def read_left_out(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
-    """Check a mask of what is to be left out, and bring it onto the coordinates of a change."""
+    """Check a mask of excluded pixels, and bring it onto the coordinates of a change."""
     if not isinstance(mask, xr.DataArray) or mask.dtype != bool:
         kind = f"{mask.dtype} values" if isinstance(mask, xr.DataArray) else type(mask).__name__
         raise CHMv2Error(
@@ -213,14 +213,14 @@ def read_left_out(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
 
 
 def grow(mask: xr.DataArray, reach: int) -> xr.DataArray:
-    """Add to each plane of a mask all pixels within so many of it along both axes.
+    """Dilate each plane of a mask by a number of pixels along both axes.
 
     Parameters
     ----------
     mask : DataArray
         Boolean.
     reach : int
-        Pixels.
+        Reach of the dilation [px].
 
     Returns
     -------
@@ -231,14 +231,14 @@ def grow(mask: xr.DataArray, reach: int) -> xr.DataArray:
 
 
 def _open(mask: xr.DataArray, side: int) -> xr.DataArray:
-    """Open each plane of a mask by a square."""
+    """Open each plane of a mask with a square."""
     if side == 1:
         return mask
     return _by_square(ndimage.binary_opening, mask, side, side - 1)  # an erosion and a dilation
 
 
 def _by_square(operation: Any, mask: xr.DataArray, side: int, reach: int) -> xr.DataArray:
-    """Treat each plane of a mask by a square, across the borders of chunks."""
+    """Apply an operation with a square to each plane of a mask, across the borders of chunks."""
     ordered = mask.transpose(..., *find_grid(mask).dims)
     square = np.ones((1,) * (mask.ndim - 2) + (side, side), bool)
     if ordered.chunks is None:

@@ -1,4 +1,4 @@
-"""How far one raster lies from another: phase correlation in windows, by majority."""
+"""The shift between two rasters: phase correlation in windows, by majority."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from xchmv2.errors import CHMv2Error
 
 _Floats = npt.NDArray[np.float64]
 
-#: Windows that find the same shift to this are in agreement [px].
+#: Windows agree if their shifts differ by no more than this [px].
 _AGREEMENT = 1.0
-#: A window takes part if so much of it is valid on both dates.
+#: Least valid share of a window, on both dates, for it to take part.
 _LEAST_VALID = 0.75
-#: A majority needs so many of the windows that take part.
+#: Least share of the windows taking part that makes a majority.
 _LEAST_AGREEMENT = 0.25
 # Edges look alike in any season; raw values do not. Width of the smoothing before them [px].
 _EDGE_WIDTH = 1.5
@@ -28,19 +28,19 @@ _UPSAMPLING = 50
 
 @dataclass(frozen=True)
 class Shift:
-    """Where the content of one raster lies in another.
+    """Displacement of one raster from another.
 
     Parameters
     ----------
     dy, dx : float
-        Displacement along rows and columns [px]: what is at (r, c) in the reference is at
-        (r + dy, c + dx). NaN if it could not be told.
+        Displacement along rows and columns [px]: the content at (r, c) of the reference is
+        at (r + dy, c + dx). NaN if no shift was found.
     spread : float
         NMAD of the windows in agreement, the larger of both axes [px].
     agreement : float
         Share of the windows taking part that agree on it.
     windows : int
-        How many took part.
+        Number of windows taking part.
     """
 
     dy: float
@@ -51,13 +51,13 @@ class Shift:
 
     @property
     def known(self) -> bool:
-        """Whether it could be told."""
+        """Whether a shift was found."""
         return bool(np.isfinite(self.dy))
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where to look for a shift: squares spread evenly over a scene.
+    """Squares spread evenly over a scene, in which shifts are estimated.
 
     Parameters
     ----------
@@ -87,11 +87,11 @@ class Windows:
         return cls(side, margin, tuple((int(r), int(c)) for r in rows for c in cols))
 
     def cut(self, plane: Any) -> list[Any]:
-        """Cut the windows with their margins; dask stays lazy, the outside is left off."""
+        """Cut the windows with their margins, where inside the scene; lazily from dask."""
         return [plane[self._reach(plane.shape, corner)] for corner in self.corners]
 
     def padded(self, patches: list[npt.NDArray[Any]], shape: tuple[int, int]) -> list[_Floats]:
-        """Fill up patches from :meth:`cut` with NaN where they reach beyond the scene."""
+        """Pad patches from :meth:`cut` with NaN where they reach beyond the scene."""
         full = self.side + 2 * self.margin
         padded = []
         for patch, corner in zip(patches, self.corners, strict=True):
@@ -119,9 +119,9 @@ def estimate_shift(
     reference, moving : list of ndarray
         The windows of two rasters with their margins, NaN where missing.
     windows : Windows
-        What they were cut by.
+        The windows that they were cut by.
     max_shift : float
-        Larger shifts along either axis are mistakes [px].
+        Larger shifts along either axis are rejected [px].
 
     Returns
     -------
@@ -131,8 +131,8 @@ def estimate_shift(
     Notes
     -----
     First each window is compared in place, by the phase of the spectra alone, which is sharp but
-    drawn to whole pixels. Then the windows are cut again at the whole-pixel shift most agreed on,
-    and the rest is found by plain cross-correlation, which is not. Both look at the magnitude of
+    biased to whole pixels. Then the windows are cut again at the whole-pixel shift most agreed on,
+    and the rest is found by plain cross-correlation, which is not. Both use the magnitude of
     the gradient, smoothed by 1.5 px.
     """
     first = _Look(windows, (0, 0), "phase").find(reference, moving)
@@ -176,7 +176,7 @@ class _Look:
 
 
 def _edges(patch: _Floats) -> _Floats | None:
-    """Return the edges in a window, fading out towards its rim; None if there is too little."""
+    """Return the edges in a window, fading out towards its rim; None if there are too few."""
     valid = np.isfinite(patch)
     if valid.mean() < _LEAST_VALID:
         return None
@@ -211,7 +211,7 @@ def _phase_correlation() -> Callable[..., Any]:
         from skimage.registration import phase_cross_correlation
     except ImportError as error:
         raise CHMv2Error(
-            "scikit-image, which finds the shift",
+            "scikit-image, which estimates the shift",
             "none installed",
             'install it: pip install "xchmv2[change]"',
         ) from error

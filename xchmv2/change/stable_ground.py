@@ -1,4 +1,4 @@
-"""stable_bias(): what dates differ by on ground that did not change, and how it scatters."""
+"""Offset of dates on stable ground, and its NMAD: :func:`stable_bias`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stable_bias(
     to: Any = None,
     apply: bool = True,
 ) -> xr.DataArray | xr.Dataset:
-    """Tell what dates differ by on ground that did not change, and take it out.
+    """Estimate each date's offset on stable ground and remove it.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ def stable_bias(
         (time, y, x) heights [m], or a Dataset with ``canopy_height``, of which only that changes.
         One date without a dim needs `to`.
     stable : DataArray of bool, optional
-        (y, x) True where nothing changed, on the same grid. By default it is found, see below.
+        (y, x) True on stable ground, on the same grid. By default it is found, see below.
     to : label or DataArray, optional
-        What to compare with: one of the dates, the first by default, or heights (y, x) on the
-        same grid, such as lidar.
+        The reference: one of the dates, the first by default, or heights (y, x) on the same
+        grid, such as lidar.
     apply : bool, default True
-        Whether to take the offset out, or only to tell it.
+        Whether to remove the offset, or only to report it.
 
     Returns
     -------
@@ -50,14 +50,14 @@ def stable_bias(
         ``removed_offset`` [m].
 
         With ``apply=False`` a Dataset along time of ``offset`` [m], the median difference from
-        the reference on stable ground (positive: this date is higher); ``nmad`` [m], how much
-        single pixels scatter about it; and ``stable_pixels``. dask-backed if the heights are:
+        the reference on stable ground (positive: this date is higher); ``nmad`` [m], the scatter
+        of single pixels about it; and ``stable_pixels``. dask-backed if the heights are:
         nothing is computed.
 
     Raises
     ------
     CHMv2Error
-        If there are no dates or no such date, grids differ, `stable` is no mask, or a date in
+        If there are no dates or no such date, grids differ, `stable` is not a mask, or a date in
         memory has heights but no stable pixel.
 
     Warns
@@ -69,18 +69,17 @@ def stable_bias(
     Notes
     -----
     Without `stable`, pixels count if they are canopy, above 2 m, on both dates. Open ground is 0 m
-    on every date and would tell nothing of how heights of trees scatter; it counts only where less
+    on every date and says nothing about the errors of tree heights; it counts only where less
     than 2 % is canopy. Starting from the middle of the shortest interval that holds a third of the
     differences, those within 3 NMAD of the median are kept, until nothing changes any more.
 
-    That assumes that of what is canopy on both dates two thirds or more did not change, and that
-    what did not change is alike. Two consequences: growth that all trees share is part of the
-    offset, and so is taken out with it, so where growth matters pass `stable` (roads, roofs, mature
-    stands); and an error that depends on height or place remains. With `stable` all its valid
-    pixels count.
+    This assumes that at least two thirds of the canopy on both dates is stable, and that its
+    differences are alike. Two consequences: growth that all trees share is part of the offset and
+    removed with it, so pass `stable` (roads, roofs, mature stands) where growth matters; and an
+    error that depends on height or place remains. All valid pixels of a given `stable` count.
 
-    The offset is taken out of all pixels, open ground too, and heights are not cut off at 0: with a
-    positive offset ground that was 0 m becomes negative.
+    The offset is removed from all pixels, open ground too, and heights are not clipped at 0: with a
+    positive offset, ground that was 0 m becomes negative.
 
     Differences are counted to 0.01 m, so the result is the same for any chunking.
 
@@ -123,11 +122,11 @@ def read_mask(stable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
 
 
 def _require_stable(found: list[Any], array: xr.DataArray, dim: str | None, *, own: bool) -> None:
-    """Refuse dates with heights but no stable pixel; warn of those that have no heights."""
+    """Refuse dates with heights but no stable pixel; warn of dates without heights."""
     unknown = [k for k, measured in enumerate(found) if not measured[2]]
     if not unknown:
         return
-    if dim is None or len(found) - len(unknown) <= own:  # the reference itself tells nothing
+    if dim is None or len(found) - len(unknown) <= own:  # the reference itself does not count
         raise nothing_stable()
     named = list_dates(array.isel({dim: unknown}), dim)
     if bool(np.isfinite(array.isel({dim: unknown}).values).any()):
@@ -136,7 +135,7 @@ def _require_stable(found: list[Any], array: xr.DataArray, dim: str | None, *, o
 
 
 def nothing_stable(where: str = "") -> CHMv2Error:
-    """Say that no pixel tells what dates differ by."""
+    """Return the error for dates without stable pixels."""
     return CHMv2Error(
         "pixels that are valid on both dates and did not change",
         f"none{where}",
@@ -164,7 +163,7 @@ def _report(measured: StableGround, array: xr.DataArray, dim: str | None) -> xr.
 
 
 def _correct(height: Raster, array: xr.DataArray, offset: Any, dim: str | None) -> Raster:
-    """Take the offsets out of the heights."""
+    """Remove the offsets from the heights."""
     words = {"long_name": "offset that was taken out", "units": "m"}
     removed = xr.DataArray(offset, dims=() if dim is None else (dim,))
     corrected = (array - removed).astype(array.dtype).transpose(*array.dims)
@@ -175,11 +174,11 @@ def _correct(height: Raster, array: xr.DataArray, offset: Any, dim: str | None) 
     return labelled.rename(array.name)
 
 
-#: Canopy, as against open ground: above this on both dates [m].
+#: Canopy is above this on both dates, open ground is not [m].
 CANOPY = 2.0
-#: With this share of the pixels, canopy or open ground tells how heights scatter there.
+#: Least share of the pixels for an NMAD of canopy, or of open ground, of its own.
 _LEAST_SHARE = 0.02
-#: Pixels within so many NMAD of the median did not change.
+#: Pixels within this many NMAD of the median are stable.
 _CLIP = 3.0
 
 _KINDS = 3  # of pixels: ground on both dates, canopy on one, canopy on both
@@ -195,7 +194,7 @@ _CLIPPED_TO_SD = 1 / float(ndtri((1 + 0.5 * float(erf(_CLIP / np.sqrt(2)))) / 2)
 
 @dataclass(frozen=True)
 class _Spread:
-    """What two dates differ by on stable ground.
+    """Difference of two dates on stable ground.
 
     Parameters
     ----------
@@ -213,16 +212,16 @@ class _Spread:
 
 
 class StableGround(NamedTuple):
-    """What :func:`measure_spread` measures, in this order.
+    """The results of :func:`measure_spread`, in this order.
 
     Parameters
     ----------
     offset, nmad : float
-        Median difference on stable ground, and how much single pixels scatter about it [m].
+        Median difference on stable ground, and the scatter of single pixels about it [m].
     pixels : float
         Pixels that count as stable.
     ground_nmad : float
-        The same scatter where both dates show open ground [m]; `nmad` where it is not told apart.
+        The same scatter where both dates show open ground [m]; `nmad` if not measured apart.
     """
 
     offset: Any
@@ -234,14 +233,14 @@ class StableGround(NamedTuple):
 def measure_spread(
     before: xr.DataArray, after: xr.DataArray, stable: xr.DataArray | None = None
 ) -> Any:
-    """Measure what two dates differ by on stable ground.
+    """Measure the difference of two dates on stable ground.
 
     Parameters
     ----------
     before, after : DataArray
         (y, x) heights [m].
     stable : DataArray of bool, optional
-        (y, x) True where nothing changed.
+        (y, x) True on stable ground.
 
     Returns
     -------
@@ -303,7 +302,7 @@ def _summarise(counts: npt.NDArray[np.int64], given: bool) -> _Floats:
     chosen = canopy if of_canopy else counts.sum(axis=0)
     found = _plain_spread(chosen) if given else _clipped_spread(chosen)
     apart = of_canopy and ground.sum() >= _LEAST_SHARE * total
-    # At least what is told apart, and no more than canopy: what scatters more is no open ground.
+    # At least the width of a bin, and no more than canopy: open ground does not scatter more.
     of_ground = _clipped_spread(ground).nmad if apart else found.nmad
     ground_nmad = min(max(of_ground, _STEP), found.nmad)
     return np.array([found.offset, found.nmad, found.pixels, ground_nmad])
@@ -315,7 +314,7 @@ def _plain_spread(counts: npt.NDArray[np.int64]) -> _Spread:
 
 
 def _clipped_spread(counts: npt.NDArray[np.int64]) -> _Spread:
-    """Keep what lies within some NMAD of the median, until nothing changes."""
+    """Keep differences within some NMAD of the median, until nothing changes."""
     low, high = _shortest_third(counts)
     offset = (_CENTRES[low] + _CENTRES[high]) / 2
     nmad = max((_CENTRES[high] - _CENTRES[low] + _STEP) / 2 * _THIRD_TO_SD, _STEP)

@@ -1,4 +1,4 @@
-"""How much ground went from which class of height to which."""
+"""Area that changed from one class of height to another: :func:`transition`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xchmv2.raster import (
 _Array = npt.NDArray[Any]
 
 _HECTARE = 10_000.0
-#: Where there is no height.
+#: Class of pixels without a height.
 _MISSING = "missing"
 
 
@@ -50,8 +50,8 @@ def transition(
     -------
     DataArray
         ``transition``, float64 of dims (before, after): hectares, true on the ground; without a
-        CRS the coordinates' own units squared over 10,000. The last class of either is
-        "missing", so that all adds up to the raster. Lazy if heights are. ``.to_pandas()`` makes
+        CRS the coordinates' own units squared over 10,000. The last class of each date
+        is "missing", so that the sum is the raster. Lazy if heights are. ``.to_pandas()`` makes
         a table.
 
     Raises
@@ -81,7 +81,7 @@ def transition_between(
     *,
     labels: Sequence[str] | None = None,
 ) -> xr.DataArray:
-    """Cross-tabulate two dates of a cube: :func:`transition` of two labels.
+    """Cross-tabulate two dates of a cube, chosen by label, as in :func:`transition`.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def transition_between(
     Raises
     ------
     CHMv2Error
-        If a label means no date or several; the message says which there are.
+        If a label means no date or several; the message lists the dates.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How heights change with time: :func:`trend`."""
+"""Robust trends of height over time: :func:`trend`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SLAB = 2_000_000
 
 
 def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.Dataset:
-    """Fit the trend of each pixel, robustly, on irregular dates.
+    """Fit a robust trend to the heights of each pixel on irregular dates.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
         (time, y, x) heights [m] on two dates or more, NaN where missing, or a Dataset with
         ``canopy_height``.
     min_obs : int, default 3
-        Least valid dates of a pixel, at least 2; with fewer all is NaN but ``n_obs``.
+        Least number of valid dates of a pixel, at least 2; with fewer all but ``n_obs`` is NaN.
     confidence : float, default 0.95
-        Of the interval of the slope.
+        Confidence of the interval of the slope.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
         input_core_dims=[[dim]],
         output_core_dims=[[]] * len(_VARIABLES),
         dask="parallelized",
-        keep_attrs=True,  # those of coordinates: without them the CRS is lost
+        keep_attrs=True,  # also those of coordinates, which hold the CRS
         output_dtypes=[*[array.dtype] * 6, np.int32],
     )
     mapping = label_quantity(array, "any", {}).attrs
@@ -125,7 +125,7 @@ def _fit(
     """Fit the pixels of a block (..., time), as many at once as memory allows."""
     pixels = heights.reshape(-1, heights.shape[-1])
     out = np.empty((len(_VARIABLES), len(pixels)), np.float64)
-    pairs = len(years) * len(years)  # the comparison for ties is of all with all
+    pairs = len(years) * len(years)  # ties compare all dates with all
     slab = max(1, _SLAB // pairs)
     for start in range(0, len(pixels), slab):
         chosen = slice(start, start + slab)
@@ -174,7 +174,7 @@ def _middle(ascending: _Floats, count: npt.NDArray[Any]) -> _Floats:
 
 
 def _pick(rows: _Floats, index: npt.NDArray[Any]) -> _Floats:
-    """Return one number of each column, the nearest there is."""
+    """Return one number of each column, the nearest one for an index outside."""
     inside = np.clip(index, 0, len(rows) - 1)
     picked: _Floats = np.take_along_axis(rows, inside[None].astype(np.intp), axis=0)[0]
     return picked

@@ -1,4 +1,4 @@
-"""Pictures of imagery, canopy height and its change, on matplotlib axes."""
+"""Figures of imagery, canopy height and height change, on matplotlib axes."""
 
 from xchmv2.plotting.canvas import add_scale_bar, missing_patch, new_figure, require_matplotlib
 from xchmv2.plotting.maps import (

@@ -1,4 +1,4 @@
-"""Figures, axes and scale bars, and rasters averaged to what a screen shows."""
+"""Figures, axes and scale bars, and rasters averaged to screen resolution."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.patches import Patch
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-#: How missing data look: unlike any height.
+#: Style of missing data, unlike that of any height.
 _MISSING = {"facecolor": "0.85", "edgecolor": "0.5", "hatch": "////"}
 
 
 def require_matplotlib() -> None:
-    """Refuse to go on without matplotlib.
+    """Check that matplotlib is installed.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def new_figure(width: float, height: float) -> Figure:
     Parameters
     ----------
     width, height : float
-        Inches.
+        Size of the figure [inch].
 
     Returns
     -------
@@ -72,7 +72,7 @@ def missing_patch(label: str = "no data") -> Patch:
     Parameters
     ----------
     label : str
-        What to call it.
+        Text of the entry.
 
     Returns
     -------
@@ -101,7 +101,7 @@ class Drawing:
     axes : list of Axes
         One for each panel, in reading order.
     artists : list of Artist
-        What shows the data, one or more for each panel: images, lines, bands.
+        Artists of the data, one or more for each panel: images, lines, bands.
     colour_bar : Colorbar or None
         Shared by all panels.
     """
@@ -115,30 +115,30 @@ class Drawing:
 def panels(
     count: int, ax: Axes | None, columns: int, width: float, height: float
 ) -> tuple[Figure, list[Axes]]:
-    """Make panels in rows, or take the axes that were given.
+    """Make panels in rows, or use the given axes.
 
     Parameters
     ----------
     count : int
-        Panels wanted.
+        Number of panels.
     ax : Axes or None
         Axes for a single panel.
     columns : int
-        Most panels in a row.
+        Largest number of panels in a row.
     width, height : float
-        Of a panel [inch].
+        Size of a panel [inch].
 
     Returns
     -------
     figure : Figure
         Known to pyplot, so that a notebook shows it.
     axes : list of Axes
-        As many as wanted.
+        One for each panel.
 
     Raises
     ------
     CHMv2Error
-        If axes were given for more than one panel, or there is to be less than one column.
+        If axes were given for more than one panel, or `columns` is less than one.
     """
     require_matplotlib()
     import matplotlib.pyplot as plt
@@ -170,7 +170,7 @@ def panels(
 
 #: The bar is no longer than this share of the map.
 _SHARE = 0.3
-#: Maps of less height than this share of their width would be hidden by it.
+#: The bar would hide maps whose height is less than this share of their width.
 FLAT = 0.3
 _METRES = {"m", "metre", "meter"}
 
@@ -186,7 +186,7 @@ def map_scale(array: xr.DataArray) -> tuple[float, float] | None:
     Returns
     -------
     (float, float) or None
-        At the array's centre; None where a unit's length is not known.
+        At the array's centre; None where the length of a unit is unknown.
     """
     grid: Grid = find_grid(array)
     if has_true_areas(array):
@@ -196,20 +196,20 @@ def map_scale(array: xr.DataArray) -> tuple[float, float] | None:
 
 
 def add_scale_bar(ax: Axes, array: xr.DataArray) -> AnchoredSizeBar | None:
-    """Draw a scale bar in the lower right corner of a map; above it, if it is very flat.
+    """Draw a scale bar in the lower right corner of a map, or above a very flat map.
 
     Parameters
     ----------
     ax : Axes
-        With the map.
+        Axes of the map.
     array : DataArray
-        What the map shows; its CRS says how long a metre is.
+        Raster of the map; its CRS gives the length of a metre.
 
     Returns
     -------
     AnchoredSizeBar or None
         A round number of metres or kilometres on the ground. None, and nothing is drawn, without
-        a CRS, unless the coordinates say that they are metres.
+        a CRS, unless the units of the coordinates are metres.
     """
     from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
@@ -266,11 +266,11 @@ def validate_plane(array: xr.DataArray) -> tuple[str, str]:
 
 
 def north_up(array: xr.DataArray) -> xr.DataArray:
-    """Turn an array so that north is up and east is right; without coordinates, as it is."""
+    """Flip an array so that north is up and east is right; not if it has no coordinates."""
     y, x = validate_plane(array)
     grid = find_grid(array)
     if grid.crs is not None and not {y, x} <= set(array.coords):
-        # Coordinates that a transform implies: of averaged pixels it would say nothing true.
+        # Coordinates of the transform, which is not that of averaged pixels.
         implied = xr_coords(grid.geobox, dims=(y, x))
         array = array.assign_coords({dim: implied[dim] for dim in (y, x)})
     turned = {
@@ -290,13 +290,13 @@ def _trimmed(plane: xr.DataArray) -> tuple[xr.DataArray, dict[Hashable, int]]:
 
 
 def coarse(plane: xr.DataArray) -> xr.DataArray:
-    """Average a plane down to what a screen shows, lazily where it is lazy."""
+    """Average a plane to screen resolution, lazily if it is lazy."""
     trimmed, window = _trimmed(plane)
     return trimmed.coarsen(window).mean()
 
 
 def draw(ax: Axes, pixels: npt.NDArray[Any], plane: xr.DataArray, **options: Any) -> AxesImage:
-    """Draw the pixels of a plane where it lies, over the hatching of missing data."""
+    """Draw the pixels of a plane at its coordinates, over the hatching of missing data."""
     y, x = (str(dim) for dim in plane.dims)
     (top, bottom), (left, right) = _edges(_trimmed(plane)[0])
     image = ax.imshow(pixels, extent=(left, right, bottom, top), **options)
@@ -320,6 +320,6 @@ def _edges(plane: xr.DataArray) -> list[tuple[float, float]]:
 
 
 def _label_of(plane: xr.DataArray, dim: str) -> str:
-    """Name an axis, with its unit where that is known."""
+    """Return the label of an axis, with its unit if known."""
     units = {"metre": "m"}.get(found := str(plane[dim].attrs.get("units", "")), found)
     return f"{dim} [{units}]" if units else dim

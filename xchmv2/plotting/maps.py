@@ -1,4 +1,4 @@
-"""Maps of imagery, canopy height and its change, one panel for each date."""
+"""Maps of imagery, canopy height and height change, one panel for each date."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _SIDE = 4.2
 _LEAST = 2.0, 1.2
 _LABEL = 0.8, 0.3
-#: Values beyond this percentile are off the scale, so that few odd ones do not wash out the rest.
+#: Colour scales end at this percentile, so that a few outliers do not wash out the rest.
 _HEIGHT_TOP, _CHANGE_TOP = 99.9, 99.0
 _MOST_PANELS = 36
 
@@ -88,8 +88,8 @@ def plot_height(
 
     Notes
     -----
-    Large arrays are averaged to what a screen shows, lazily: they are never in memory as a whole.
-    Where height is missing, grey hatching shows through.
+    Large arrays are averaged to screen resolution, lazily: they are never in memory as a whole.
+    Grey hatching shows where height is missing.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def plot_change(
         Change [m] at both ends of the colour scale; by default the 99th percentile of its size,
         rounded up.
     only_significant : bool, default False
-        Whether change that may be error is drawn as none; for the Dataset of ``difference``.
+        Whether change that is not significant is drawn as 0 m; for the Dataset of ``difference``.
     columns : int, default 3
         Most maps in a row.
     scale_bar : bool, default True
@@ -147,7 +147,7 @@ def plot_change(
 
     Notes
     -----
-    Large arrays are averaged to what a screen shows, as in :func:`plot_height`.
+    Large arrays are averaged to screen resolution, as in :func:`plot_height`.
 
     Examples
     --------
@@ -173,12 +173,12 @@ def plot_change(
 
 
 def _read_change(change: Raster, only_significant: bool) -> tuple[xr.DataArray, bool]:
-    """Return what to draw, and whether it is dates of heights to be subtracted from each other."""
+    """Return the array to draw, and whether it holds heights, whose dates are to be subtracted."""
     if only_significant and not (isinstance(change, xr.Dataset) and "significant" in change):
         raise CHMv2Error(
             "a Dataset with significant",
             name_contents(change),
-            "give the result of difference(before, after)",
+            "pass the result of difference(before, after)",
         )
     if isinstance(change, xr.DataArray) and tell_kind(change) == "height":
         further = [dim for dim in change.dims if dim not in find_grid(change).dims]
@@ -241,7 +241,7 @@ def _draw(
     columns: int,
     scale_bar: bool,
 ) -> Drawing:
-    """Draw the maps, then what explains them."""
+    """Draw the maps, then their colour bar and legend."""
     scale = map_scale(planes[0]) or (1.0, 1.0)
     width, height = _size(planes[0], scale)
     room = [max(size, least) for size, least in zip((width, height), _LEAST, strict=True)]
@@ -250,7 +250,7 @@ def _draw(
     for panel, name, plane in zip(axes, names, planes, strict=True):
         images.append(show(panel, plane))
         panel.set_aspect(scale[0] / scale[1])
-        # Above a flat map there is a scale bar, at the right.
+        # The scale bar of a flat map is above it, at the right.
         panel.set_title(name, loc="left" if height < FLAT * width else "center")
         _thin_ticks(panel, width, height)
         if scale_bar:
@@ -282,7 +282,7 @@ def _draw(
 
 
 def _size(plane: xr.DataArray, scale: tuple[float, float]) -> tuple[float, float]:
-    """Return the width and the height of a map [inch]: wide ones are flat, high ones twice so."""
+    """Return the width and the height of a map [inch]; the height is at most twice a full width."""
     y, x = find_grid(plane).pixel
     rows, cols = plane.shape
     shape = abs(rows * y * scale[0]) / abs(cols * x * scale[1])
@@ -291,12 +291,12 @@ def _size(plane: xr.DataArray, scale: tuple[float, float]) -> tuple[float, float
 
 
 def _thin_ticks(panel: Axes, width: float, height: float) -> None:
-    """Leave so few labels along both axes that they do not run into each other, or a neighbour."""
+    """Thin the labels along both axes so that they do not overlap, within or between maps."""
     from matplotlib.ticker import LinearLocator, MaxNLocator
 
     for axis, size, label in ((panel.xaxis, width, _LABEL[0]), (panel.yaxis, height, _LABEL[1])):
         most = int(min(8, size / label))
-        few = LinearLocator(1)  # where two would touch, one at the edge
+        few = LinearLocator(1)  # where two labels would touch, one at the edge
         axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]) if most else few)
     panel.tick_params(axis="x", rotation=30)
     for tick in panel.get_xticklabels():
@@ -304,7 +304,7 @@ def _thin_ticks(panel: Axes, width: float, height: float) -> None:
 
 
 def _extend(planes: Sequence[xr.DataArray], image: AxesImage) -> str:
-    """Say at which ends there are values beyond the colour scale."""
+    """Return the ends of the colour scale that values exceed."""
     low, high = image.get_clim()
     below = any(float(plane.min(skipna=True)) < low for plane in planes)
     above = any(float(plane.max(skipna=True)) > high for plane in planes)
@@ -339,7 +339,7 @@ def show_imagery(
     imagery : Dataset or DataArray
         Bands with dims y and x; large ones are averaged while drawing.
     bands, value_range, nodata, valid
-        How to read it, as in :func:`xchmv2.predict.predict`.
+        Options for reading it, as in :func:`xchmv2.predict.predict`.
 
     Returns
     -------
@@ -446,7 +446,7 @@ def round_limit(values: npt.NDArray[np.floating]) -> float:
 def _known(
     arrays: Sequence[xr.DataArray], masks: Sequence[xr.DataArray], rule: ValidPixels
 ) -> xr.DataArray:
-    """Tell the pixels that hold imagery, lazily where the imagery is."""
+    """Return the pixels that hold imagery, lazily if the imagery is lazy."""
 
     def tell(*planes: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         return rule(planes[:3], planes[3] if len(planes) > 3 else None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Floats = npt.NDArray[np.float64]
 
-#: More than this are drawn as a density.
+#: More pairs than this are drawn as a density.
 _MOST_DOTS = 2000
 #: Width of a class of residuals [m], and the fewest heights it is drawn for.
 _STEP, _FEWEST = 2.5, 5
@@ -44,11 +44,11 @@ def plot_validation(
     reference : DataArray, GeoDataFrame or DataFrame, optional
         As in :func:`~xchmv2.validation.validate`.
     column : str, optional
-        Of points, the column of heights [m]; by default ``height``, ``rh98``.
+        Column of heights of points [m]; by default ``height``, ``rh98``.
     radius : float, default 12
-        Of points, the footprint's radius on the ground [m]; a column ``radius`` goes before it.
+        Radius of the footprint of points on the ground [m]; a column ``radius`` overrides it.
     percentile : float, default 98
-        Of points, the percentile of heights in a footprint that is compared.
+        Percentile of the heights in the footprint of a point that is compared.
 
     Returns
     -------
@@ -100,11 +100,11 @@ def _scatter(ax: Axes, found: _Floats, true: _Floats) -> Any:
     else:
         drawn = ax.scatter(true, found, s=12, alpha=0.5, color="#0072B2", linewidths=0)
     ax.plot([low, end], [low, end], color=_ORANGE, linewidth=1, linestyle="--")
-    margin = 0.02 * (end - low)  # dots on an edge are to be seen whole
+    margin = 0.02 * (end - low)  # shows dots on an edge whole
     limits = low - margin, end + margin
     ax.set(xlim=limits, ylim=limits, aspect="equal")
     ax.set(xlabel="reference height [m]", ylabel="height [m]")
-    # Above the dots: there may be some in any corner.
+    # Above the panel, as there may be dots in any corner.
     ax.set_title(
         f"n = {len(true):,}, MAE {scores.mae(found, true):.2f} m, "
         f"RMSE {scores.rmse(found, true):.2f} m\n"

@@ -1,4 +1,4 @@
-"""Canopy height over time, at points or under polygons."""
+"""Time series of canopy height at points or under polygons."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plot_series(
     height : DataArray or Dataset
         Heights [m], dims y, x and one more, such as time; or a Dataset with ``canopy_height``.
     places : GeoDataFrame, GeoSeries, shapely geometries, or pairs (x, y)
-        Points or polygons; those without a CRS are in the raster's.
+        Points or polygons; those without a CRS are assumed in the raster's.
     label : str, optional
         Column of a GeoDataFrame that names the lines; by default its index.
     ax : Axes, optional
@@ -66,7 +66,7 @@ def plot_series(
 
     Notes
     -----
-    At a point it is the height of the pixel there. Only pixels under the places are computed.
+    The height at a point is that of the pixel there. Only pixels under the places are computed.
 
     Examples
     --------
@@ -112,9 +112,7 @@ def _read(places: Any, label: str | None) -> tuple[Any, list[str]]:
             "choose some: places.iloc[:9]",
         )
     if label is not None and label not in labels:
-        raise CHMv2Error(
-            f"a column {label!r}", f"columns {list(labels)}", "choose one that is there"
-        )
+        raise CHMv2Error(f"a column {label!r}", f"columns {list(labels)}", "choose one of these")
     values = labels[label] if label else next(iter(labels.values()))
     kind = _kind(series).removesuffix("s")
     prefix = "" if label or values.dtype.kind not in "iu" else f"{kind} "
@@ -122,7 +120,7 @@ def _read(places: Any, label: str | None) -> tuple[Any, list[str]]:
 
 
 def _as_points(places: Any) -> Any:
-    """Turn pairs (x, y) into points; anything else stays what it is."""
+    """Convert pairs (x, y) to points; return anything else unchanged."""
     if isinstance(places, Sequence) and not isinstance(places, str) and len(places):
         pairs = (
             [places] if np.ndim(places[0]) == 0 and isinstance(places[0], int | float) else places

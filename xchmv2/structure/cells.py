@@ -1,4 +1,4 @@
-"""Cells of a raster: their grid, and reduction of the pixels in each over chunks."""
+"""Grid cells over a raster, and reduction of the pixels in each across chunks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,86 @@ from xchmv2.raster import (
 )
 
 
+def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
+    """Lay cells over a raster.
+
+    Parameters
+    ----------
+    array : DataArray
+        Any array with two spatial dims.
+    cell : float
+        Side of a cell [m on the ground; without a CRS in the coordinates' own units].
+
+    Returns
+    -------
+    Cells
+        Their edges are multiples of the cell from the CRS origin, so that any area of interest
+        has the same cells. A pixel belongs to the cell that its centre lies in.
+
+    Raises
+    ------
+    CHMv2Error
+        If the cell is smaller than a pixel, or not a number.
+    """
+    grid = find_grid(array)
+    scales = stepped_ground_scale(grid) if has_true_areas(array) else (1.0, 1.0)
+    sides = [scale * abs(pixel) for scale, pixel in zip(scales, grid.pixel, strict=True)]
+    if not (math.isfinite(cell) and cell >= max(sides) * (1 - 1e-6)):
+        raise CHMv2Error(
+            "cells at least as large as a pixel",
+            f"cell={cell} with pixels of {sides[0]:.3g} x {sides[1]:.3g}",
+            "pass their side in metres, such as cell=30",
+        )
+    y, x = (
+        _lay(edge, pixel, size, cell / scale)
+        for edge, pixel, size, scale in zip(grid.edges, grid.pixel, grid.shape, scales, strict=True)
+    )
+    return _Cells(grid, y, x)
+
+
+def whole_raster(array: xr.DataArray) -> _Cells:
+    """Lay a single cell over a raster.
+
+    Parameters
+    ----------
+    array : DataArray
+        Any array with two spatial dims.
+
+    Returns
+    -------
+    Cells
+        A single cell, which all pixels belong to.
+    """
+    grid = find_grid(array)
+    y, x = (
+        _CellAxis((0, size), (size,), edge, pixel * size)
+        for edge, pixel, size in zip(grid.edges, grid.pixel, grid.shape, strict=True)
+    )
+    return _Cells(grid, y, x)
+
+
+def _lay(edge: float, pixel: float, count: int, cell: float) -> _CellAxis:
+    """Lay cells along an axis; counted upwards, so that both orientations get the same cells."""
+    step = abs(pixel)
+    low = edge if pixel > 0 else edge + pixel * count
+    index = np.arange(math.floor(low / cell) - 1, math.ceil((low + step * count) / cell) + 2)
+    # The first pixel of each cell: the first whose centre is not below its edge. Coordinates are
+    # rounded, and a centre on an edge must fall to the same side in every area of interest.
+    first = np.ceil(np.round((index * cell - low) / step - 0.5, 6)).astype(int)
+    seen = (first[:-1] < count) & (first[1:] > 0)
+    bounds = np.clip(np.append(first[:-1][seen], first[1:][seen][-1]), 0, count)
+    full, lowest = np.diff(first)[seen], float(index[:-1][seen][0] * cell)
+    if pixel < 0:
+        bounds, full = count - bounds[::-1], full[::-1]
+        lowest += cell * len(full)
+    return _CellAxis(
+        tuple(int(n) for n in bounds),
+        tuple(int(n) for n in full),
+        lowest,
+        math.copysign(cell, pixel),
+    )
+
+
 @dataclass(frozen=True)
 class _CellAxis:
     """The cells along one axis.
@@ -33,7 +113,7 @@ class _CellAxis:
     bounds : tuple of int
         First pixel of each cell, and the number of pixels.
     full : tuple of int
-        Pixels that each would hold if the raster went on.
+        Pixels that each cell would hold if the raster had no edge.
     edge, size : float
         Outer edge of the first cell, and the signed size of all, in CRS units.
     """
@@ -101,7 +181,7 @@ class _Cells:
         )
 
     def coords(self, template: xr.DataArray) -> dict[Hashable, xr.DataArray]:
-        """Return the coordinates of the cells, and those of the template that stay true."""
+        """Return the coordinates of the cells, and those of the template that remain valid."""
         dims, target = self.grid.dims, self.target
         kept = {
             name: coord
@@ -121,89 +201,56 @@ class _Cells:
         return xr.DataArray(values, dims=dim, attrs=template[dim].attrs)
 
 
-def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
-    """Lay cells over a raster.
-
-    Parameters
-    ----------
-    array : DataArray
-        Any array with two spatial dims.
-    cell : float
-        Side of a cell [m on the ground; without a CRS in the coordinates' own units].
-
-    Returns
-    -------
-    Cells
-        Their edges are multiples of the cell from the CRS origin, so that any area of interest
-        has the same. A pixel belongs to the cell that its centre lies in.
-
-    Raises
-    ------
-    CHMv2Error
-        If the cell is smaller than a pixel, or no number.
-    """
-    grid = find_grid(array)
-    scales = stepped_ground_scale(grid) if has_true_areas(array) else (1.0, 1.0)
-    sides = [scale * abs(pixel) for scale, pixel in zip(scales, grid.pixel, strict=True)]
-    if not (math.isfinite(cell) and cell >= max(sides) * (1 - 1e-6)):
-        raise CHMv2Error(
-            "cells at least as large as a pixel",
-            f"cell={cell} with pixels of {sides[0]:.3g} x {sides[1]:.3g}",
-            "pass their side in metres, such as cell=30",
-        )
-    y, x = (
-        _lay(edge, pixel, size, cell / scale)
-        for edge, pixel, size, scale in zip(grid.edges, grid.pixel, grid.shape, scales, strict=True)
-    )
-    return _Cells(grid, y, x)
-
-
-def whole_raster(array: xr.DataArray) -> _Cells:
-    """Lay a single cell over a raster.
-
-    Parameters
-    ----------
-    array : DataArray
-        Any array with two spatial dims.
-
-    Returns
-    -------
-    Cells
-        One, that all pixels belong to.
-    """
-    grid = find_grid(array)
-    y, x = (
-        _CellAxis((0, size), (size,), edge, pixel * size)
-        for edge, pixel, size in zip(grid.edges, grid.pixel, grid.shape, strict=True)
-    )
-    return _Cells(grid, y, x)
-
-
-def _lay(edge: float, pixel: float, count: int, cell: float) -> _CellAxis:
-    """Lay cells along an axis; counted upwards, so that both orientations get the same."""
-    step = abs(pixel)
-    low = edge if pixel > 0 else edge + pixel * count
-    index = np.arange(math.floor(low / cell) - 1, math.ceil((low + step * count) / cell) + 2)
-    # The first pixel of each cell: the first whose centre is not below its edge. Coordinates are
-    # rounded, and a centre on an edge must fall to the same side in every area of interest.
-    first = np.ceil(np.round((index * cell - low) / step - 0.5, 6)).astype(int)
-    seen = (first[:-1] < count) & (first[1:] > 0)
-    bounds = np.clip(np.append(first[:-1][seen], first[1:][seen][-1]), 0, count)
-    full, lowest = np.diff(first)[seen], float(index[:-1][seen][0] * cell)
-    if pixel < 0:
-        bounds, full = count - bounds[::-1], full[::-1]
-        lowest += cell * len(full)
-    return _CellAxis(
-        tuple(int(n) for n in bounds),
-        tuple(int(n) for n in full),
-        lowest,
-        math.copysign(cell, pixel),
-    )
-
-
 _Array = npt.NDArray[Any]
 #: From pixels (..., y, x), their areas (y, x), and the bounds of cells along both axes.
 _Kernel = Callable[[_Array, _Array, _Array, _Array], _Array]
+
+
+def reduce_to_cells(
+    pixels: xr.DataArray,
+    cells: _Cells,
+    kernel: _Kernel,
+    *,
+    min_valid: float,
+    further: int | None = None,
+    dtype: str = "float32",
+) -> xr.DataArray:
+    """Reduce the pixels of each cell to one value.
+
+    Parameters
+    ----------
+    pixels : DataArray
+        Two spatial dims and any others; NaN where missing.
+    cells : Cells
+        The cells over it.
+    kernel : callable
+        Reduction of the pixels of cells.
+    min_valid : float
+        Share of a cell's pixels that must not be missing; those outside the raster count as
+        missing.
+    further : int, optional
+        Size of a last axis that the kernel adds.
+    dtype : str
+        Data type of the result.
+
+    Returns
+    -------
+    DataArray
+        The same dims, and a last one named "further" if asked for; NaN in cells with too few
+        valid pixels. Lazy if the pixels are; the same for any chunks.
+    """
+    dims = [*(dim for dim in pixels.dims if dim not in cells.grid.dims), *cells.grid.dims]
+    ordered = pixels.transpose(*dims)
+    task = _Task(kernel, cells.y, cells.x, min_valid, dtype)
+    added = [] if further is None else [further]
+    areas = cell_areas(ordered)
+    if ordered.chunks is None:
+        data: Any = task.run(ordered.values, areas.values, *ordered.shape[-2:])
+    else:
+        data = _lazy(task, ordered.data, areas.data, added)
+    dims_out = [*dims, *(["further"] if added else [])]
+    found = xr.DataArray(data, cells.coords(ordered), dims_out, pixels.name)
+    return found.transpose(*pixels.dims, ...)
 
 
 def mean_of_cells(pixels: _Array, area: _Array, rows: _Array, cols: _Array) -> _Array:
@@ -241,7 +288,7 @@ class PercentilesOfCells:
     Parameters
     ----------
     q : tuple of float
-        Which [%].
+        Percentiles [%].
     """
 
     q: tuple[float, ...]
@@ -260,56 +307,9 @@ class PercentilesOfCells:
         return found
 
 
-def reduce_to_cells(
-    pixels: xr.DataArray,
-    cells: _Cells,
-    kernel: _Kernel,
-    *,
-    min_valid: float,
-    further: int | None = None,
-    dtype: str = "float32",
-) -> xr.DataArray:
-    """Make one value of the pixels of each cell.
-
-    Parameters
-    ----------
-    pixels : DataArray
-        Two spatial dims and any others; NaN where missing.
-    cells : Cells
-        The cells over it.
-    kernel : callable
-        What to make of them.
-    min_valid : float
-        Share of a cell's pixels that must not be missing; those that the raster does not reach
-        are missing.
-    further : int, optional
-        Size of a last axis that the kernel adds.
-    dtype : str
-        Of the result.
-
-    Returns
-    -------
-    DataArray
-        The same dims, and a last one named "further" if asked for; NaN in cells with too few
-        valid pixels. Lazy if the pixels are; the same for any chunks.
-    """
-    dims = [*(dim for dim in pixels.dims if dim not in cells.grid.dims), *cells.grid.dims]
-    ordered = pixels.transpose(*dims)
-    task = _Task(kernel, cells.y, cells.x, min_valid, dtype)
-    added = [] if further is None else [further]
-    areas = cell_areas(ordered)
-    if ordered.chunks is None:
-        data: Any = task.run(ordered.values, areas.values, *ordered.shape[-2:])
-    else:
-        data = _lazy(task, ordered.data, areas.data, added)
-    dims_out = [*dims, *(["further"] if added else [])]
-    found = xr.DataArray(data, cells.coords(ordered), dims_out, pixels.name)
-    return found.transpose(*pixels.dims, ...)
-
-
 @dataclass(frozen=True)
 class _Task:
-    """What is done with one block of whole cells."""
+    """Reduction of one block of whole cells."""
 
     kernel: _Kernel
     y: _CellAxis

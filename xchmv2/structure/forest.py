@@ -1,4 +1,4 @@
-"""Forest by definition, and gaps in the canopy."""
+"""Forest by the definition of the FAO, and canopy gaps."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def forest_mask(
     connectivity: Connectivity = 8,
     min_valid: float = 0.5,
 ) -> xr.DataArray:
-    """Tell forest by the thresholds of the FAO: height, cover and area.
+    """Map forest by the thresholds of the FAO: height, canopy cover and area.
 
     Parameters
     ----------
     height : DataArray or Dataset
         Canopy heights [m] of two spatial dims and any others, such as time; NaN where missing.
     min_height : float, default 5
-        Trees are higher than this [m].
+        Least height of trees, exclusive [m].
     min_cover : float, default 0.1
-        Their canopy covers more than this share of a cell.
+        Least canopy cover of a cell, exclusive, as a share.
     min_area : float, default 5000
-        Such cells make patches larger than this [m2, true on the ground]: half a hectare.
+        Least area of a patch of such cells, exclusive [m2, true on the ground]: half a hectare.
     cell : float, default 30
-        Side of the cells that cover is measured in [m on the ground]; see :func:`canopy_cover`.
+        Side of the cells of canopy cover [m on the ground]; see :func:`canopy_cover`.
     connectivity : {8, 4}
-        Whether cells that touch at corners only belong together.
+        Whether cells that touch only at corners belong together.
     min_valid : float, default 0.5
         Share of a cell's pixels that must not be missing; other cells are not forest.
 
@@ -63,9 +63,9 @@ def forest_mask(
 
     Notes
     -----
-    The definition is about land use too: height cannot tell an orchard or a town's trees from
-    forest, nor land that is to be planted again. A patch that the raster's edge cuts through
-    counts with the area that is inside.
+    The definition includes land use: heights cannot tell an orchard or the trees of a town from
+    forest, and do not show land that is to be replanted. A patch at the raster's edge counts by
+    its area inside.
 
     References
     ----------
@@ -99,7 +99,7 @@ def gaps(
     max_area: float | None = None,
     connectivity: Connectivity = 8,
 ) -> tuple[xr.DataArray, pd.DataFrame]:
-    """Find gaps in the canopy.
+    """Map canopy gaps and measure each of them.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def gaps(
         Smallest and largest area of a gap, both inclusive [m2, true on the ground; without a CRS
         in the coordinates' own units].
     connectivity : {8, 4}
-        Whether pixels that touch at corners only belong together.
+        Whether pixels that touch only at corners belong together.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def gaps(
     -----
     The table is computed here, in one pass over the chunks. Lazy labels compute the heights a
     second time: write predicted heights to a store, or ``persist`` them, before looking for gaps.
-    A gap that the raster's edge, or missing pixels, cut through counts with what is seen of it.
+    A gap that is cut by the raster's edge or by missing pixels counts by its visible part.
 
     Examples
     --------

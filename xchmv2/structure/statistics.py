@@ -29,14 +29,14 @@ def canopy_cover(
     *,
     min_valid: float = 0.5,
 ) -> xr.DataArray:
-    """Measure the share of the ground under canopy of at least some height.
+    """Measure canopy cover: the share of the ground under canopy of some height or more.
 
     Parameters
     ----------
     height : DataArray or Dataset
         Canopy heights [m] of two spatial dims and any others, such as time; NaN where missing.
     threshold : float, default 5
-        Height from which on a pixel is canopy, inclusive [m].
+        Least height of a canopy pixel, inclusive [m].
     cell : float or None, default 30
         Side of the cells [m on the ground]; None for one number over the whole raster.
     min_valid : float, default 0.5
@@ -51,7 +51,7 @@ def canopy_cover(
     Raises
     ------
     CHMv2Error
-        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+        If the cell is smaller than a pixel, or ``min_valid`` is not a share.
     ImageryError
         If there are no spatial dims on a regular grid.
 
@@ -80,14 +80,14 @@ def gap_fraction(
     *,
     min_valid: float = 0.5,
 ) -> xr.DataArray:
-    """Measure the share of the ground where the canopy is not higher than some height.
+    """Measure the gap fraction: the share of the ground with canopy of some height or less.
 
     Parameters
     ----------
     height : DataArray or Dataset
         Canopy heights [m] of two spatial dims and any others; NaN where missing.
     threshold : float, default 10
-        Height up to which a pixel belongs to a gap, inclusive [m], as in :func:`gaps`.
+        Greatest height of a gap pixel, inclusive [m], as in :func:`gaps`.
     cell, min_valid
         As in :func:`canopy_cover`.
 
@@ -99,7 +99,7 @@ def gap_fraction(
     Raises
     ------
     CHMv2Error
-        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+        If the cell is smaller than a pixel, or ``min_valid`` is not a share.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def gap_fraction(
 
 
 def rumple(height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5) -> xr.DataArray:
-    """Measure how rough the canopy is: the area of its surface over that of the ground.
+    """Measure the rumple index: the area of the canopy surface over that of the ground.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def rumple(height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5)
     Raises
     ------
     CHMv2Error
-        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+        If the cell is smaller than a pixel, or ``min_valid`` is not a share.
 
     References
     ----------
@@ -149,7 +149,7 @@ def rumple(height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5)
 def canopy_volume(
     height: Raster, cell: float | None = 30.0, *, min_valid: float = 0.5
 ) -> xr.DataArray:
-    """Measure the volume between the ground and the canopy's surface.
+    """Measure canopy volume: the volume between the ground and the canopy surface.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def canopy_volume(
         Canopy heights [m] of two spatial dims and any others; NaN where missing.
     cell, min_valid
         As in :func:`canopy_cover`. Missing pixels add nothing: a cell that is half missing has
-        half the volume. ``min_valid=0`` keeps all that was seen.
+        half the volume. ``min_valid=0`` keeps all valid pixels.
 
     Returns
     -------
@@ -168,7 +168,7 @@ def canopy_volume(
     Raises
     ------
     CHMv2Error
-        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+        If the cell is smaller than a pixel, or ``min_valid`` is not a share.
 
     Examples
     --------
@@ -200,29 +200,29 @@ def percentile(
     *,
     min_valid: float = 0.5,
 ) -> xr.DataArray:
-    """Take percentiles of height.
+    """Compute percentiles of canopy height.
 
     Parameters
     ----------
     height : DataArray or Dataset
         Canopy heights [m] of two spatial dims and any others; NaN where missing.
     q : float or sequence of float
-        Which percentiles [%], such as 95.
+        Percentiles [%], such as 95.
     cell, min_valid
         As in :func:`canopy_cover`. Growth is best followed in the 95th percentile of 10 m cells.
 
     Returns
     -------
     DataArray
-        ``height_percentile``, float32 [m], linear between values. Several are along a first dim
-        ``percentile``; one is a scalar coordinate of that name. Lazy if the heights are; the same
+        ``height_percentile``, float32 [m], linear between values. Several lie along a first dim
+        ``percentile``; one has a scalar coordinate of that name. Lazy if the heights are; the same
         for any chunks. With ``cell=None`` all pixels of a plane go into one chunk.
 
     Raises
     ------
     CHMv2Error
-        If ``q`` is outside 0 to 100, the cell is smaller than a pixel, or ``min_valid`` is no
-        share.
+        If ``q`` is outside 0 to 100, the cell is smaller than a pixel, or ``min_valid`` is not
+        a share.
 
     Examples
     --------
@@ -264,7 +264,7 @@ def share_of_ground(
     condition : DataArray
         Boolean.
     height : DataArray
-        What it was asked of: where this is missing the answer is not known.
+        Heights that the condition is about; it is unknown where they are missing.
     cell, min_valid
         As in :func:`canopy_cover`.
 
@@ -276,7 +276,7 @@ def share_of_ground(
     Raises
     ------
     CHMv2Error
-        If the cell is smaller than a pixel, or ``min_valid`` is no share.
+        If the cell is smaller than a pixel, or ``min_valid`` is not a share.
     """
     return _mean(condition.astype("float32").where(height.notnull()), cell, min_valid)
 

@@ -1,4 +1,4 @@
-"""What a pixel measures on the ground: sides and true areas of cells on the ellipsoid."""
+"""Pixel size on the ground: sides and areas of cells on the ellipsoid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xchmv2.raster.labels import label_quantity
 
 
 def has_true_areas(array: xr.DataArray) -> bool:
-    """Whether the areas of an array's cells are known on the ground.
+    """Return whether the areas of an array's cells on the ground are known.
 
     Parameters
     ----------
@@ -29,27 +29,27 @@ def has_true_areas(array: xr.DataArray) -> bool:
     Returns
     -------
     bool
-        True with a geographic or projected CRS; False without one, or with one that is not tied
-        to the Earth: :func:`cell_areas` is then in the coordinates' own units.
+        True with a geographic or projected CRS. Without one, or with one that is not tied to the
+        Earth, False: :func:`cell_areas` then uses the coordinates' own units.
     """
     return _earthbound(array.odc.crs)
 
 
 def cell_areas(array: xr.DataArray) -> xr.DataArray:
-    """Measure the cells of a raster on the ground.
+    """Compute the area of each cell of a raster on the ground.
 
     Parameters
     ----------
     array : DataArray
-        Any array with two spatial dims; further dims play no part.
+        Any array with two spatial dims; further dims are ignored.
 
     Returns
     -------
     DataArray
         float64 of the two spatial dims, vertical first: the area of each cell. With a CRS it is
-        true on the ground [m2], on the CRS's own ellipsoid; without one it is in the coordinates'
-        own units, and 1 where there are no coordinates. dask-backed in the array's own chunks if
-        the array is. Read-only if not.
+        the area on the ground [m2], on the CRS's own ellipsoid; without one it is in the
+        coordinates' own units, and 1 without coordinates. dask-backed in the array's own chunks if
+        the array is; read-only if not.
 
     Raises
     ------
@@ -61,9 +61,9 @@ def cell_areas(array: xr.DataArray) -> xr.DataArray:
     Notes
     -----
     In a geographic CRS the area of each row is that of the ellipsoid between its two parallels.
-    In a projected one the parallelogram that the grid spans on the ellipsoid is measured at nodes
-    of 10 km and interpolated; that is good to a millionth. A projected square metre is not a
-    square metre on the ground: in EPSG:3857 at 60 degrees north it is a quarter of one.
+    In a projected CRS the parallelogram that the grid spans on the ellipsoid is computed at nodes
+    10 km apart and interpolated, to within a millionth. A projected square metre is not a square
+    metre on the ground: in EPSG:3857 at 60 degrees north it is a quarter of one.
     """
     grid = find_grid(array)
     true = _earthbound(grid.crs)
@@ -73,18 +73,18 @@ def cell_areas(array: xr.DataArray) -> xr.DataArray:
 
 
 def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Measure the sides of a raster's cells on the ground.
+    """Compute the sides of a raster's cells on the ground.
 
     Parameters
     ----------
     array : DataArray
-        Any array with two spatial dims; further dims play no part.
+        Any array with two spatial dims; further dims are ignored.
 
     Returns
     -------
     tall, wide : DataArray
         float64 of the two spatial dims: length of each cell along the vertical and the horizontal
-        axis, true on the ground [m] with a CRS, else in the coordinates' own units. Lazy as in
+        axis, on the ground [m] with a CRS, else in the coordinates' own units. Lazy as in
         :func:`cell_areas`.
 
     Raises
@@ -115,7 +115,7 @@ def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def _plane(array: xr.DataArray, grid: Grid) -> xr.DataArray:
-    """Choose one plane of an array, its vertical dim first."""
+    """Select one plane of an array, with its vertical dim first."""
     further = {dim: 0 for dim in array.dims if dim not in grid.dims}
     return array.isel(further, drop=True).transpose(*grid.dims)
 
@@ -130,7 +130,7 @@ def _label(areas: xr.DataArray, true: bool) -> xr.DataArray:
 
 
 def _fill(nodes: _Nodes, plane: xr.DataArray) -> Any:
-    """Return the areas of all cells of a plane, in its chunks if it has any."""
+    """Interpolate to all cells of a plane, in its chunks if it has any."""
     if plane.chunks is None:
         found = nodes.at(*(np.arange(size) for size in plane.shape))
         found.flags.writeable = False
@@ -142,7 +142,7 @@ def _fill(nodes: _Nodes, plane: xr.DataArray) -> Any:
 
 
 def _at(nodes: _Nodes, block_info: Any) -> _Floats:
-    """Task: the areas of one chunk."""
+    """Task: interpolate to the cells of one chunk."""
     return nodes.at(*(np.arange(*span) for span in block_info[None]["array-location"]))
 
 
@@ -152,25 +152,25 @@ def _earthbound(crs: Any) -> bool:
 
 _Floats = npt.NDArray[np.float64]
 
-#: Areas of a projection are computed at nodes this far apart and interpolated between them; over
-#: such a distance they depart from a straight line by less than a millionth [m].
+#: Distance between the nodes at which areas of a projection are computed [m]; linear
+#: interpolation between them is accurate to a millionth.
 _NODE_SPACING = 10_000.0
 _MOST_NODES = 257
-#: The parallelogram at a node has sides of at least twice this [m]: long against the noise of
-#: coordinates, short against the Earth.
+#: Smallest half side of the parallelogram at a node [m]: long against the rounding of
+#: coordinates, short against the radius of the Earth.
 _REACH = 200.0
 
 
 @dataclass(frozen=True)
 class _Nodes:
-    """Areas at some rows and columns of a grid, and by straight lines between them.
+    """Areas or lengths at some rows and columns of a grid, interpolated linearly between them.
 
     Parameters
     ----------
     rows, cols : ndarray
-        Ascending indices of the nodes, of cell centres.
+        Ascending cell indices of the nodes.
     areas : ndarray
-        (rows, cols) area of a cell there.
+        (rows, cols) area, or length of a side, of a cell at each node.
     """
 
     rows: _Floats
@@ -179,7 +179,7 @@ class _Nodes:
 
     @classmethod
     def constant(cls, area: float) -> _Nodes:
-        """Return the areas of cells that are all alike."""
+        """Return nodes for cells of equal area."""
         return cls(np.zeros(1), np.zeros(1), np.full((1, 1), area))
 
     def at(self, rows: npt.NDArray[Any], cols: npt.NDArray[Any]) -> _Floats:
@@ -197,7 +197,7 @@ class _Nodes:
 
 
 def _measure_areas(grid: Grid) -> _Nodes:
-    """Measure the areas of a grid's cells on the ellipsoid.
+    """Compute the areas of a grid's cells on the ellipsoid.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def _measure_areas(grid: Grid) -> _Nodes:
         for size, pixel in zip(grid.shape, grid.pixel, strict=True)
     )
     areas = _areas_at(grid, rows, cols, metres)
-    if np.ptp(areas, axis=1).max() <= 1e-9 * areas.max():  # a cylinder: all of a row alike
+    if np.ptp(areas, axis=1).max() <= 1e-9 * areas.max():  # cylindrical: equal along a row
         cols, areas = cols[:1], areas[:, :1]
     return _Nodes(rows, cols, areas)
 
@@ -234,7 +234,7 @@ def _node_indices(size: int, pixel: float) -> _Floats:
 
 
 def _measure_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
-    """Measure the sides of a grid's cells on the ellipsoid.
+    """Compute the sides of a grid's cells on the ellipsoid.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def _measure_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
 
 
 def _measure_row_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
-    """Measure the sides of the cells of a geographic CRS along their middles."""
+    """Compute the sides of the cells of a geographic CRS along their centre lines."""
     ellipsoid = grid.crs.proj.get_geod()
     radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
     (dy, dx), (top, _) = grid.pixel, grid.edges
@@ -276,13 +276,13 @@ def _measure_row_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
 
 
 def _areas_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> _Floats:
-    """Measure the parallelogram that the grid spans on the ellipsoid around some cells [m2]."""
+    """Compute the area of the parallelogram that the grid spans around some cells [m2]."""
     found: _Floats = np.linalg.norm(np.cross(*_sides_at(grid, rows, cols, metres)), axis=-1)
     return found
 
 
 def _sides_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> tuple[_Floats, _Floats]:
-    """Return the sides of some cells as vectors through the Earth [m]."""
+    """Return the sides of some cells as geocentric vectors [m]."""
     (dy, dx), (top, left) = grid.pixel, grid.edges
     y, x = (top + (rows + 0.5) * dy)[:, None], (left + (cols + 0.5) * dx)[None, :]
     reach_y, reach_x = (max(abs(pixel) / 2, _REACH / metres) for pixel in grid.pixel)
@@ -294,14 +294,14 @@ def _sides_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> tuple[
 def _difference(
     crs: Any, first: tuple[_Floats, _Floats], second: tuple[_Floats, _Floats]
 ) -> _Floats:
-    """Return the vectors through the Earth from points (y, x) of a CRS to others [m]."""
+    """Return the geocentric vectors from points (y, x) of a CRS to other points [m]."""
     start, end = (_geocentric(crs, *np.broadcast_arrays(y, x)) for y, x in (first, second))
     vectors: _Floats = end - start
     return vectors
 
 
 def _geocentric(crs: Any, y: _Floats, x: _Floats) -> _Floats:
-    """Place points of a projected CRS on its ellipsoid: (..., 3) [m], free of poles and seams."""
+    """Convert projected to geocentric coordinates (..., 3) [m], continuous at poles and seams."""
     projected = crs.proj.to_2d()
     geodetic = projected.geodetic_crs
     to_degrees = pyproj.Transformer.from_crs(projected, geodetic, always_xy=True)
@@ -322,7 +322,7 @@ def _geocentric(crs: Any, y: _Floats, x: _Floats) -> _Floats:
 
 
 def _measure_rows(grid: Grid) -> _Nodes:
-    """Measure the cells of a geographic CRS: a share of the zone between two parallels [m2]."""
+    """Compute the areas of geographic cells as shares of zones between parallels [m2]."""
     ellipsoid = grid.crs.proj.get_geod()
     radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
     (dy, dx), (top, _) = grid.pixel, grid.edges
@@ -342,7 +342,7 @@ def _measure_rows(grid: Grid) -> _Nodes:
 
 
 def ground_pixel(grid: Grid) -> tuple[float, float]:
-    """Measure a pixel on the ground, at the scene's centre, on the CRS's own ellipsoid.
+    """Compute the pixel size on the ground at the scene's centre, on the CRS's own ellipsoid.
 
     Parameters
     ----------
@@ -384,7 +384,7 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
 
 
 def ground_scale(grid: Grid) -> tuple[float, float]:
-    """Measure how long a unit of the coordinates is on the ground, at the scene's centre.
+    """Compute the length of a coordinate unit on the ground at the scene's centre.
 
     Parameters
     ----------
@@ -408,7 +408,7 @@ def ground_scale(grid: Grid) -> tuple[float, float]:
 
 
 def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
-    """Measure how long a unit of the coordinates is on the ground, in steps of 1 %.
+    """Compute the length of a coordinate unit on the ground, in steps of 1 %.
 
     Parameters
     ----------
@@ -419,8 +419,8 @@ def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
     -------
     tuple of float
         Metres per unit of the vertical and of the horizontal coordinate. The steps give
-        neighbouring areas of interest the same pixels and cells, though the scale differs a little
-        from one scene's centre to the next; in a UTM zone it is exactly 1.
+        neighbouring areas of interest the same pixels and cells, although the scale differs
+        slightly between the centres of scenes; in a UTM zone it is exactly 1.
 
     Raises
     ------
@@ -428,7 +428,7 @@ def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
         As for :func:`ground_pixel`.
     """
     scales = ground_scale(grid)
-    if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares stay squares
+    if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares remain squares
         scales = (math.sqrt(math.prod(scales)),) * 2
     crs, step = grid.crs.proj, math.log1p(_STEP)
     unit = _DEGREE if crs.is_geographic else float(crs.axis_info[0].unit_conversion_factor)
@@ -436,7 +436,7 @@ def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
     return tall, wide
 
 
-#: Steps in which the ground scale of a projection counts, as a share.
+#: Steps to which the ground scale of a projection is rounded, as a share.
 _STEP = 0.01
 #: Metres per degree of a geographic CRS, from which its steps are counted.
 _DEGREE = 111_195.0

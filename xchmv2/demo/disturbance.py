@@ -23,6 +23,13 @@ _SEVERITY = {"clear_cut": 1.0, "thinning": 0.3, "windthrow": 0.85}
 _REGROWN_YEARS = 25.0
 _EDGE_LENGTH = 22.0
 _RACK_SPACING, _RACK_WIDTH = 19.0, 4.0
+_CELL = 150.0  # one chance per cell and epoch
+_EPOCH_YEARS = 4
+_FIRST_EPOCH = 2012  # earlier events are part of the ages of the stands
+_RATE = 0.46
+_LOTS: dict[Kind, int] = {"clear_cut": 2, "thinning": 1, "windthrow": 1}
+_YOUNGEST = 28.0  # no random event in stands younger than this
+_SMALLEST, _LARGEST = 2_500.0, 11_000.0  # [m2]
 
 
 @dataclass(frozen=True)
@@ -260,15 +267,6 @@ def touches(event: Disturbance, window: Cutout) -> bool:
     north, south, west, east = window.bounds
     in_y = north - event.reach < -event.y < south + event.reach
     return in_y and west - event.reach < event.x < east + event.reach
-
-
-_CELL = 150.0  # one chance per cell and epoch
-_EPOCH_YEARS = 4
-_FIRST_EPOCH = 2012  # earlier events are part of the ages of the stands
-_RATE = 0.46
-_LOTS: dict[Kind, int] = {"clear_cut": 2, "thinning": 1, "windthrow": 1}
-_YOUNGEST = 28.0  # no random event in stands younger than this
-_SMALLEST, _LARGEST = 2_500.0, 11_000.0  # [m2]
 
 
 @dataclass(frozen=True)

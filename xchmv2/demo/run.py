@@ -31,6 +31,13 @@ SEED = 10
 #: Side of the scene [px].
 SIZE = 640
 _COLOURS = ["red", "green", "blue"]
+_CAVEAT = (
+    "The demo model was trained on synthetic forest alone: elsewhere its heights mean nothing."
+)
+_TIMES = ("2019-07-01", "2021-08-25", "2024-07-10")
+_RESOLUTION = 0.6  # [m]
+_CLOUDS = (0.0, 0.04, 0.0)
+_LEFT, _TOP = 500_000.0, 5_300_000.0
 
 
 @dataclass(frozen=True)
@@ -154,11 +161,6 @@ def _predict_into(store: Path, model: ModelLike) -> None:
         plain.assign_attrs(cube.attrs).to_zarr(store, mode="a", consolidated=False)
 
 
-_CAVEAT = (
-    "The demo model was trained on synthetic forest alone: elsewhere its heights mean nothing."
-)
-
-
 def _write_tables(
     heights: Sequence[HeightScore], losses: Sequence[LossScore], megapixels: float, seconds: float
 ) -> str:
@@ -247,12 +249,6 @@ def _next_steps(store: Path) -> list[tuple[str, list[str]]]:
             [f"xchmv2 fine-tune {paths} --model demo --tile 128 --epochs 2"],
         ),
     ]
-
-
-_TIMES = ("2019-07-01", "2021-08-25", "2024-07-10")
-_RESOLUTION = 0.6  # [m]
-_CLOUDS = (0.0, 0.04, 0.0)
-_LEFT, _TOP = 500_000.0, 5_300_000.0
 
 
 def _make_forest(seed: int, size: int) -> xr.Dataset:

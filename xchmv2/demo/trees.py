@@ -41,6 +41,9 @@ _UNDERSTOREY_SPACING = 3.3
 _REGROWTH_SPACING = 1.9
 _FOREVER = 1e6
 _PIONEER = len(SPECIES) - 1
+_BATCH = 1_500_000  # crown pixels that are processed at a time
+_LOWEST = 0.3  # [m]; lower plants are ground cover
+_LUMP_LENGTH = 2.1  # size of a branch group of a broadleaf crown [m]
 
 
 @dataclass(frozen=True)
@@ -298,11 +301,6 @@ def _has_room(trees: Trees, site: Site) -> npt.NDArray[np.bool_]:
     room &= site.lake[at] > 1.0 + 0.8 * radius
     garden_tree = (draw(trees.identity, 30) < 0.05) & (site.yard[at] > -10.0)
     return np.asarray(room & ((site.yard[at] > 0.0) | garden_tree))
-
-
-_BATCH = 1_500_000  # crown pixels that are processed at a time
-_LOWEST = 0.3  # [m]; lower plants are ground cover
-_LUMP_LENGTH = 2.1  # size of a branch group of a broadleaf crown [m]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+#: Source chunks of one array that cover a window, as rows of columns.
+Chunks = list[list[npt.NDArray[Any]]]
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -68,10 +71,6 @@ def _covering(bounds: npt.NDArray[np.intp], start: int, stop: int) -> tuple[int,
     first = int(np.searchsorted(bounds, start, side="right")) - 1
     last = int(np.searchsorted(bounds, stop, side="left"))
     return first, last, start - int(bounds[first])
-
-
-#: Source chunks of one array that cover a window, as rows of columns.
-Chunks = list[list[npt.NDArray[Any]]]
 
 
 def assemble(

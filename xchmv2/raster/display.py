@@ -17,6 +17,7 @@ _WIDTH = 100
 # Colours of JupyterLab and VS Code, readable in light and dark themes; else those of the page.
 _INK = "var(--jp-content-font-color1, var(--vscode-foreground, inherit))"
 _LINE = "var(--jp-border-color2, rgba(128, 128, 128, 0.4))"
+_STEPS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def as_text(title: str, rows: Sequence[Row]) -> str:
@@ -77,9 +78,6 @@ def as_html(title: str, rows: Sequence[Row], picture: str = "") -> str:
         f'<div style="display: flex; gap: 12px; align-items: flex-start;">'
         f'<table style="border-collapse: collapse; margin: 0;">{body}</table>{picture}</div></div>'
     )
-
-
-_STEPS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def write_sizes(sizes: Mapping[Any, int]) -> str:

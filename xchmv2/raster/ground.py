@@ -17,6 +17,19 @@ from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.raster.grid import Grid, find_grid
 from xchmv2.raster.labels import label_quantity
 
+_Floats = npt.NDArray[np.float64]
+#: Distance between the nodes at which areas of a projection are computed [m]; linear
+#: interpolation between them is accurate to a millionth.
+_NODE_SPACING = 10_000.0
+_MOST_NODES = 257
+#: Smallest half side of the parallelogram at a node [m]: long against the rounding of
+#: coordinates, short against the radius of the Earth.
+_REACH = 200.0
+#: Steps to which the ground scale of a projection is rounded, as a share.
+_STEP = 0.01
+#: Metres per degree of a geographic CRS, from which its steps are counted.
+_DEGREE = 111_195.0
+
 
 def has_true_areas(array: xr.DataArray) -> bool:
     """Return whether the areas of an array's cells on the ground are known.
@@ -114,6 +127,101 @@ def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return tall, wide
 
 
+def ground_pixel(grid: Grid) -> tuple[float, float]:
+    """Compute the pixel size on the ground at the scene's centre, on the CRS's own ellipsoid.
+
+    Parameters
+    ----------
+    grid : Grid
+        A grid with a CRS.
+
+    Returns
+    -------
+    tuple of float
+        Height and width of a pixel [m].
+
+    Raises
+    ------
+    ImageryError
+        If the coordinates are outside the CRS's domain, or it is not tied to the Earth.
+
+    Notes
+    -----
+    A projected metre is not always a metre on the ground: at 60 degrees north a metre of
+    EPSG:3857 is half a metre.
+    """
+    projected = grid.crs.proj
+    (top, left), (dy, dx), (rows, cols) = grid.edges, grid.pixel, grid.shape
+    cx, cy = left + dx * cols / 2, top + dy * rows / 2
+    reach = 50  # half the length of the measured lines [px]
+    xs = [cx, cx, cx - reach * dx, cx + reach * dx]
+    ys = [cy - reach * dy, cy + reach * dy, cy, cy]
+    try:
+        to_degrees = pyproj.Transformer.from_crs(projected, projected.geodetic_crs, always_xy=True)
+        lon, lat = to_degrees.transform(xs, ys, errcheck=True)
+        _, _, lengths = projected.get_geod().inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+    except (pyproj.exceptions.ProjError, AttributeError, ValueError) as error:
+        raise ImageryError(
+            "coordinates that their CRS can place on the Earth",
+            f"{projected.name} at {cx:g}, {cy:g} ({type(error).__name__})",
+            "correct it: imagery.rio.write_crs('EPSG:...')",
+        ) from error
+    return float(lengths[0]) / (2 * reach), float(lengths[1]) / (2 * reach)
+
+
+def ground_scale(grid: Grid) -> tuple[float, float]:
+    """Compute the length of a coordinate unit on the ground at the scene's centre.
+
+    Parameters
+    ----------
+    grid : Grid
+        A grid with a CRS.
+
+    Returns
+    -------
+    tuple of float
+        Metres per unit of the vertical and of the horizontal coordinate.
+
+    Raises
+    ------
+    ImageryError
+        As for :func:`ground_pixel`.
+    """
+    tall, wide = (
+        side / abs(pixel) for side, pixel in zip(ground_pixel(grid), grid.pixel, strict=True)
+    )
+    return tall, wide
+
+
+def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
+    """Compute the length of a coordinate unit on the ground, in steps of 1 %.
+
+    Parameters
+    ----------
+    grid : Grid
+        A grid with a CRS.
+
+    Returns
+    -------
+    tuple of float
+        Metres per unit of the vertical and of the horizontal coordinate. The steps give
+        neighbouring areas of interest the same pixels and cells, although the scale differs
+        slightly between the centres of scenes; in a UTM zone it is exactly 1.
+
+    Raises
+    ------
+    ImageryError
+        As for :func:`ground_pixel`.
+    """
+    scales = ground_scale(grid)
+    if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares remain squares
+        scales = (math.sqrt(math.prod(scales)),) * 2
+    crs, step = grid.crs.proj, math.log1p(_STEP)
+    unit = _DEGREE if crs.is_geographic else float(crs.axis_info[0].unit_conversion_factor)
+    tall, wide = (unit * math.exp(step * round(math.log(scale / unit) / step)) for scale in scales)
+    return tall, wide
+
+
 def _plane(array: xr.DataArray, grid: Grid) -> xr.DataArray:
     """Select one plane of an array, with its vertical dim first."""
     further = {dim: 0 for dim in array.dims if dim not in grid.dims}
@@ -148,17 +256,6 @@ def _at(nodes: _Nodes, block_info: Any) -> _Floats:
 
 def _earthbound(crs: Any) -> bool:
     return crs is not None and bool(crs.proj.is_geographic or crs.proj.is_projected)
-
-
-_Floats = npt.NDArray[np.float64]
-
-#: Distance between the nodes at which areas of a projection are computed [m]; linear
-#: interpolation between them is accurate to a millionth.
-_NODE_SPACING = 10_000.0
-_MOST_NODES = 257
-#: Smallest half side of the parallelogram at a node [m]: long against the rounding of
-#: coordinates, short against the radius of the Earth.
-_REACH = 200.0
 
 
 @dataclass(frozen=True)
@@ -339,104 +436,3 @@ def _measure_rows(grid: Grid) -> _Nodes:
     zone = zone + (np.arctanh(e * sine) / e if e else sine)
     areas = np.abs(np.diff(zone)) * ellipsoid.b**2 / 2 * abs(dx) * radians
     return _Nodes(np.arange(grid.shape[0], dtype=float), np.zeros(1), areas[:, None])
-
-
-def ground_pixel(grid: Grid) -> tuple[float, float]:
-    """Compute the pixel size on the ground at the scene's centre, on the CRS's own ellipsoid.
-
-    Parameters
-    ----------
-    grid : Grid
-        A grid with a CRS.
-
-    Returns
-    -------
-    tuple of float
-        Height and width of a pixel [m].
-
-    Raises
-    ------
-    ImageryError
-        If the coordinates are outside the CRS's domain, or it is not tied to the Earth.
-
-    Notes
-    -----
-    A projected metre is not always a metre on the ground: at 60 degrees north a metre of
-    EPSG:3857 is half a metre.
-    """
-    projected = grid.crs.proj
-    (top, left), (dy, dx), (rows, cols) = grid.edges, grid.pixel, grid.shape
-    cx, cy = left + dx * cols / 2, top + dy * rows / 2
-    reach = 50  # half the length of the measured lines [px]
-    xs = [cx, cx, cx - reach * dx, cx + reach * dx]
-    ys = [cy - reach * dy, cy + reach * dy, cy, cy]
-    try:
-        to_degrees = pyproj.Transformer.from_crs(projected, projected.geodetic_crs, always_xy=True)
-        lon, lat = to_degrees.transform(xs, ys, errcheck=True)
-        _, _, lengths = projected.get_geod().inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
-    except (pyproj.exceptions.ProjError, AttributeError, ValueError) as error:
-        raise ImageryError(
-            "coordinates that their CRS can place on the Earth",
-            f"{projected.name} at {cx:g}, {cy:g} ({type(error).__name__})",
-            "correct it: imagery.rio.write_crs('EPSG:...')",
-        ) from error
-    return float(lengths[0]) / (2 * reach), float(lengths[1]) / (2 * reach)
-
-
-def ground_scale(grid: Grid) -> tuple[float, float]:
-    """Compute the length of a coordinate unit on the ground at the scene's centre.
-
-    Parameters
-    ----------
-    grid : Grid
-        A grid with a CRS.
-
-    Returns
-    -------
-    tuple of float
-        Metres per unit of the vertical and of the horizontal coordinate.
-
-    Raises
-    ------
-    ImageryError
-        As for :func:`ground_pixel`.
-    """
-    tall, wide = (
-        side / abs(pixel) for side, pixel in zip(ground_pixel(grid), grid.pixel, strict=True)
-    )
-    return tall, wide
-
-
-def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
-    """Compute the length of a coordinate unit on the ground, in steps of 1 %.
-
-    Parameters
-    ----------
-    grid : Grid
-        A grid with a CRS.
-
-    Returns
-    -------
-    tuple of float
-        Metres per unit of the vertical and of the horizontal coordinate. The steps give
-        neighbouring areas of interest the same pixels and cells, although the scale differs
-        slightly between the centres of scenes; in a UTM zone it is exactly 1.
-
-    Raises
-    ------
-    ImageryError
-        As for :func:`ground_pixel`.
-    """
-    scales = ground_scale(grid)
-    if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares remain squares
-        scales = (math.sqrt(math.prod(scales)),) * 2
-    crs, step = grid.crs.proj, math.log1p(_STEP)
-    unit = _DEGREE if crs.is_geographic else float(crs.axis_info[0].unit_conversion_factor)
-    tall, wide = (unit * math.exp(step * round(math.log(scale / unit) / step)) for scale in scales)
-    return tall, wide
-
-
-#: Steps to which the ground scale of a projection is rounded, as a share.
-_STEP = 0.01
-#: Metres per degree of a geographic CRS, from which its steps are counted.
-_DEGREE = 111_195.0

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import xarray as xr
 from scipy import ndimage
 
+_DECLARE = ("_FillValue", "nodata", "missing_value")
+
 
 @dataclass(frozen=True)
 class ValidPixels:
@@ -103,9 +105,6 @@ def _equals(band: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_
     if not (limits.min <= value <= limits.max and float(value).is_integer()):
         return np.zeros(band.shape, bool)
     return np.asarray(band == band.dtype.type(int(value)))
-
-
-_DECLARE = ("_FillValue", "nodata", "missing_value")
 
 
 def without_nodata(array: xr.DataArray) -> xr.DataArray:

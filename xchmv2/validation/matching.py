@@ -27,6 +27,21 @@ from xchmv2.raster import (
 #: Radius of a GEDI footprint [m], and the height percentile compared with its RH98.
 RADIUS = 12.0
 PERCENTILE = 98.0
+_Floats = npt.NDArray[np.float64]
+#: Possible reference heights [m]; lidar noise around the ground is set to 0.
+_LOWEST, _HIGHEST = 0.0, 120.0
+_GROUND_NOISE = 0.5
+#: Relative difference up to which pixel sizes count as equal.
+_TOLERANCE = 0.01
+#: Stand-in where neither grid has a CRS: within one CRS, whichever it is, no coordinates are
+#: transformed.
+_PLANE = CRS("EPSG:3857")
+#: Names of the column of reference heights of points, in order of preference.
+_COLUMNS = ("height", "rh98", "rh_98", "RH98", "canopy_height")
+#: Smallest valid share of a footprint: the tallest trees may be in the missing part.
+_LEAST_KNOWN = 0.9
+#: Number of footprints that are computed together.
+_BATCH = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,18 +209,6 @@ def _extent(known: npt.NDArray[np.bool_]) -> slice:
     return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
 
 
-_Floats = npt.NDArray[np.float64]
-
-#: Possible reference heights [m]; lidar noise around the ground is set to 0.
-_LOWEST, _HIGHEST = 0.0, 120.0
-_GROUND_NOISE = 0.5
-#: Relative difference up to which pixel sizes count as equal.
-_TOLERANCE = 0.01
-#: Stand-in where neither grid has a CRS: within one CRS, whichever it is, no coordinates are
-#: transformed.
-_PLANE = CRS("EPSG:3857")
-
-
 def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
     """Read reference heights of one date; lazy heights remain lazy.
 
@@ -328,14 +331,6 @@ def _average_onto(heights: _Floats, source: GeoBox, target: GeoBox) -> _Floats:
     known = wrap_xr(np.isfinite(heights).astype(np.float64), source)
     share = xr_reproject(known, target, resampling="average", dst_nodata=np.nan).values
     return np.where(share >= 0.5 - 1e-6, placed, np.nan)
-
-
-#: Names of the column of reference heights of points, in order of preference.
-_COLUMNS = ("height", "rh98", "rh_98", "RH98", "canopy_height")
-#: Smallest valid share of a footprint: the tallest trees may be in the missing part.
-_LEAST_KNOWN = 0.9
-#: Number of footprints that are computed together.
-_BATCH = 2000
 
 
 def _under_footprints(

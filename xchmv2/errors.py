@@ -1,4 +1,4 @@
-"""The exception family: every message says what was expected, what came, and how to fix it."""
+"""The exceptions and warnings: each message says what was expected and found, and the fix."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = [
 
 
 class CHMv2Error(ValueError):
-    """Input or state that xchmv2 cannot work with.
+    """Input or state that xchmv2 cannot use.
 
     Parameters
     ----------
     expected : str
         What was expected, without the leading word "expected".
     found : str
-        What came instead: names, sizes, dims.
+        What was found instead: names, sizes, dims.
     fix : str
-        The call or step that puts it right.
+        The call or step that corrects it.
 
     Examples
     --------
@@ -45,11 +45,11 @@ class CHMv2Error(ValueError):
 
 
 class DemoModelWarning(UserWarning):
-    """The demonstration model is in use: its heights mean nothing outside synthetic forest."""
+    """The demonstration model is in use; its heights are valid in synthetic forest only."""
 
 
 class ConfigError(CHMv2Error):
-    """A model or processor setting that is outside what CHMv2 defines."""
+    """A setting of the model or the image processor that CHMv2 does not define."""
 
 
 class CheckpointError(CHMv2Error):
@@ -57,20 +57,20 @@ class CheckpointError(CHMv2Error):
 
 
 class ImageryError(CHMv2Error):
-    """Imagery whose bands, values, dimensions or ground resolution do not fit the model."""
+    """Imagery whose bands, values, dimensions or ground sampling distance do not fit the model."""
 
 
 class GridError(CHMv2Error):
-    """A tile, overlap or block size that no tile grid can be made from."""
+    """A tile, overlap or block size that cannot form a tile grid."""
 
 
 class DeviceError(CHMv2Error):
-    """A device or data type that this machine does not offer."""
+    """A device or data type that is not available on this machine."""
 
 
 class StoreError(CHMv2Error):
-    """A store that cannot be written or read, or does not hold what is to be added to it."""
+    """A store that cannot be written or read, or does not match the data to be added to it."""
 
 
 class IncompleteStoreWarning(UserWarning):
-    """A store in which regions are still missing; they read as missing data."""
+    """A store in which regions have not been written yet; they read as missing data."""

@@ -27,14 +27,14 @@ Picture = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Ground:
-    """The ground and its houses under a window.
+    """Land cover and buildings in a window.
 
     Parameters
     ----------
     cover : ndarray of uint8, shape (height, width)
-        Index into `COVERS`; "forest" is forest land, with trees on it or not.
+        Index into `COVERS`; "forest" is forest land, with or without trees.
     roof_height : ndarray of float32, shape (height, width)
-        Roofs above ground [m].
+        Height of roofs above ground [m].
     """
 
     cover: npt.NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Ground:
 
 
 def ground_of(seed: int, site: Site, window: Cutout) -> Ground:
-    """Return what covers the ground of a window.
+    """Return the land cover and the roofs of a window.
 
     Parameters
     ----------
@@ -71,25 +71,6 @@ def ground_of(seed: int, site: Site, window: Cutout) -> Ground:
     return Ground(cover, roof_height)
 
 
-def _blend(
-    picture: Picture, alpha: npt.NDArray[np.floating], colour: Sequence[float] | Picture
-) -> None:
-    """Paint a colour over a picture, in place, as densely as alpha (0 to 1)."""
-    a = alpha.astype(np.float32)[..., None]
-    picture += a * (np.asarray(colour, np.float32) - picture)
-
-
-def _inside(distance: Plane, edge: float, softness: float) -> Plane:
-    """Return how far a place lies on the near side of an edge [m]: 1 inside, 0 outside."""
-    return np.asarray(np.clip((edge - distance) / np.float32(softness) + 0.5, 0.0, 1.0))
-
-
-def _grass(season: Season) -> Picture:
-    """Return the colour of a meadow in a season."""
-    straw, lush = np.array([176, 162, 122], np.float32), np.array([126, 148, 90], np.float32)
-    return straw + np.float32(season.greenness) * (lush - straw)
-
-
 def ground_colour(
     seed: int,
     site: Site,
@@ -99,7 +80,7 @@ def ground_colour(
     year: float,
     events: Sequence[Disturbance],
 ) -> Picture:
-    """Return the colour of the ground in even light.
+    """Return the colour of the ground in diffuse light.
 
     Parameters
     ----------
@@ -116,7 +97,7 @@ def ground_colour(
     year : float
         Decimal year.
     events : sequence of Disturbance
-        Those that have happened.
+        Past events.
 
     Returns
     -------
@@ -146,6 +127,20 @@ def ground_colour(
     return picture
 
 
+def _grass(season: Season) -> Picture:
+    """Return the colour of a meadow in a season."""
+    straw, lush = np.array([176, 162, 122], np.float32), np.array([126, 148, 90], np.float32)
+    return straw + np.float32(season.greenness) * (lush - straw)
+
+
+def _blend(
+    picture: Picture, alpha: npt.NDArray[np.floating], colour: Sequence[float] | Picture
+) -> None:
+    """Blend a colour into a picture, in place, with opacity alpha (0 to 1)."""
+    a = alpha.astype(np.float32)[..., None]
+    picture += a * (np.asarray(colour, np.float32) - picture)
+
+
 def _paint_cut(
     picture: Picture,
     event: Disturbance,
@@ -154,7 +149,7 @@ def _paint_cut(
     fine: Plane,
     year: float,
 ) -> None:
-    """Paint slash, soil and wheel tracks where trees were taken not long ago."""
+    """Paint slash, soil and wheel tracks where trees were felled recently."""
     fresh = np.exp(-(year - event.year) / _FRESH_CUT_YEARS)
     rough = np.clip(0.75 + 0.25 * fine, 0.0, 1.0)
     strength = fresh * struck * rough * (0.4 if event.kind == "thinning" else 0.9)
@@ -177,6 +172,11 @@ def _paint_ways(picture: Picture, site: Site, window: Cutout, fine: Plane, grass
     _blend(picture, _inside(road, ROAD_HALF_WIDTH, soft), (142, 140, 138))
 
 
+def _inside(distance: Plane, edge: float, softness: float) -> Plane:
+    """Return 1 inside an edge at a distance [m], 0 outside, and a soft transition between."""
+    return np.asarray(np.clip((edge - distance) / np.float32(softness) + 0.5, 0.0, 1.0))
+
+
 def _paint_water(picture: Picture, site: Site, window: Cutout) -> None:
     """Paint lakes, paler along the shore."""
     lake = site.sample(site.lake, window)
@@ -188,7 +188,7 @@ def _paint_water(picture: Picture, site: Site, window: Cutout) -> None:
 
 
 def leaf_of(trees: Trees, season: Season) -> npt.NDArray[np.float64]:
-    """Return the share of foliage each tree carries; individuals differ by some days."""
+    """Return the share of foliage on each tree; individual trees differ by some days."""
     spread = np.clip(
         season.leaf + 0.5 * (draw(trees.identity, 60) - 0.5) * (0 < season.leaf < 1), 0, 1
     )
@@ -196,7 +196,7 @@ def leaf_of(trees: Trees, season: Season) -> npt.NDArray[np.float64]:
 
 
 def crown_colour(trees: Trees, season: Season) -> Picture:
-    """Return the colour of each tree's crown in even light.
+    """Return the colour of each tree's crown in diffuse light.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Disturbances of a synthetic forest: clear-cuts, thinnings and windthrow, given or drawn."""
+"""Disturbances of a synthetic forest: clear-cuts, thinnings and windthrow, given or random."""
 
 from __future__ import annotations
 
@@ -23,31 +23,38 @@ _SEVERITY = {"clear_cut": 1.0, "thinning": 0.3, "windthrow": 0.85}
 _REGROWN_YEARS = 25.0
 _EDGE_LENGTH = 22.0
 _RACK_SPACING, _RACK_WIDTH = 19.0, 4.0
+_CELL = 150.0  # one chance per cell and epoch
+_EPOCH_YEARS = 4
+_FIRST_EPOCH = 2012  # earlier events are part of the ages of the stands
+_RATE = 0.46
+_LOTS: dict[Kind, int] = {"clear_cut": 2, "thinning": 1, "windthrow": 1}
+_YOUNGEST = 28.0  # no random event in stands younger than this
+_SMALLEST, _LARGEST = 2_500.0, 11_000.0  # [m2]
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One event that takes trees.
+    """One event that removes trees.
 
     Parameters
     ----------
     kind : {"clear_cut", "thinning", "windthrow"}
-        What happened. A clear-cut and windthrow have straight and ragged edges; a thinning takes
-        racks for machines and single trees between them.
+        Kind of event. A clear-cut has straight edges, windthrow ragged ones; a thinning takes
+        the trees on skid trails and single trees between them.
     date : str or datetime64
-        Day it happened.
+        Day of the event.
     x, y : float
         Centre in map coordinates [m].
     area : float
-        Nominal area [m2]; the labelled area is what of it was forest.
+        Nominal area [m2]; only its forested part is labelled.
     severity : float, optional
-        Share of trees taken; by default 1 in a clear-cut, 0.3 in a thinning and 0.85 in windthrow.
+        Share of trees felled; by default 1 in a clear-cut, 0.3 in a thinning and 0.85 in windthrow.
     angle : float
         Direction of the long axis, counter-clockwise from east [degree].
     elongation : float
         Length over width.
     spares_regrowth : bool
-        Whether it leaves alone what a clear-cut or windthrow opened less than 25 years before.
+        Whether the event spares areas that an earlier one opened within 25 years.
 
     Raises
     ------
@@ -89,7 +96,7 @@ class Disturbance:
 
     @property
     def day(self) -> np.datetime64:
-        """Date as a day."""
+        """Date to the day."""
         return as_time(self.date, "D")
 
     @property
@@ -107,7 +114,7 @@ class Disturbance:
 
     @property
     def reach(self) -> float:
-        """Distance [m] from the centre beyond which nothing happens."""
+        """Distance [m] from the centre beyond which the event has no effect."""
         return 1.5 * float(np.hypot(*self.half_axes)) + 5.0
 
     def key(self, seed: int) -> int:
@@ -122,7 +129,7 @@ class Disturbance:
         return dx * c - dy * s, dx * s + dy * c
 
     def covers(self, y: Floats, x: Floats, edge: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-        """Return which places lie in the footprint.
+        """Return whether places lie in the footprint.
 
         Parameters
         ----------
@@ -147,7 +154,7 @@ class Disturbance:
     def covers_points(
         self, seed: int, y: Floats, x: Floats, lean: Floats | None = None
     ) -> npt.NDArray[np.bool_]:
-        """Return which points [m], moved towards the centre by `lean` [m], are in the footprint."""
+        """Return whether points [m], moved towards the centre by `lean` [m], are inside."""
         inside = np.zeros(y.shape, bool)
         dy, dx = y + self.y, x - self.x
         near = np.flatnonzero(np.hypot(dy, dx) < self.reach)
@@ -160,7 +167,7 @@ class Disturbance:
         return inside
 
     def taken(self, h: npt.NDArray[np.uint64], y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
-        """Return which trees inside the footprint fall, given a hash of tree and event."""
+        """Return whether trees inside the footprint fall, given hashes of tree and event."""
         fallen = draw(h, 0) < float(self.severity or 1.0)
         if self.kind != "thinning":
             return fallen
@@ -171,7 +178,7 @@ class Disturbance:
 def struck_at(
     events: Sequence[Disturbance], seed: int, y: Floats, x: Floats, lean: Floats | None = None
 ) -> Iterator[tuple[Disturbance, npt.NDArray[np.bool_]]]:
-    """Yield each event with the points it strikes.
+    """Yield each event with the points that it affects.
 
     Parameters
     ----------
@@ -182,7 +189,7 @@ def struck_at(
     y, x : ndarray of float64, shape (n,)
         World coordinates [m].
     lean : ndarray of float64, shape (n,), optional
-        How far into the footprint a crown may reach [m] before its tree counts as inside.
+        Depth to which a crown may reach into the footprint before its tree counts as inside [m].
 
     Yields
     ------
@@ -200,7 +207,7 @@ def struck_at(
 def struck_in(
     events: Sequence[Disturbance], seed: int, window: Cutout
 ) -> Iterator[tuple[Disturbance, tuple[slice, slice], npt.NDArray[np.bool_]]]:
-    """Yield each event that may touch a window with the pixels it strikes.
+    """Yield each event that may intersect a window with the pixels that it affects.
 
     Parameters
     ----------
@@ -216,7 +223,7 @@ def struck_in(
     event : Disturbance
         The event.
     box : tuple of slice
-        The part of the window it may touch.
+        The part of the window that it may intersect.
     inside : ndarray of bool
         In its footprint, and not spared; of the shape of that part.
     """
@@ -233,7 +240,7 @@ def struck_in(
 def _strike(
     event: Disturbance, inside: npt.NDArray[np.bool_], opened: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.bool_]:
-    """Return where an event strikes, and note in place where it opens the canopy."""
+    """Return where an event has an effect, and record in place where it opens the canopy."""
     if event.spares_regrowth:
         inside = inside & (event.year - opened > _REGROWN_YEARS)
     if event.kind != "thinning":
@@ -242,7 +249,7 @@ def _strike(
 
 
 def _part_around(event: Disturbance, window: Cutout) -> Cutout | None:
-    """Return the part of a window that an event may touch."""
+    """Return the part of a window that an event may intersect."""
     res = window.resolution
     row = int(np.floor((-event.y - event.reach) / res + window.dy))
     col = int(np.floor((event.x - event.reach) / res + window.dx))
@@ -256,33 +263,24 @@ def _part_around(event: Disturbance, window: Cutout) -> Cutout | None:
 
 
 def touches(event: Disturbance, window: Cutout) -> bool:
-    """Return whether an event may reach into a window."""
+    """Return whether an event may intersect a window."""
     north, south, west, east = window.bounds
     in_y = north - event.reach < -event.y < south + event.reach
     return in_y and west - event.reach < event.x < east + event.reach
 
 
-_CELL = 150.0  # one chance per cell and epoch
-_EPOCH_YEARS = 4
-_FIRST_EPOCH = 2012  # before it, the ages of the stands say all there is to say
-_RATE = 0.46
-_LOTS: dict[Kind, int] = {"clear_cut": 2, "thinning": 1, "windthrow": 1}
-_YOUNGEST = 28.0  # no random event in stands younger than this
-_SMALLEST, _LARGEST = 2_500.0, 11_000.0  # [m2]
-
-
 @dataclass(frozen=True)
 class Chronicle:
-    """All that ever happens to a world's forests.
+    """The history of disturbances in a world.
 
     Parameters
     ----------
     seed : int
         Seed of the world.
     kinds : tuple of str
-        What happens of itself; nothing if empty.
+        Kinds of random events; none if empty.
     told : tuple of Disturbance
-        What happens on top of it.
+        Events in addition to the random ones.
     """
 
     seed: int
@@ -292,7 +290,7 @@ class Chronicle:
     def up_to(
         self, until: np.datetime64, window: Cutout, after: np.datetime64 | None = None
     ) -> tuple[Disturbance, ...]:
-        """Return the events that may touch a window.
+        """Return the events that may intersect a window.
 
         Parameters
         ----------
@@ -301,7 +299,7 @@ class Chronicle:
         window : Cutout
             Pixels.
         after : datetime64, optional
-            The day before the first; by default the beginning, 2012 for random events.
+            The day before the first; by default all, from 2012 for random events.
 
         Returns
         -------
@@ -321,9 +319,9 @@ class Chronicle:
 def _random_events(
     seed: int, window: Cutout, last: int, kinds: Sequence[Kind]
 ) -> list[Disturbance]:
-    """Return the world's own events in and around a window, up to an epoch."""
+    """Return the random events in and around a window, up to an epoch."""
     north, south, west, east = window.bounds
-    # Two cells around: one for events that reach in, one for those that came before them there.
+    # Margin of two cells: one for events that reach in, one for earlier events that precede them.
     i = np.arange(np.floor(north / _CELL) - 2, np.floor(south / _CELL) + 3)
     j = np.arange(np.floor(west / _CELL) - 2, np.floor(east / _CELL) + 3)
     grid = np.meshgrid(np.arange(last + 1), i, j, indexing="ij")
@@ -347,7 +345,7 @@ def _area(h: Hashes) -> Floats:
 
 
 def _comes_second(y: Floats, x: Floats, area: Floats, epoch: Ints) -> npt.NDArray[np.bool_]:
-    """Return which events lie where an event of an earlier epoch has already been."""
+    """Return whether events lie where an event of an earlier epoch has been."""
     second = np.zeros(y.size, bool)
     if y.size:
         radius = np.sqrt(area / np.pi)
@@ -361,7 +359,7 @@ def _comes_second(y: Floats, x: Floats, area: Floats, epoch: Ints) -> npt.NDArra
 
 
 def _is_grown_forest(seed: int, y: Floats, x: Floats, year: Floats) -> npt.NDArray[np.bool_]:
-    """Return where [m] a forest stands that is old enough to be cut or thrown in a year."""
+    """Return whether the forest at points [m] is old enough for an event in a year."""
     traits = stand_traits(seed, stands_at(seed, y, x))
     old = traits.age + year - BASE_YEAR > _YOUNGEST
     return np.asarray(~traits.meadow & old & is_land(seed, y, x, 15.0))

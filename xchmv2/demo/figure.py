@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 _ROWS = ("Imagery", "Truth", "Prediction")
 _PANEL = 3.0  # [inch]
 _DPI = 110
-# Ends of the colour scales [m], the same for every forest; a few trees and their fall go beyond.
+# Limits of the colour scales [m], the same for every forest; a few trees exceed them.
 _HEIGHTS, _CHANGE = (0.0, 40.0), 30.0
 _TITLE = "From imagery to canopy height and its change"
 _WORDS = (
     "A synthetic forest, so that the truth is known;\n"
     "the network sees the imagery alone.\n"
-    f"Lost is what drops by more than {DROP:g} m;\n"
-    "outlined is what was cut or blown down."
+    f"Loss is a drop of more than {DROP:g} m;\n"
+    "outlines show clear-cuts and windthrow."
 )
-_CAVEAT = "Demo model: what it says of any real forest means nothing."
+_CAVEAT = "Demo model: its heights mean nothing in any real forest."
 
 
 def save_picture(
     path: Path, cube: xr.Dataset, heights: Sequence[HeightScore], losses: Sequence[LossScore]
 ) -> None:
-    """Draw imagery, truth and prediction of each date, and what changed between them.
+    """Draw imagery, truth and prediction of each date, and the changes between dates.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def save_picture(
     cube : Dataset
         `red`, `green`, `blue`, `valid`, `true_height` and `canopy_height` (time, y, x).
     heights, losses : sequence
-        Scores of dates and of the steps between them, for the titles.
+        Scores of dates and of the intervals between them, for the titles.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def save_picture(
 
 
 def _panels(figure: Figure, grid: GridSpec, dates: int, steps: int) -> list[list[Axes]]:
-    """Return rows of axes with equal limits; the first row has none for steps between dates."""
+    """Return rows of axes with equal limits; the first row has none for changes."""
     rows: list[list[Axes]] = []
     for row in range(3):
         columns = dates if row == 0 else dates + steps
@@ -84,7 +84,7 @@ def _panels(figure: Figure, grid: GridSpec, dates: int, steps: int) -> list[list
 
 
 def _local(cube: xr.Dataset) -> xr.Dataset:
-    """Return the cube with metres from its lower left corner in place of map coordinates."""
+    """Return the cube with coordinates in metres from its lower left corner."""
     half = abs(float(cube["x"][1] - cube["x"][0])) / 2
     local = {dim: cube[dim] - float(cube[dim].min()) + half for dim in ("x", "y")}
     return cube.drop_vars("spatial_ref", errors="ignore").assign_coords(local)
@@ -128,7 +128,7 @@ def _show_changes(
 
 
 def _outline(ax: Axes, scene: xr.Dataset) -> None:
-    """Draw the edges of what was cut or blown down since the date before, but not of thinnings."""
+    """Outline clear-cuts and windthrow, but not thinnings, since the previous date."""
     meanings = scene["event_kind"].attrs["flag_meanings"].split()
     felled = scene["event"][[meanings[code] != "thinning" for code in scene["event_kind"].values]]
     struck = scene["disturbance"].isin(felled)
@@ -147,7 +147,7 @@ def _dress(ax: Axes, title: str, size: int = 10) -> None:
 def _explain(
     figure: Figure, grid: GridSpec, column: int, height: AxesImage, change: AxesImage
 ) -> None:
-    """Say what is what in the free corner: words, both colour scales, missing data."""
+    """Draw the legend in the free corner: explanation, both colour scales, missing data."""
     corner = grid[0, column:].subgridspec(4, 1, height_ratios=(6, 1, 1, 1))
     words, first, second, missing = (figure.add_subplot(corner[row]) for row in range(4))
     for ax in (words, missing):

@@ -1,8 +1,8 @@
 """The ground: relief, roads, tracks, lakes and farms.
 
-Everything slow-moving is worked out on a lattice of 1.2 m that is fixed to the world, and read from
-there by pixels of any size and place, and by trees. So a tree stands in the same stand
-whatever the window, the resolution or the misregistration of the picture.
+Smooth properties are computed on a lattice of 1.2 m that is fixed to the world. Trees and pixels of
+any size read them from it, so that a tree belongs to the same stand for any window, pixel size and
+misregistration of the imagery.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Building:
     roof: int
 
 
-_Farm = tuple[float, float, float, Building]  # clearing's y, x and radius [m], and a house in it
+_Farm = tuple[float, float, float, Building]  # y, x and radius of a clearing [m], and a house in it
 
 
 @dataclass(frozen=True)
 class Site:
-    """The slow-moving properties of the ground on the world lattice.
+    """The smooth properties of the ground on the world lattice.
 
     Parameters
     ----------
@@ -59,11 +59,11 @@ class Site:
     relief : ndarray of float32
         Ground elevation [m].
     road, track, lake : ndarray of float32
-        Distance [m] to a road's or track's middle line, and to a lake's shore (negative in it).
+        Distance [m] to the centre line of a road or track, and to a lake shore (negative inside).
     yard : ndarray of float32
-        Distance [m] to the edge of a farm's clearing (negative in it).
+        Distance [m] to the edge of a farm's clearing (negative inside).
     buildings : tuple of Building
-        All that reach into the lattice.
+        All buildings in and around the lattice.
     """
 
     row: int
@@ -89,7 +89,7 @@ class Site:
         return np.clip(i, 0, self.relief.shape[0] - 1), np.clip(j, 0, self.relief.shape[1] - 1)
 
     def sample(self, plane: Plane, window: Cutout) -> Plane:
-        """Return one property at the pixels of a window, bilinearly.
+        """Interpolate one property bilinearly to the pixels of a window.
 
         Parameters
         ----------
@@ -112,14 +112,55 @@ class Site:
         return np.asarray(left + (rows[:, j + 1] - left) * fu)
 
 
-def _line_distance(n: Floats, gy: Floats, gx: Floats, length: float) -> Floats:
-    """Return the distance [m] to the zero line of noise; far where the noise is too flat."""
-    slope = np.hypot(gy, gx)
-    return np.asarray(np.where(slope > 0.35 / length, np.abs(n) / np.maximum(slope, 1e-9), _FAR))
+def is_land(seed: int, y: Floats, x: Floats, margin: float) -> npt.NDArray[np.bool_]:
+    """Return whether points [m] are farther than `margin` [m] from any lake and road."""
+    return np.asarray(
+        (_distance_to_lake(seed, y, x) > margin) & (_road_distance(seed, y, x) > margin)
+    )
+
+
+def _distance_to_lake(seed: int, y: Floats, x: Floats) -> Floats:
+    """Return the distance from points to the nearest lake shore, negative inside.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the world.
+    y, x : ndarray of float64, shape (n,)
+        World coordinates [m].
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Distance [m], accurate near the shore; 1000 m if no lake is near.
+    """
+    distance = np.full(y.shape, _FAR)
+    wobble = noise_at(stream(seed, "shore"), y, x, _SHORE_LENGTH)
+    i, j = np.floor(y / _LAKE_CELL).astype(np.int64), np.floor(x / _LAKE_CELL).astype(np.int64)
+    for di in (-1, 0, 1):
+        for dj in (-1, 0, 1):
+            own = _lake_distance(seed, i + di, j + dj, y, x, wobble)
+            distance = np.minimum(distance, own)
+    return distance
+
+
+def _lake_distance(
+    seed: int, i: Ints, j: Ints, y: Floats, x: Floats, wobble: npt.NDArray[Any]
+) -> Floats:
+    """Return the distance [m] from points to the shore of the lake of cell (i, j)."""
+    cy, cx, radius = _lake_of(seed, i, j)
+    return np.asarray(np.hypot(y - cy, (x - cx) * 0.8) - radius * (1.0 + 0.22 * wobble))
+
+
+def _lake_of(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats, Floats]:
+    """Return centre and radius [m] of the lakes of cells; the radius is negative without one."""
+    h = place_hash(stream(seed, "lake"), i, j)
+    radius = np.where(draw(h, 0) < 0.6, 14.0 + 42.0 * draw(h, 1) ** 1.5, -_FAR)
+    return (i + draw(h, 2)) * _LAKE_CELL, (j + draw(h, 3)) * _LAKE_CELL, radius
 
 
 def _road_distance(seed: int, y: Floats, x: Floats) -> Floats:
-    """Return the distance [m] of points to the middle of the nearest road.
+    """Return the distance [m] from points to the centre line of the nearest road.
 
     Parameters
     ----------
@@ -142,153 +183,14 @@ def _road_distance(seed: int, y: Floats, x: Floats) -> Floats:
     return _line_distance(at(0, 0), gy, gx, _ROAD_LENGTH)
 
 
-def _road_plane(seed: int, y: Floats, x: Floats) -> Plane:
-    """Return :func:`_road_distance` on a lattice."""
-    step = y[1] - y[0]
-    n = noise_grid(
-        stream(seed, "road"),
-        np.concatenate([y[:1] - step, y, y[-1:] + step]),
-        np.concatenate([x[:1] - step, x, x[-1:] + step]),
-        _ROAD_LENGTH,
-    ).astype(np.float64)
-    gy, gx = (n[2:, 1:-1] - n[:-2, 1:-1]) / (2 * step), (n[1:-1, 2:] - n[1:-1, :-2]) / (2 * step)
-    return _line_distance(n[1:-1, 1:-1], gy, gx, _ROAD_LENGTH).astype(np.float32)
-
-
-def _cells_around(y: Floats, x: Floats, cell: float) -> tuple[Ints, Ints]:
-    """Return all cells that touch a region, or are neighbours of one that does."""
-    i = np.arange(np.floor(y[0] / cell) - 1, np.floor(y[-1] / cell) + 2).astype(np.int64)
-    j = np.arange(np.floor(x[0] / cell) - 1, np.floor(x[-1] / cell) + 2).astype(np.int64)
-    return np.repeat(i, j.size), np.tile(j, i.size)
-
-
-def _lake_of(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats, Floats]:
-    """Return centre and radius [m] of the lakes of cells; a negative radius where there is none."""
-    h = place_hash(stream(seed, "lake"), i, j)
-    radius = np.where(draw(h, 0) < 0.6, 14.0 + 42.0 * draw(h, 1) ** 1.5, -_FAR)
-    return (i + draw(h, 2)) * _LAKE_CELL, (j + draw(h, 3)) * _LAKE_CELL, radius
-
-
-def _lake_distance(
-    seed: int, i: Ints, j: Ints, y: Floats, x: Floats, wobble: npt.NDArray[Any]
-) -> Floats:
-    """Return the distance [m] of points to the shore of the lake of cell (i, j)."""
-    cy, cx, radius = _lake_of(seed, i, j)
-    return np.asarray(np.hypot(y - cy, (x - cx) * 0.8) - radius * (1.0 + 0.22 * wobble))
-
-
-def _distance_to_lake(seed: int, y: Floats, x: Floats) -> Floats:
-    """Return the distance of points to the nearest lake's shore, negative inside.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64, shape (n,)
-        World coordinates [m].
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Distance [m], good near the shore; 1000 m where no lake is near.
-    """
-    distance = np.full(y.shape, _FAR)
-    wobble = noise_at(stream(seed, "shore"), y, x, _SHORE_LENGTH)
-    i, j = np.floor(y / _LAKE_CELL).astype(np.int64), np.floor(x / _LAKE_CELL).astype(np.int64)
-    for di in (-1, 0, 1):
-        for dj in (-1, 0, 1):
-            own = _lake_distance(seed, i + di, j + dj, y, x, wobble)
-            distance = np.minimum(distance, own)
-    return distance
-
-
-def _lake_plane(seed: int, y: Floats, x: Floats, wobble: Plane) -> Plane:
-    """Return :func:`_distance_to_lake` on a lattice."""
-    distance = np.full(wobble.shape, _FAR, np.float32)
-    for i, j in zip(*_cells_around(y, x, _LAKE_CELL), strict=True):
-        cell = np.array([i]), np.array([j])
-        cy, cx, radius = (float(v[0]) for v in _lake_of(seed, *cell))
-        rows, cols = _around(y, cy, 2.0 * radius + 20.0), _around(x, cx, 2.5 * radius + 25.0)
-        if radius > 0.0 and rows.start < rows.stop and cols.start < cols.stop:
-            part = _lake_distance(seed, *cell, y[rows, None], x[cols], wobble[rows, cols])
-            distance[rows, cols] = np.minimum(distance[rows, cols], part)
-    return distance
-
-
-def _around(axis: Floats, centre: float, reach: float) -> slice:
-    """Return the part of a sorted axis within reach of a centre."""
-    start, stop = np.searchsorted(axis, (centre - reach, centre + reach))
-    return slice(int(start), int(stop))
-
-
-def _yard_plane(houses: list[_Farm], y: Floats, x: Floats, wobble: Plane) -> Plane:
-    """Return the distance [m] to the edge of farm clearings on a lattice, negative inside."""
-    distance = np.full(wobble.shape, _FAR, np.float32)
-    for cy, cx, radius, _ in houses:
-        rows, cols = _around(y, cy, 2.0 * radius + 10.0), _around(x, cx, 2.0 * radius + 10.0)
-        edge = radius * (1.0 + 0.15 * wobble[rows, cols])
-        own = np.hypot(y[rows, None] - cy, x[cols] - cx) - edge
-        distance[rows, cols] = np.minimum(distance[rows, cols], own)
-    return distance
-
-
-def _farms(seed: int, y: Floats, x: Floats) -> list[_Farm]:
-    """Return the buildings around a region.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64
-        Sorted world coordinates [m] that span the region.
-
-    Returns
-    -------
-    list of (y, x, radius, Building)
-        The clearing [m] each building stands in, and the building.
-    """
-    i, j = _cells_around(y, x, _FARM_CELL)
-    h = place_hash(stream(seed, "farm"), i, j)
-    cy, cx = (i + 0.2 + 0.6 * draw(h, 0)) * _FARM_CELL, (j + 0.2 + 0.6 * draw(h, 1)) * _FARM_CELL
-    keep = (draw(h, 2) < 0.33) & (_road_distance(seed, cy, cx) > 16.0)
-    keep &= _distance_to_lake(seed, cy, cx) > 30.0
-    out = []
-    for k in np.flatnonzero(keep):
-        own = h[k : k + 1]
-        radius = 17.0 + 14.0 * float(draw(own, 3)[0])
-        for b in range(1 + int(3 * draw(own, 4)[0])):
-            centre = float(cy[k]), float(cx[k])
-            out.append((*centre, radius, _building(own, b, *centre)))
-    return out
-
-
-def _building(h: npt.NDArray[np.uint64], b: int, cy: float, cx: float) -> Building:
-    """Return the `b`-th building of a farm; its axes follow the farm's, at right angles or not."""
-    u = [float(draw(h, 10 + 10 * b + k)[0]) for k in range(7)]
-    turn = 2.0 * np.pi * (u[0] + b) / 3.0
-    distance = 0.0 if b == 0 else 13.0 + 4.0 * u[1]
-    width = 3.0 + 3.0 * u[2]
-    return Building(
-        y=cy + distance * np.sin(turn),
-        x=cx + distance * np.cos(turn),
-        half_length=width * (1.1 + 0.9 * u[3]),
-        half_width=width,
-        angle=np.pi * float(draw(h, 5)[0]) + 0.5 * np.pi * (u[4] > 0.5),
-        wall=2.8 + 3.0 * u[5],
-        ridge=1.0 + 2.2 * u[6],
-        roof=int(4 * float(draw(h, 6 + b)[0])),
-    )
-
-
-def is_land(seed: int, y: Floats, x: Floats, margin: float) -> npt.NDArray[np.bool_]:
-    """Return whether points [m] are farther than `margin` [m] from any lake and road."""
-    return np.asarray(
-        (_distance_to_lake(seed, y, x) > margin) & (_road_distance(seed, y, x) > margin)
-    )
+def _line_distance(n: Floats, gy: Floats, gx: Floats, length: float) -> Floats:
+    """Return the distance [m] to the zero line of noise; far where the noise is too flat."""
+    slope = np.hypot(gy, gx)
+    return np.asarray(np.where(slope > 0.35 / length, np.abs(n) / np.maximum(slope, 1e-9), _FAR))
 
 
 def site_of(seed: int, window: Cutout) -> Site:
-    """Return the slow-moving ground under a window.
+    """Return the smooth properties of the ground under a window.
 
     Parameters
     ----------
@@ -327,3 +229,101 @@ def site_of(seed: int, window: Cutout) -> Site:
         yard=_yard_plane(houses, y, x, shore),
         buildings=tuple(house for *_, house in houses),
     )
+
+
+def _road_plane(seed: int, y: Floats, x: Floats) -> Plane:
+    """Return :func:`_road_distance` on a lattice."""
+    step = y[1] - y[0]
+    n = noise_grid(
+        stream(seed, "road"),
+        np.concatenate([y[:1] - step, y, y[-1:] + step]),
+        np.concatenate([x[:1] - step, x, x[-1:] + step]),
+        _ROAD_LENGTH,
+    ).astype(np.float64)
+    gy, gx = (n[2:, 1:-1] - n[:-2, 1:-1]) / (2 * step), (n[1:-1, 2:] - n[1:-1, :-2]) / (2 * step)
+    return _line_distance(n[1:-1, 1:-1], gy, gx, _ROAD_LENGTH).astype(np.float32)
+
+
+def _lake_plane(seed: int, y: Floats, x: Floats, wobble: Plane) -> Plane:
+    """Return :func:`_distance_to_lake` on a lattice."""
+    distance = np.full(wobble.shape, _FAR, np.float32)
+    for i, j in zip(*_cells_around(y, x, _LAKE_CELL), strict=True):
+        cell = np.array([i]), np.array([j])
+        cy, cx, radius = (float(v[0]) for v in _lake_of(seed, *cell))
+        rows, cols = _around(y, cy, 2.0 * radius + 20.0), _around(x, cx, 2.5 * radius + 25.0)
+        if radius > 0.0 and rows.start < rows.stop and cols.start < cols.stop:
+            part = _lake_distance(seed, *cell, y[rows, None], x[cols], wobble[rows, cols])
+            distance[rows, cols] = np.minimum(distance[rows, cols], part)
+    return distance
+
+
+def _cells_around(y: Floats, x: Floats, cell: float) -> tuple[Ints, Ints]:
+    """Return all cells that intersect a region, and their neighbours."""
+    i = np.arange(np.floor(y[0] / cell) - 1, np.floor(y[-1] / cell) + 2).astype(np.int64)
+    j = np.arange(np.floor(x[0] / cell) - 1, np.floor(x[-1] / cell) + 2).astype(np.int64)
+    return np.repeat(i, j.size), np.tile(j, i.size)
+
+
+def _around(axis: Floats, centre: float, reach: float) -> slice:
+    """Return the part of a sorted axis within reach of a centre."""
+    start, stop = np.searchsorted(axis, (centre - reach, centre + reach))
+    return slice(int(start), int(stop))
+
+
+def _farms(seed: int, y: Floats, x: Floats) -> list[_Farm]:
+    """Return the buildings around a region.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the world.
+    y, x : ndarray of float64
+        Sorted world coordinates [m] that span the region.
+
+    Returns
+    -------
+    list of (y, x, radius, Building)
+        The clearing [m] of each building, and the building.
+    """
+    i, j = _cells_around(y, x, _FARM_CELL)
+    h = place_hash(stream(seed, "farm"), i, j)
+    cy, cx = (i + 0.2 + 0.6 * draw(h, 0)) * _FARM_CELL, (j + 0.2 + 0.6 * draw(h, 1)) * _FARM_CELL
+    keep = (draw(h, 2) < 0.33) & (_road_distance(seed, cy, cx) > 16.0)
+    keep &= _distance_to_lake(seed, cy, cx) > 30.0
+    out = []
+    for k in np.flatnonzero(keep):
+        own = h[k : k + 1]
+        radius = 17.0 + 14.0 * float(draw(own, 3)[0])
+        for b in range(1 + int(3 * draw(own, 4)[0])):
+            centre = float(cy[k]), float(cx[k])
+            out.append((*centre, radius, _building(own, b, *centre)))
+    return out
+
+
+def _building(h: npt.NDArray[np.uint64], b: int, cy: float, cx: float) -> Building:
+    """Return the `b`-th building of a farm; its axes follow the farm's, at right angles or not."""
+    u = [float(draw(h, 10 + 10 * b + k)[0]) for k in range(7)]
+    turn = 2.0 * np.pi * (u[0] + b) / 3.0
+    distance = 0.0 if b == 0 else 13.0 + 4.0 * u[1]
+    width = 3.0 + 3.0 * u[2]
+    return Building(
+        y=cy + distance * np.sin(turn),
+        x=cx + distance * np.cos(turn),
+        half_length=width * (1.1 + 0.9 * u[3]),
+        half_width=width,
+        angle=np.pi * float(draw(h, 5)[0]) + 0.5 * np.pi * (u[4] > 0.5),
+        wall=2.8 + 3.0 * u[5],
+        ridge=1.0 + 2.2 * u[6],
+        roof=int(4 * float(draw(h, 6 + b)[0])),
+    )
+
+
+def _yard_plane(houses: list[_Farm], y: Floats, x: Floats, wobble: Plane) -> Plane:
+    """Return the distance [m] to the edge of farm clearings on a lattice, negative inside."""
+    distance = np.full(wobble.shape, _FAR, np.float32)
+    for cy, cx, radius, _ in houses:
+        rows, cols = _around(y, cy, 2.0 * radius + 10.0), _around(x, cx, 2.0 * radius + 10.0)
+        edge = radius * (1.0 + 0.15 * wobble[rows, cols])
+        own = np.hypot(y[rows, None] - cy, x[cols] - cx) - edge
+        distance[rows, cols] = np.minimum(distance[rows, cols], own)
+    return distance

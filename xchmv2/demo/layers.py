@@ -15,26 +15,26 @@ from xchmv2.demo.landscape import Plane, site_of
 from xchmv2.demo.noise import Cutout, rng_of
 from xchmv2.demo.rendering import Moment, take_picture, take_picture_and_height, true_height
 
-_BLOCK = 1024  # size of the pieces an eager scene is made in [px]
+_BLOCK = 1024  # side of the blocks in which an eager scene is made [px]
 _BANDS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
 class Forest:
-    """All that a scene depends on; small, hashable and picklable.
+    """The complete definition of a scene; small, hashable and picklable.
 
     Parameters
     ----------
     window : Cutout
-        Its pixels.
+        Pixels of the scene.
     moments : tuple of Moment
-        Its dates.
+        Dates of the scene.
     shifts : tuple of (dy, dx)
         Misregistration of each date [px].
     events : tuple of tuple of Disturbance
-        What happened between the previous date and each; nothing for the first.
+        Events between the previous date and each date; none for the first.
     nodata_edge : float
-        Share of the scene beyond the swath.
+        Share of the scene outside the swath.
     """
 
     window: Cutout
@@ -59,78 +59,13 @@ class Forest:
         )
 
 
-def _imagery_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.uint8]:
-    """Return red, green, blue and validity (4, height, width) of date k in a block."""
-    dy, dx = scene.shifts[k]
-    picture = take_picture(scene.moments[k], replace(block, dy=dy, dx=dx))
-    return picture * _swath(scene, k, block)
-
-
-def _swath(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.bool_]:
-    """Return where date k has imagery at all: west or east of a slanting line."""
-    if scene.nodata_edge <= 0.0:
-        return np.ones(block.shape, bool)
-    rng = rng_of(scene.seed, "swath", scene.moments[k].stamp)
-    lean, flip = (
-        np.tan(np.radians(rng.uniform(4.0, 14.0))) * rng.choice((-1, 1)),
-        rng.random() < 0.5,
-    )
-    v = np.arange(block.height) + block.row - scene.window.row - scene.window.height / 2
-    u = np.arange(block.width) + 0.5 + block.col - scene.window.col
-    from_edge = (scene.window.width - u if flip else u) - lean * v[:, None]
-    return np.asarray(from_edge > scene.nodata_edge * scene.window.width)
-
-
-def _height_block(scene: Forest, k: int, block: Cutout) -> Plane:
-    """Return the true canopy height [m] of date k in a block."""
-    return true_height(scene.moments[k], block)
-
-
-def _both_blocks(scene: Forest, k: int, block: Cutout) -> tuple[npt.NDArray[np.uint8], Plane]:
-    """Return :func:`_imagery_block` and :func:`_height_block`, sharing their work."""
-    dy, dx = scene.shifts[k]
-    picture, height = take_picture_and_height(scene.moments[k], replace(block, dy=dy, dx=dx))
-    return picture * _swath(scene, k, block), height
-
-
-def _cover_block(scene: Forest, block: Cutout) -> npt.NDArray[np.uint8]:
-    """Return the land cover of a block."""
-    return ground_of(scene.seed, site_of(scene.seed, block), block).cover
-
-
-def _disturbance_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.int32]:
-    """Return the labels of the events on forest land before date k in a block."""
-    labels = np.zeros(block.shape, np.int32)
-    if not any(touches(event, block) for event in scene.events[k]):
-        return labels
-    numbers = {e: n for n, e in enumerate((e for past in scene.events for e in past), start=1)}
-    before = 1 + sum(len(past) for past in scene.events[:k])
-    moment = scene.moments[k]
-    history = moment.chronicle.up_to(moment.instant, block)
-    for event, box, struck in struck_in(history, scene.seed, block):
-        number = numbers.get(event, 0)
-        if number >= before:
-            labels[box][struck] = number
-    return np.where(_cover_block(scene, block) == FOREST, labels, 0).astype(np.int32)
-
-
-def _count(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
-    """Return how many pixels carry each of the labels 1 to n."""
-    return np.bincount(labels.ravel(), minlength=n + 1)[1:]
-
-
-def _n_events(scene: Forest) -> int:
-    """Return how many events the scene lists."""
-    return sum(len(e) for e in scene.events)
-
-
 def made_layers(scene: Forest) -> dict[str, npt.NDArray[Any]]:
     """Return all layers of a scene as arrays.
 
     Parameters
     ----------
     scene : Forest
-        What to make.
+        Scene to make.
 
     Returns
     -------
@@ -160,35 +95,57 @@ def made_layers(scene: Forest) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _block_of(scene: Forest, block_info: Any) -> tuple[int, Cutout]:
-    """Return the date and the pixels of a chunk; y and x are its last two axes."""
-    location = block_info[None]["array-location"]
-    return int(location[0][0]), scene.block(*location[-2:])
+def _cover_block(scene: Forest, block: Cutout) -> npt.NDArray[np.uint8]:
+    """Return the land cover of a block."""
+    return ground_of(scene.seed, site_of(scene.seed, block), block).cover
 
 
-def _imagery_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
-    """Return one chunk (1, 4, height, width) of the imagery."""
-    return _imagery_block(scene, *_block_of(scene, block_info))[None]
+def _both_blocks(scene: Forest, k: int, block: Cutout) -> tuple[npt.NDArray[np.uint8], Plane]:
+    """Return :func:`_imagery_block` and :func:`_height_block`, computed together."""
+    dy, dx = scene.shifts[k]
+    picture, height = take_picture_and_height(scene.moments[k], replace(block, dy=dy, dx=dx))
+    return picture * _swath(scene, k, block), height
 
 
-def _height_chunk(scene: Forest, block_info: Any = None) -> Plane:
-    """Return one chunk (1, height, width) of the truth."""
-    return _height_block(scene, *_block_of(scene, block_info))[None]
+def _swath(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.bool_]:
+    """Return the swath of date k: the pixels west or east of a slanting line."""
+    if scene.nodata_edge <= 0.0:
+        return np.ones(block.shape, bool)
+    rng = rng_of(scene.seed, "swath", scene.moments[k].stamp)
+    lean, flip = (
+        np.tan(np.radians(rng.uniform(4.0, 14.0))) * rng.choice((-1, 1)),
+        rng.random() < 0.5,
+    )
+    v = np.arange(block.height) + block.row - scene.window.row - scene.window.height / 2
+    u = np.arange(block.width) + 0.5 + block.col - scene.window.col
+    from_edge = (scene.window.width - u if flip else u) - lean * v[:, None]
+    return np.asarray(from_edge > scene.nodata_edge * scene.window.width)
 
 
-def _disturbance_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.int32]:
-    """Return one chunk (1, height, width) of the labels."""
-    return _disturbance_block(scene, *_block_of(scene, block_info))[None]
+def _disturbance_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.int32]:
+    """Return the labels of the events on forest land before date k in a block."""
+    labels = np.zeros(block.shape, np.int32)
+    if not any(touches(event, block) for event in scene.events[k]):
+        return labels
+    numbers = {e: n for n, e in enumerate((e for past in scene.events for e in past), start=1)}
+    before = 1 + sum(len(past) for past in scene.events[:k])
+    moment = scene.moments[k]
+    history = moment.chronicle.up_to(moment.instant, block)
+    for event, box, struck in struck_in(history, scene.seed, block):
+        number = numbers.get(event, 0)
+        if number >= before:
+            labels[box][struck] = number
+    return np.where(_cover_block(scene, block) == FOREST, labels, 0).astype(np.int32)
 
 
-def _cover_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
-    """Return one chunk (height, width) of the land cover."""
-    return _cover_block(scene, _block_of(scene, block_info)[1])
+def _count(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
+    """Return the number of pixels with each of the labels 1 to n."""
+    return np.bincount(labels.ravel(), minlength=n + 1)[1:]
 
 
-def _count_chunk(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
-    """Return the counts (1, 1, 1, n) of one chunk of labels."""
-    return _count(labels, n)[None, None, None]
+def _n_events(scene: Forest) -> int:
+    """Return the number of events that the scene lists."""
+    return sum(len(e) for e in scene.events)
 
 
 def lazy_layers(scene: Forest, chunks: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Any]:
@@ -197,7 +154,7 @@ def lazy_layers(scene: Forest, chunks: tuple[tuple[int, ...], tuple[int, ...]]) 
     Parameters
     ----------
     scene : Forest
-        What to make.
+        Scene to make.
     chunks : tuple of tuple of int
         Chunk sizes along y and x [px].
 
@@ -208,7 +165,7 @@ def lazy_layers(scene: Forest, chunks: tuple[tuple[int, ...], tuple[int, ...]]) 
 
     Notes
     -----
-    Nothing is made before it is computed; each chunk is one task, with its own margin.
+    The layers are lazy; each chunk is one task, with its own margin.
     """
     import dask.array as da
     from dask.base import tokenize
@@ -236,6 +193,44 @@ def lazy_layers(scene: Forest, chunks: tuple[tuple[int, ...], tuple[int, ...]]) 
     }
 
 
+def _imagery_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
+    """Return one chunk (1, 4, height, width) of the imagery."""
+    return _imagery_block(scene, *_block_of(scene, block_info))[None]
+
+
+def _imagery_block(scene: Forest, k: int, block: Cutout) -> npt.NDArray[np.uint8]:
+    """Return red, green, blue and validity (4, height, width) of date k in a block."""
+    dy, dx = scene.shifts[k]
+    picture = take_picture(scene.moments[k], replace(block, dy=dy, dx=dx))
+    return picture * _swath(scene, k, block)
+
+
+def _block_of(scene: Forest, block_info: Any) -> tuple[int, Cutout]:
+    """Return the date and the pixels of a chunk; y and x are its last two axes."""
+    location = block_info[None]["array-location"]
+    return int(location[0][0]), scene.block(*location[-2:])
+
+
+def _disturbance_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.int32]:
+    """Return one chunk (1, height, width) of the labels."""
+    return _disturbance_block(scene, *_block_of(scene, block_info))[None]
+
+
+def _height_chunk(scene: Forest, block_info: Any = None) -> Plane:
+    """Return one chunk (1, height, width) of the truth."""
+    return _height_block(scene, *_block_of(scene, block_info))[None]
+
+
+def _height_block(scene: Forest, k: int, block: Cutout) -> Plane:
+    """Return the true canopy height [m] of date k in a block."""
+    return true_height(scene.moments[k], block)
+
+
+def _cover_chunk(scene: Forest, block_info: Any = None) -> npt.NDArray[np.uint8]:
+    """Return one chunk (height, width) of the land cover."""
+    return _cover_block(scene, _block_of(scene, block_info)[1])
+
+
 def _lazy_areas(scene: Forest, labels: Any) -> Any:
     """Return the area [m2] of each event, counted from lazy labels."""
     import dask.array as da
@@ -251,3 +246,8 @@ def _lazy_areas(scene: Forest, labels: Any) -> Any:
         meta=np.empty((0, 0, 0, 0), np.int64),
     )
     return counts.sum(axis=(0, 1, 2)) * scene.window.resolution**2
+
+
+def _count_chunk(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
+    """Return the counts (1, 1, 1, n) of one chunk of labels."""
+    return _count(labels, n)[None, None, None]

@@ -11,21 +11,21 @@ from xchmv2.demo.landscape import Plane
 from xchmv2.demo.noise import Cutout
 from xchmv2.demo.trees import MAX_HEIGHT
 
-LOWEST_SUN = 12.0  # degrees
-_RELIEF_ALLOWANCE = 8.0  # ground that may rise towards the sun within reach of a shadow [m]
-_PENUMBRA = 1.2  # [m]: crowns' edges let light through
+LOWEST_SUN = 12.0  # sun elevation [degree]
+_RELIEF_ALLOWANCE = 8.0  # rise of the ground towards the sun within reach of a shadow [m]
+_PENUMBRA = 1.2  # [m]: the edges of crowns transmit light
 _SKY_SCALES = ((2.4, 3.0, 0.75), (6.5, 7.0, 0.6))  # (radius [m], depth [m] of darkening, weight)
-_STEEPEST = 1.6  # slopes of crowns are not resolved beyond this
+_STEEPEST = 1.6  # steepest slope of crowns that is resolved
 
 
 @dataclass(frozen=True)
 class Sun:
-    """Where the light comes from.
+    """The position of the sun.
 
     Parameters
     ----------
     elevation, azimuth : float
-        Above the horizon, and clockwise from north [degree].
+        Angle above the horizon, and clockwise from north [degree].
     """
 
     elevation: float
@@ -47,7 +47,7 @@ class Sun:
         return (MAX_HEIGHT + _RELIEF_ALLOWANCE) / float(np.tan(np.radians(self.elevation)))
 
     def margins(self, resolution: float) -> tuple[int, int, int, int]:
-        """Return how many pixels towards the sun cast shadows here: top, bottom, left, right."""
+        """Return the margins that cast shadows into a window [px]: top, bottom, left, right."""
         south, east, up = self.direction
         flat = float(np.sqrt(1.0 - up**2))
         down = int(np.ceil(self.reach * south / flat / resolution))
@@ -55,35 +55,28 @@ class Sun:
         return max(-down, 0), max(down, 0), max(-right, 0), max(right, 0)
 
 
-def _transposed(window: Cutout) -> Cutout:
-    """Return the window with rows and columns exchanged."""
-    return Cutout(
-        window.col, window.row, window.width, window.height, window.resolution, window.dx, window.dy
-    )
-
-
 def shadow_depth(surface: Plane, window: Cutout, sun: Sun) -> Plane:
-    """Return how far each place lies below the shadow cast over it.
+    """Return the depth of each place below the edge of the shadow over it.
 
     Parameters
     ----------
     surface : ndarray of float32, shape `window.shape`
-        Elevation of ground and all that stands on it [m].
+        Elevation of the ground, trees and buildings [m].
     window : Cutout
-        Its pixels; shadows come from as far as the window reaches, at most `sun.reach`.
+        Its pixels; shadows are cast from inside the window only, over at most `sun.reach`.
     sun : Sun
         Direction of light.
 
     Returns
     -------
     ndarray of float32, shape `window.shape`
-        Metres below the shadow's edge, 0 in the sun.
+        Metres below the edge of the shadow, 0 in sunlight.
 
     Notes
     -----
-    The surface is sheared by whole pixels so that the sun's rays run along columns; there, a place
-    lies in shadow if any place towards the sun rises above the ray to it, which is one running
-    maximum of fixed length. The shear follows world rows, so windows agree.
+    The surface is sheared by whole pixels so that the sun's rays run along columns. A place then
+    lies in shadow if any place towards the sun rises above its ray, which is one running maximum of
+    fixed length. The shear follows world rows, so that windows agree.
     """
     south, east, _ = sun.direction
     if abs(east) > abs(south):
@@ -94,12 +87,12 @@ def shadow_depth(surface: Plane, window: Cutout, sun: Sun) -> Plane:
 def _shadow_along_rows(
     surface: Plane, window: Cutout, sun: Sun, down: float, right: float
 ) -> Plane:
-    """Return :func:`shadow_depth` where the sun stands more along columns than along rows."""
+    """Return :func:`shadow_depth` for a sun that lies closer to columns than to rows."""
     slope = right / down
     shear = np.floor((window.row + np.arange(window.height)) * slope + 0.5).astype(np.int64)
     shear -= shear.min()
     width = window.width + int(shear.max())
-    # A column of the sheared array is a ray: what leaves the window on one side stays empty.
+    # A column of the sheared array is a ray: places outside the window remain empty.
     columns = np.arange(window.width) - shear[:, None] + int(shear.max())
     rows = np.arange(window.height)[:, None]
     rise = window.resolution * np.hypot(1.0, slope) * np.tan(np.radians(sun.elevation))
@@ -113,14 +106,21 @@ def _shadow_along_rows(
     return np.asarray((highest - rays)[rows, columns], np.float32)
 
 
+def _transposed(window: Cutout) -> Cutout:
+    """Return the window with rows and columns swapped."""
+    return Cutout(
+        window.col, window.row, window.width, window.height, window.resolution, window.dx, window.dy
+    )
+
+
 def sunlit(depth: Plane) -> Plane:
-    """Return the share of direct light, 0 to 1, at a depth [m] below the shadow's edge."""
+    """Return the share of direct light, 0 to 1, at a depth [m] below the edge of a shadow."""
     t = np.clip(depth / _PENUMBRA, 0.0, 1.0)
     return np.asarray(1.0 - t * t * (3.0 - 2.0 * t))
 
 
 def incidence(surface: Plane, window: Cutout, sun: Sun) -> Plane:
-    """Return the cosine between the surface's normal and the sun.
+    """Return the cosine of the angle between the surface normal and the sun.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def incidence(surface: Plane, window: Cutout, sun: Sun) -> Plane:
     Returns
     -------
     ndarray of float32, shape `window.shape`
-        Below 0 where the surface faces away.
+        Below 0 where the surface faces away from the sun.
     """
     soft = ndimage.gaussian_filter(surface, 0.45 / window.resolution, truncate=3.0)
     gy = ndimage.correlate1d(soft, [-0.5, 0.0, 0.5], axis=0) / np.float32(window.resolution)
@@ -146,7 +146,7 @@ def incidence(surface: Plane, window: Cutout, sun: Sun) -> Plane:
 
 
 def sky_view(surface: Plane, resolution: float) -> Plane:
-    """Return the share of skylight a place receives: less in gaps and between crowns.
+    """Return the sky view factor of each place: lower in gaps and between crowns.
 
     Parameters
     ----------
@@ -169,5 +169,5 @@ def sky_view(surface: Plane, resolution: float) -> Plane:
 
 
 def sky_margin(resolution: float) -> int:
-    """Return how many pixels around a place :func:`sky_view` and :func:`incidence` look at."""
+    """Return the margin that :func:`sky_view` and :func:`incidence` need around a place [px]."""
     return int(np.ceil(2.0 * _SKY_SCALES[-1][0] / resolution)) + 4

@@ -1,8 +1,8 @@
-"""Numbers that depend on the seed and the place alone: hashes, and smooth noise made from them.
+"""Random numbers that depend only on seed and place: hashes, and smooth noise made from them.
 
-A generator that is walked along gives a tree another shape when its neighbour is left out. Here
-every number is a hash of a key and of integer world coordinates, so any window of an unbounded
-world can be made on its own and agrees with every other window, to the bit.
+With a sequential generator, a tree would change shape when its neighbour is left out. Here each
+number is a hash of a key and of integer world coordinates, so that any window of an unbounded world
+can be made separately and agrees with every other window bit for bit.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Cutout:
     resolution : float
         Pixel size [m].
     dy, dx : float
-        How far [px] the picture is displaced southward and eastward (misregistration): the pixel
-        shows the ground that lies `dy` px north and `dx` px west of where it claims to be.
+        Displacement [px] of the imagery southward and eastward (misregistration): the pixel shows
+        the ground that lies `dy` px north and `dx` px west of its coordinates.
     """
 
     row: int
@@ -77,7 +77,7 @@ class Cutout:
         )
 
     def pad(self, top: int, bottom: int, left: int, right: int) -> Cutout:
-        """Return the window grown by so many pixels on each side."""
+        """Return the window with a margin on each side [px]."""
         return replace(
             self,
             row=self.row - top,
@@ -87,7 +87,7 @@ class Cutout:
         )
 
     def slices_of(self, inner: Cutout) -> tuple[slice, slice]:
-        """Return where `inner`, a window of the same grid, lies in an array of this window."""
+        """Return the slices of this window's arrays that `inner`, on the same grid, covers."""
         top, left = inner.row - self.row, inner.col - self.col
         return slice(top, top + inner.height), slice(left, left + inner.width)
 
@@ -100,7 +100,7 @@ def stream(seed: int, name: str, *index: int) -> int:
     seed : int
         Seed of the world.
     name : str
-        What the numbers are for; another name gives unrelated numbers.
+        Use of the numbers; different names give independent numbers.
     *index : int
         Further integers, such as the day of an image.
 
@@ -114,15 +114,8 @@ def stream(seed: int, name: str, *index: int) -> int:
 
 
 def rng_of(seed: int, name: str, *index: int) -> np.random.Generator:
-    """Return a generator of its own for numbers that belong to no place, such as a date's haze."""
+    """Return an independent generator for numbers without a place, such as the haze of a date."""
     return np.random.default_rng(stream(seed, name, *index))
-
-
-def _mix(h: Hashes) -> Hashes:
-    """Scramble 64-bit integers (the finaliser of splitmix64)."""
-    h = (h ^ (h >> np.uint64(30))) * _MIX_A
-    h = (h ^ (h >> np.uint64(27))) * _MIX_B
-    return h ^ (h >> np.uint64(31))
 
 
 def place_hash(key: int, *coordinates: npt.NDArray[Any]) -> Hashes:
@@ -146,6 +139,13 @@ def place_hash(key: int, *coordinates: npt.NDArray[Any]) -> Hashes:
     return h
 
 
+def _mix(h: Hashes) -> Hashes:
+    """Scramble 64-bit integers (the finaliser of splitmix64)."""
+    h = (h ^ (h >> np.uint64(30))) * _MIX_A
+    h = (h ^ (h >> np.uint64(27))) * _MIX_B
+    return h ^ (h >> np.uint64(31))
+
+
 def draw(h: Hashes, index: int) -> Floats:
     """Return the `index`-th uniform number in [0, 1) of each hash."""
     step = np.full((1,), index + 1, np.uint64) * _GOLDEN
@@ -160,28 +160,6 @@ def draw_normal(h: Hashes, index: int) -> Floats:
         ((words >> np.uint64(s)) & np.uint64(0xFFFF)).astype(float) for s in (0, 16, 32, 48)
     )
     return np.asarray((total / 65535.0 - 2.0) * np.sqrt(3.0))
-
-
-def _spline_weights(t: Floats) -> tuple[Floats, ...]:
-    """Return the four cubic B-spline weights at the offset t in [0, 1) within a cell."""
-    s = 1.0 - t
-    return (
-        s**3 / 6.0,
-        (3.0 * t**3 - 6.0 * t**2 + 4.0) / 6.0,
-        (3.0 * s**3 - 6.0 * s**2 + 4.0) / 6.0,
-        t**3 / 6.0,
-    )
-
-
-def _cells(v: Floats, wavelength: float) -> tuple[npt.NDArray[np.int64], tuple[Floats, ...]]:
-    """Return the lattice cell of each coordinate and its spline weights."""
-    cell = np.floor(v / wavelength)
-    return cell.astype(np.int64), _spline_weights(v / wavelength - cell)
-
-
-def _lattice(key: int, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> Floats:
-    """Return lattice values in [-1, 1] scaled to unit variance of the noise."""
-    return (2.0 * draw(place_hash(key, i, j), 0) - 1.0) / _SPLINE_STD
 
 
 def noise_grid(key: int, y: Floats, x: Floats, wavelength: float) -> npt.NDArray[np.float32]:
@@ -210,6 +188,28 @@ def noise_grid(key: int, y: Floats, x: Floats, wavelength: float) -> npt.NDArray
     for k in range(4):
         out += rows[:, j - j[0] + k] * wx[k].astype(np.float32)
     return out
+
+
+def _cells(v: Floats, wavelength: float) -> tuple[npt.NDArray[np.int64], tuple[Floats, ...]]:
+    """Return the lattice cell of each coordinate and its spline weights."""
+    cell = np.floor(v / wavelength)
+    return cell.astype(np.int64), _spline_weights(v / wavelength - cell)
+
+
+def _spline_weights(t: Floats) -> tuple[Floats, ...]:
+    """Return the four cubic B-spline weights at the offset t in [0, 1) within a cell."""
+    s = 1.0 - t
+    return (
+        s**3 / 6.0,
+        (3.0 * t**3 - 6.0 * t**2 + 4.0) / 6.0,
+        (3.0 * s**3 - 6.0 * s**2 + 4.0) / 6.0,
+        t**3 / 6.0,
+    )
+
+
+def _lattice(key: int, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> Floats:
+    """Return lattice values in [-1, 1] scaled to unit variance of the noise."""
+    return (2.0 * draw(place_hash(key, i, j), 0) - 1.0) / _SPLINE_STD
 
 
 def noise_at(key: int, y: Floats, x: Floats, wavelength: float) -> Floats:
@@ -252,7 +252,7 @@ def fractal_grid(
     wavelength : float
         Longest wavelength [m].
     octaves : int
-        How many.
+        Number of wavelengths.
 
     Returns
     -------

@@ -38,7 +38,7 @@ _MASKED_CLOUD, _MASKED_SHADOW = 0.04, 0.12
 
 @dataclass(frozen=True)
 class Moment:
-    """One date of one world: all that the state of the forest and its picture depend on.
+    """One date of one world: the inputs to the state of the forest and to its imagery.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Moment:
     sun : Sun
         Direction of light.
     chronicle : Chronicle
-        What happens in the world, and its seed.
+        History of disturbances in the world, and its seed.
     clouds : float
         Share of the sky under cloud.
     """
@@ -72,7 +72,7 @@ class Moment:
 
     @property
     def stamp(self) -> int:
-        """Seconds since 1970, for what changes from picture to picture."""
+        """Seconds since 1970, as a seed for properties of a single image."""
         return int(self.instant.astype(np.int64))
 
 
@@ -87,24 +87,6 @@ class _Scenery:
     trees: Trees
     canopy: Canopy
     surface: Plane
-
-
-def _stand_up(moment: Moment, window: Cutout) -> _Scenery:
-    """Return the scenery of a window."""
-    margin = int(np.ceil(1.3 * MAX_RADIUS / window.resolution)) + 1
-    wide = window.pad(margin, margin, margin, margin)
-    site = site_of(moment.seed, wide)
-    year = decimal_year(moment.instant)
-    near = moment.chronicle.up_to(moment.instant, wide)
-    trees = population(moment.seed, site, wide, near)
-    height, radius = trees.size_at(moment.season.growth_clock, year)
-    canopy = canopy_of(trees, height, radius, window, moment.seed)
-    ground = ground_of(moment.seed, site, window)
-    bare = np.isin(ground.cover, (ROAD, WATER, BUILDING))
-    canopy = Canopy(np.where(bare, np.float32(0), canopy.height), np.where(bare, -1, canopy.owner))
-    relief = site.sample(site.relief, window)
-    surface = relief + np.maximum(canopy.height, ground.roof_height)
-    return _Scenery(window, site, ground, near, trees, canopy, surface)
 
 
 def true_height(moment: Moment, window: Cutout) -> Plane:
@@ -125,8 +107,26 @@ def true_height(moment: Moment, window: Cutout) -> Plane:
     return _stand_up(moment, window).canopy.height
 
 
+def _stand_up(moment: Moment, window: Cutout) -> _Scenery:
+    """Return the scenery of a window."""
+    margin = int(np.ceil(1.3 * MAX_RADIUS / window.resolution)) + 1
+    wide = window.pad(margin, margin, margin, margin)
+    site = site_of(moment.seed, wide)
+    year = decimal_year(moment.instant)
+    near = moment.chronicle.up_to(moment.instant, wide)
+    trees = population(moment.seed, site, wide, near)
+    height, radius = trees.size_at(moment.season.growth_clock, year)
+    canopy = canopy_of(trees, height, radius, window, moment.seed)
+    ground = ground_of(moment.seed, site, window)
+    bare = np.isin(ground.cover, (ROAD, WATER, BUILDING))
+    canopy = Canopy(np.where(bare, np.float32(0), canopy.height), np.where(bare, -1, canopy.owner))
+    relief = site.sample(site.relief, window)
+    surface = relief + np.maximum(canopy.height, ground.roof_height)
+    return _Scenery(window, site, ground, near, trees, canopy, surface)
+
+
 def take_picture(moment: Moment, window: Cutout) -> npt.NDArray[np.uint8]:
-    """Return the picture of a window and where it shows the ground.
+    """Return the image of a window and the mask of its clear pixels.
 
     Parameters
     ----------
@@ -138,13 +138,13 @@ def take_picture(moment: Moment, window: Cutout) -> npt.NDArray[np.uint8]:
     Returns
     -------
     ndarray of uint8, shape (4, height, width)
-        Red, green and blue, at least 1; then 1 where neither cloud nor its shadow lies, else 0.
+        Red, green and blue, at least 1; then 1 outside clouds and their shadows, else 0.
     """
     return _expose(moment, _stand_up(moment, _lit_window(moment, window)), window)
 
 
 def take_picture_and_height(moment: Moment, window: Cutout) -> tuple[npt.NDArray[np.uint8], Plane]:
-    """Return :func:`take_picture` and :func:`true_height`, which share the work if in register.
+    """Return :func:`take_picture` and :func:`true_height`, computed together if in register.
 
     Parameters
     ----------
@@ -168,13 +168,13 @@ def take_picture_and_height(moment: Moment, window: Cutout) -> tuple[npt.NDArray
 
 
 def _lit_window(moment: Moment, window: Cutout) -> Cutout:
-    """Return a window with all around it that shades or blurs into it."""
+    """Return a window with the margin that shades it or blurs into it."""
     around = sky_margin(window.resolution) + _BLUR_MARGIN
     return window.pad(*(around + m for m in moment.sun.margins(window.resolution)))
 
 
 def _expose(moment: Moment, scenery: _Scenery, window: Cutout) -> npt.NDArray[np.uint8]:
-    """Return the picture of a window of a scenery that is large enough to light it."""
+    """Return the image of a window, from a scenery that is large enough to light it."""
     seen = window.pad(*[_BLUR_MARGIN] * 4)
     cloud, cloud_shadow = _clouds_over(moment, seen)
     radiance = _radiance(moment, scenery, seen, cloud_shadow)
@@ -191,7 +191,7 @@ def _expose(moment: Moment, scenery: _Scenery, window: Cutout) -> npt.NDArray[np
 
 
 def _radiance(moment: Moment, scenery: _Scenery, seen: Cutout, cloud_shadow: Plane) -> Picture:
-    """Return the light that leaves the surface, 1 for white paper on flat ground."""
+    """Return the radiance of the surface, 1 for a white target on flat ground."""
     near = seen.pad(*[sky_margin(seen.resolution)] * 4)
     depth = shadow_depth(scenery.surface, scenery.window, moment.sun)
     close, inner = scenery.window.slices_of(near), scenery.window.slices_of(seen)
@@ -200,7 +200,7 @@ def _radiance(moment: Moment, scenery: _Scenery, seen: Cutout, cloud_shadow: Pla
     facing = incidence(surface, near, moment.sun)[crop]
     sky = sky_view(surface, seen.resolution)[crop]
     albedo, leaf = _albedo(moment, scenery, seen, inner)
-    # Skylight counts more when the sun is low; a product's exposure makes up for half of that.
+    # Skylight has more weight under a low sun; the exposure of an image compensates for half of it.
     up = moment.sun.direction[2]
     direct = np.clip(facing, 0.0, None) / np.float32(0.55 * up + 0.22)
     open_shade = 0.45 * (1.0 - leaf) if moment.season.leaf < 1.0 else np.float32(0.0)
@@ -214,7 +214,7 @@ def _radiance(moment: Moment, scenery: _Scenery, seen: Cutout, cloud_shadow: Pla
 def _albedo(
     moment: Moment, scenery: _Scenery, seen: Cutout, inner: tuple[slice, slice]
 ) -> tuple[Picture, Plane]:
-    """Return linear reflectance, and the share of foliage around each place."""
+    """Return the linear reflectance of each place, and the share of foliage around it."""
     owner = scenery.canopy.owner[inner]
     trees = scenery.trees
     crowns = np.append(crown_colour(trees, moment.season), np.zeros((1, 3), np.float32), axis=0)
@@ -250,14 +250,14 @@ def _clouds_over(moment: Moment, window: Cutout) -> tuple[Plane, Plane]:
     Returns
     -------
     dense, shadow : ndarray of float32, shape `window.shape`
-        How dense clouds, and their shadows, lie over each place, 0 to 1.
+        Density of the clouds, and of their shadows, over each place, 0 to 1.
     """
     if moment.clouds <= 0.0:
         return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.float32)
     south, east, up = moment.sun.direction
     far = _CLOUD_HEIGHT / up
     key = stream(moment.seed, "clouds", moment.stamp)
-    # A quantile of unit noise, so that the share holds for the world, not for each window.
+    # A quantile of unit noise, so that the share refers to the world, not to each window.
     level = np.float32(ndtri(1.0 - min(moment.clouds, 0.999)))
 
     def density(y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> Plane:
@@ -269,7 +269,7 @@ def _clouds_over(moment: Moment, window: Cutout) -> tuple[Plane, Plane]:
 
 
 def _through_air(values: Picture, cloud: Plane, rng: np.random.Generator) -> Picture:
-    """Return the picture after haze, cloud, and the gain of the day."""
+    """Return the image after the gain of the date, haze and cloud."""
     haze = np.float32(rng.uniform(0.03, 0.09))
     values = values * np.float32(rng.uniform(0.96, 1.04))
     values = values * rng.uniform(0.975, 1.025, 3).astype(np.float32)
@@ -282,7 +282,7 @@ def _sensor_noise(moment: Moment, window: Cutout) -> Picture:
     rows = window.row + np.arange(window.height)
     cols = window.col + np.arange(window.width)
     h = place_hash(stream(moment.seed, "noise", moment.stamp), rows[:, None], cols)
-    # Two 10-bit numbers a band: a triangle is close enough to a bell at one grey value.
+    # Two 10-bit numbers per band: their triangular distribution is close enough to a normal one.
     parts = [((h >> np.uint64(10 * k)) & np.uint64(1023)).astype(np.float32) for k in range(6)]
     bands = [(parts[2 * b] + parts[2 * b + 1] - 1023.0) / np.float32(417.8) for b in range(3)]
     return np.stack(bands, axis=-1)

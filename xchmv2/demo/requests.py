@@ -1,4 +1,4 @@
-"""The arguments of ``synthetic_forest``, validated and with defaults filled in."""
+"""The arguments of ``synthetic_forest``, validated and completed with defaults."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resolve_scene(
     clouds: Any,
     nodata_edge: float,
 ) -> Forest:
-    """Return the scene that was asked for.
+    """Return the scene that was requested.
 
     Parameters
     ----------
@@ -49,12 +49,12 @@ def resolve_scene(
     Returns
     -------
     Forest
-        Definite and hashable.
+        Complete and hashable.
 
     Raises
     ------
     CHMv2Error
-        If it cannot be made.
+        If an argument is invalid.
     """
     window = _resolve_window(shape, resolution, origin)
     instants = _resolve_times(times)
@@ -103,7 +103,7 @@ def _resolve_window(
 
 
 def _resolve_times(times: Sequence[Any]) -> list[np.datetime64]:
-    """Return the dates, checked for order."""
+    """Return the dates, which must be in increasing order."""
     try:
         instants = [as_time(t, "s") for t in ([times] if isinstance(times, str) else times)]
     except (TypeError, ValueError) as error:
@@ -123,7 +123,7 @@ def _resolve_seed(seed: int) -> int:
 
 
 def _resolve_chronicle(seed: int, disturbances: Any) -> Chronicle:
-    """Return what happens: the world's own events of some kinds, and those told."""
+    """Return the history of disturbances: random events of some kinds, and given events."""
     if disturbances is None:
         return Chronicle(seed, ())
     if isinstance(disturbances, Disturbance):
@@ -135,7 +135,7 @@ def _resolve_chronicle(seed: int, disturbances: Any) -> Chronicle:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise _error(
-            f"disturbances 'random', None, Disturbance objects or kinds out of {', '.join(KINDS)}",
+            f"disturbances 'random', None, Disturbance objects or kinds among {', '.join(KINDS)}",
             ", ".join(repr(kind) for kind in unknown),
             "disturbances=('clear_cut',)",
         )
@@ -143,7 +143,7 @@ def _resolve_chronicle(seed: int, disturbances: Any) -> Chronicle:
 
 
 def _latitude(crs: Any, origin: tuple[float, float]) -> float:
-    """Return the latitude [degree] of the origin, to whole degrees: nearby scenes share a sun."""
+    """Return the latitude of the origin [degree], rounded so that nearby scenes share a sun."""
     from pyproj import CRS, Transformer
     from pyproj.exceptions import CRSError
 
@@ -193,7 +193,7 @@ def _per_date(value: Any, n: int, name: str) -> tuple[float, ...]:
 
 
 def _resolve_shift(shift_px: Any, k: int, moment: Moment, n: int) -> tuple[float, float]:
-    """Return the misregistration of date k: as told, or drawn from a disc."""
+    """Return the misregistration of date k: as given, or drawn from a disc."""
     if isinstance(shift_px, Real):
         if not 0.0 <= float(shift_px) <= 64.0:
             raise _error("shift_px from 0 to 64", f"{shift_px}", "shift_px=2.0")
@@ -213,7 +213,7 @@ def _resolve_shift(shift_px: Any, k: int, moment: Moment, n: int) -> tuple[float
 def _events_before(
     chronicle: Chronicle, instants: Sequence[np.datetime64], k: int, window: Cutout
 ) -> tuple[Disturbance, ...]:
-    """Return what happened in the scene between date k - 1 and date k."""
+    """Return the events in the scene between date k - 1 and date k."""
     if k == 0:
         return ()
     events = chronicle.up_to(instants[k], window, after=instants[k - 1])
@@ -221,7 +221,7 @@ def _events_before(
 
 
 def _reaches_into(event: Disturbance, seed: int, window: Cutout) -> bool:
-    """Return whether an event's footprint, sampled every few metres, meets a window."""
+    """Return whether an event's footprint, sampled every 2 m, intersects a window."""
     north, south, west, east = window.bounds
     if north <= -event.y <= south and west <= event.x <= east:
         return True
@@ -237,7 +237,7 @@ def resolve_chunks(chunks: Any, shape: tuple[int, int]) -> tuple[tuple[int, ...]
     Parameters
     ----------
     chunks : int, (int, int) or mapping
-        Size [px] of both, of each, or by the names "y" and "x"; -1 for all.
+        Size [px] for both, for each, or by the names "y" and "x"; -1 for a single chunk.
     shape : tuple of int
         Rows and columns [px].
 

@@ -26,16 +26,23 @@ from xchmv2.errors import CHMv2Error, DemoModelWarning
 if TYPE_CHECKING:
     from xchmv2.inference import ModelLike
 
-#: A scene with tall forest where the clear-cuts fall, a lake, a farm and a meadow.
+#: Seed of a scene with tall forest at the clear-cuts, a lake, a farm and a meadow.
 SEED = 10
 #: Side of the scene [px].
 SIZE = 640
 _COLOURS = ["red", "green", "blue"]
+_CAVEAT = (
+    "The demo model was trained on synthetic forest alone: elsewhere its heights mean nothing."
+)
+_TIMES = ("2019-07-01", "2021-08-25", "2024-07-10")
+_RESOLUTION = 0.6  # [m]
+_CLOUDS = (0.0, 0.04, 0.0)
+_LEFT, _TOP = 500_000.0, 5_300_000.0
 
 
 @dataclass(frozen=True)
 class _Demonstration:
-    """What a demonstration made.
+    """The files and scores of a demonstration.
 
     Parameters
     ----------
@@ -46,9 +53,9 @@ class _Demonstration:
     heights : list of HeightScore
         One for each date.
     losses : list of LossScore
-        One for each step between dates.
+        One for each interval between dates.
     megapixels, seconds : float
-        Imagery predicted from, all dates together [Mpx], and the time that took [s].
+        Size of the imagery, all dates together [Mpx], and duration of the prediction [s].
     """
 
     store: Path
@@ -60,12 +67,12 @@ class _Demonstration:
 
     @property
     def tables(self) -> str:
-        """The scores, for people."""
+        """The scores as text."""
         return _write_tables(self.heights, self.losses, self.megapixels, self.seconds)
 
     @property
     def next_steps(self) -> str:
-        """Three things to try, ready to paste."""
+        """Three examples to try, ready to paste."""
         return _write_next_steps(self.store)
 
 
@@ -78,22 +85,22 @@ def run_demonstration(
     model: ModelLike = "demo",
     report: Callable[[str], None] = lambda line: None,
 ) -> _Demonstration:
-    """Make a synthetic forest on three dates, predict its height, and hold it against the truth.
+    """Make a synthetic forest on three dates, predict its height, and compare it with the truth.
 
     Parameters
     ----------
     folder : path
-        Where `demo.zarr` and `demo.png` go; made if it does not exist.
+        Folder for `demo.zarr` and `demo.png`; created if it does not exist.
     seed : int
         Seed of the forest.
     size : int
         Side of the scene [px].
     overwrite : bool
-        Whether to replace a `demo.zarr` and a `demo.png` that are there.
+        Whether to replace an existing `demo.zarr` and `demo.png`.
     model : str, path or CHMv2ForDepthEstimation
-        What to predict with.
+        Model for the prediction.
     report : callable
-        Told in a line what is being done.
+        Called with one line of text at each step.
 
     Returns
     -------
@@ -103,7 +110,7 @@ def run_demonstration(
     Raises
     ------
     CHMv2Error
-        If files are there already, matplotlib is missing, or seed or size is out of range.
+        If files exist already, matplotlib is missing, or seed or size is out of range.
     """
     store, picture = Path(folder) / "demo.zarr", Path(folder) / "demo.png"
     plotting.require_matplotlib()
@@ -126,7 +133,7 @@ def run_demonstration(
 
 
 def _make_way(paths: list[Path], overwrite: bool) -> None:
-    """Make the folder, and let nothing be lost that was not meant to be."""
+    """Create the folder, and remove existing files only if they may be overwritten."""
     there = [path for path in paths if path.exists()]
     if there and not overwrite:
         raise CHMv2Error(
@@ -143,20 +150,15 @@ def _make_way(paths: list[Path], overwrite: bool) -> None:
 
 
 def _predict_into(store: Path, model: ModelLike) -> None:
-    """Predict lazily from the store's imagery, and compute into the same store."""
+    """Predict lazily from the store's imagery, and write the heights to the same store."""
     cube = xr.open_zarr(store, consolidated=False)
     with warnings.catch_warnings():
-        # That the demo model knows synthetic forest alone is what the report says itself.
+        # The report itself states that the demo model is for synthetic forest only.
         warnings.simplefilter("ignore", DemoModelWarning)
         height = cube[_COLOURS].chmv2.predict(model, valid=cube["valid"])
         # The coordinates are in the store already.
         plain = height.drop_vars(list(height.coords)).to_dataset(name="canopy_height")
         plain.assign_attrs(cube.attrs).to_zarr(store, mode="a", consolidated=False)
-
-
-_CAVEAT = (
-    "The demo model was trained on synthetic forest alone: elsewhere its heights mean nothing."
-)
 
 
 def _write_tables(
@@ -167,11 +169,11 @@ def _write_tables(
     Parameters
     ----------
     heights, losses : sequence
-        Scores of dates and of the steps between them.
+        Scores of dates and of the intervals between them.
     megapixels : float
-        Imagery predicted from, all dates together [Mpx].
+        Size of the imagery, all dates together [Mpx].
     seconds : float
-        Time the prediction took, with reading and writing [s].
+        Duration of the prediction, with reading and writing [s].
 
     Returns
     -------
@@ -186,8 +188,8 @@ def _write_tables(
     ]
     lines += [
         "",
-        f"Lost is what drops by more than {DROP:g} m, cleaned by a {OPENING} x {OPENING} opening;",
-        "overlap is intersection over union. Pixels under cloud count on neither side.",
+        f"Loss is a drop of more than {DROP:g} m, cleaned by a {OPENING} x {OPENING} opening;",
+        "overlap is intersection over union. Pixels under cloud are left out of both.",
         f"Speed: {megapixels / seconds:.2f} megapixels per second.",
         _CAVEAT,
     ]
@@ -195,7 +197,7 @@ def _write_tables(
 
 
 def _write_next_steps(store: Path) -> str:
-    """Return three things to try with what the demonstration wrote, each ready to paste.
+    """Return three examples that use the files of the demonstration, ready to paste.
 
     Parameters
     ----------
@@ -205,7 +207,7 @@ def _write_next_steps(store: Path) -> str:
     Returns
     -------
     str
-        Numbered paragraphs; each is made of words, then indented lines of Python or shell.
+        Numbered paragraphs; each has a sentence, then indented lines of Python or shell.
     """
     return "\n\n".join(
         f"{number}. {words}\n" + "\n".join(f"     {line}" for line in lines)
@@ -249,14 +251,8 @@ def _next_steps(store: Path) -> list[tuple[str, list[str]]]:
     ]
 
 
-_TIMES = ("2019-07-01", "2021-08-25", "2024-07-10")
-_RESOLUTION = 0.6  # [m]
-_CLOUDS = (0.0, 0.04, 0.0)
-_LEFT, _TOP = 500_000.0, 5_300_000.0
-
-
 def _make_forest(seed: int, size: int) -> xr.Dataset:
-    """Describe the imagery and its truth; nothing is made until it is computed.
+    """Return the imagery and its truth, lazily.
 
     Parameters
     ----------
@@ -268,8 +264,8 @@ def _make_forest(seed: int, size: int) -> xr.Dataset:
     Returns
     -------
     Dataset
-        As :func:`xchmv2.datasets.synthetic_forest` makes it, dask-backed, with the truth under the
-        name `true_height` and `event_kind` as CF flags, which any Zarr reader understands.
+        As from :func:`xchmv2.datasets.synthetic_forest`, dask-backed, with the truth named
+        `true_height` and `event_kind` as CF flags, which any Zarr reader understands.
     """
     forest = synthetic_forest(
         (size, size),
@@ -288,7 +284,7 @@ def _make_forest(seed: int, size: int) -> xr.Dataset:
 
 
 def _events(side: float) -> list[Disturbance]:
-    """Return events at set places of a square scene of some side [m], whatever its seed."""
+    """Return events at fixed places of a square scene with a side [m], for any seed."""
     plan: list[tuple[Kind, str, float, float, float, float]] = [
         # kind, date, share of the side from the left and the top, share of the area, angle
         ("clear_cut", "2020-02-10", 0.33, 0.36, 0.075, 20.0),

@@ -11,7 +11,7 @@ from xchmv2.demo.noise import Floats, draw, noise_at, noise_grid, place_hash, st
 
 _CELL = 125.0  # spacing of the stands' centres [m]
 BASE_YEAR = 2020.0  # the year in which a stand has its stated age
-_WARP = 9.0  # how far borders wander [m, one standard deviation]
+_WARP = 9.0  # standard deviation of the displacement of borders [m]
 _WARP_LENGTH = 55.0
 _ID_STRIDE = 2**24
 _MAX_AGE = 150.0
@@ -36,13 +36,13 @@ class StandTraits:
     admixture : ndarray of float64
         Share of the admixed species.
     planted : ndarray of bool
-        In rows, rather than scattered.
+        Planted in rows, rather than scattered.
     spacing : ndarray of float64
         Distance between stems [m].
     angle : ndarray of float64
         Direction of rows [radian].
     stocking : ndarray of float64
-        Share of places that hold a tree.
+        Share of planting places with a tree.
     site : ndarray of float64
         Height relative to an average site.
     hue : ndarray of float64, shape (n, 2)
@@ -64,30 +64,10 @@ class StandTraits:
     hue: Floats
 
 
-def _stand_id(i: Ints, j: Ints) -> Ints:
-    """Return one integer for the stand of cell (i, j)."""
-    return np.asarray(i * _ID_STRIDE + j + _ID_STRIDE // 2)
-
-
 def cell_of(ids: Ints) -> tuple[Ints, Ints]:
     """Return the cell (i, j) of each stand."""
     i = ids // _ID_STRIDE
     return i, ids - i * _ID_STRIDE - _ID_STRIDE // 2
-
-
-def _centres(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats]:
-    """Return the centres [m] of the stands of cells."""
-    h = place_hash(stream(seed, "stand centre"), i, j)
-    return (i + 0.08 + 0.84 * draw(h, 0)) * _CELL, (j + 0.08 + 0.84 * draw(h, 1)) * _CELL
-
-
-def _species_of(h: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return main and admixed species: half of all stands are led by conifers."""
-    n_broad = len(SPECIES) - N_CONIFERS
-    conifer = draw(h, 0) < 0.5
-    kind = draw(h, 1)
-    main = np.where(conifer, kind * N_CONIFERS, N_CONIFERS + kind * n_broad).astype(np.intp)
-    return main, (draw(h, 2) * len(SPECIES)).astype(np.intp)
 
 
 def stand_traits(seed: int, ids: Ints) -> StandTraits:
@@ -109,7 +89,7 @@ def stand_traits(seed: int, ids: Ints) -> StandTraits:
     y, x = _centres(seed, i, j)
     h = place_hash(stream(seed, "stand traits"), i, j)
     species, second = _species_of(h)
-    # One in six stands is a thicket; the rest are anything from pole wood to old growth.
+    # One in six stands is a thicket; the others range from pole stage to old growth.
     young = draw(h, 3) < 0.17
     age = np.where(young, 4.0 + 16.0 * draw(h, 4), 18.0 + (_MAX_AGE - 18.0) * draw(h, 4) ** 1.5)
     planted = (draw(h, 5) < 0.6) & (species < N_CONIFERS) & (age < 75.0)
@@ -134,32 +114,28 @@ def stand_traits(seed: int, ids: Ints) -> StandTraits:
     )
 
 
+def _centres(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats]:
+    """Return the centres [m] of the stands of cells."""
+    h = place_hash(stream(seed, "stand centre"), i, j)
+    return (i + 0.08 + 0.84 * draw(h, 0)) * _CELL, (j + 0.08 + 0.84 * draw(h, 1)) * _CELL
+
+
+def _species_of(h: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return main and admixed species: conifers dominate half of all stands."""
+    n_broad = len(SPECIES) - N_CONIFERS
+    conifer = draw(h, 0) < 0.5
+    kind = draw(h, 1)
+    main = np.where(conifer, kind * N_CONIFERS, N_CONIFERS + kind * n_broad).astype(np.intp)
+    return main, (draw(h, 2) * len(SPECIES)).astype(np.intp)
+
+
 def _draw_hue(h: npt.NDArray[np.uint64], index: int) -> Floats:
-    """Return a number between -1 and 1, most often near 0."""
+    """Return numbers between -1 and 1 with a triangular distribution."""
     return np.asarray(draw(h, 2 * index + 40) + draw(h, 2 * index + 41) - 1.0)
 
 
-def _nearest(
-    seed: int, y: Floats, x: Floats, i: Ints, j: Ints
-) -> tuple[Ints, Ints, Floats, Floats]:
-    """Return the two nearest stands of points in cells (i, j), and the squared distances."""
-    first, second = np.full(y.shape, np.inf), np.full(y.shape, np.inf)
-    ids, others = np.zeros(y.shape, np.int64), np.zeros(y.shape, np.int64)
-    for di in (-1, 0, 1):
-        for dj in (-1, 0, 1):
-            cy, cx = _centres(seed, i + di, j + dj)
-            candidate = _stand_id(i + di, j + dj)
-            d = (y - cy) ** 2 + (x - cx) ** 2
-            closer, closer2 = d < first, d < second
-            others = np.where(closer, ids, np.where(closer2, candidate, others))
-            second = np.where(closer, first, np.where(closer2, d, second))
-            ids = np.where(closer, candidate, ids)
-            first = np.where(closer, d, first)
-    return ids, others, first, second
-
-
 def stands_at(seed: int, y: Floats, x: Floats) -> Ints:
-    """Return the stand that points [m] lie in.
+    """Return the stands that contain points [m].
 
     Parameters
     ----------
@@ -177,6 +153,30 @@ def stands_at(seed: int, y: Floats, x: Floats) -> Ints:
     wx = x + _WARP * noise_at(stream(seed, "warp x"), y, x, _WARP_LENGTH)
     cells = np.floor(wy / _CELL).astype(np.int64), np.floor(wx / _CELL).astype(np.int64)
     return _nearest(seed, wy, wx, *cells)[0]
+
+
+def _nearest(
+    seed: int, y: Floats, x: Floats, i: Ints, j: Ints
+) -> tuple[Ints, Ints, Floats, Floats]:
+    """Return the two nearest stands to points in cells (i, j), and the squared distances."""
+    first, second = np.full(y.shape, np.inf), np.full(y.shape, np.inf)
+    ids, others = np.zeros(y.shape, np.int64), np.zeros(y.shape, np.int64)
+    for di in (-1, 0, 1):
+        for dj in (-1, 0, 1):
+            cy, cx = _centres(seed, i + di, j + dj)
+            candidate = _stand_id(i + di, j + dj)
+            d = (y - cy) ** 2 + (x - cx) ** 2
+            closer, closer2 = d < first, d < second
+            others = np.where(closer, ids, np.where(closer2, candidate, others))
+            second = np.where(closer, first, np.where(closer2, d, second))
+            ids = np.where(closer, candidate, ids)
+            first = np.where(closer, d, first)
+    return ids, others, first, second
+
+
+def _stand_id(i: Ints, j: Ints) -> Ints:
+    """Return one integer for the stand of cell (i, j)."""
+    return np.asarray(i * _ID_STRIDE + j + _ID_STRIDE // 2)
 
 
 def stand_grid(seed: int, y: Floats, x: Floats) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
@@ -201,7 +201,7 @@ def stand_grid(seed: int, y: Floats, x: Floats) -> tuple[Ints, Ints, npt.NDArray
     i, j = np.floor(wy / _CELL).astype(np.int64), np.floor(wx / _CELL).astype(np.int64)
     ids, others = np.zeros(i.shape, np.int64), np.zeros(i.shape, np.int64)
     border = np.zeros(i.shape, np.float32)
-    # Cell by cell, so that the centres are single numbers and the arrays stay in the cache.
+    # Cell by cell, so that the centres are scalars and the arrays remain in the cache.
     cells = _stand_id(i, j)
     order = np.argsort(cells, axis=None, kind="stable")
     found, starts = np.unique(cells.ravel()[order], return_index=True)
@@ -216,22 +216,22 @@ def stand_grid(seed: int, y: Floats, x: Floats) -> tuple[Ints, Ints, npt.NDArray
 
 @dataclass(frozen=True)
 class Species:
-    """One species, or a group that looks alike from above.
+    """One species, or a group of species that look alike from above.
 
     Parameters
     ----------
     name : str
         Common name.
     conifer : bool
-        Evergreen, pointed and even, rather than deciduous, domed and lumpy.
+        Whether crowns are evergreen, pointed and smooth, or deciduous, domed and lumpy.
     tallest, rate, shape : float
         Chapman-Richards growth: height = tallest * (1 - exp(-rate * age)) ** shape [m, 1/year].
     radius, slenderness : float
         Crown radius = radius + slenderness * height [m].
     depth : float
-        How far the crown surface falls from top to rim, as a share of the height.
+        Drop of the crown surface from top to rim, as a share of the height.
     profile : float
-        Exponent of that fall over the distance from the stem: 1 a cone, 2 and more a dome.
+        Exponent of that drop over the distance from the stem: 1 for a cone, from 2 for a dome.
     colour, autumn : tuple of float
         Red, green and blue of sunlit foliage in summer and in autumn (8-bit values).
     """
@@ -275,7 +275,7 @@ def growth_height(species: npt.NDArray[np.intp], age: Floats) -> Floats:
     species : ndarray of int, shape (n,)
         Index into `SPECIES`.
     age : ndarray of float64, shape (n,)
-        Years; not yet born below 0.
+        Years; the height is 0 at ages below 0.
 
     Returns
     -------
@@ -291,5 +291,5 @@ def growth_height(species: npt.NDArray[np.intp], age: Floats) -> Floats:
 
 
 def crown_radius(species: npt.NDArray[np.intp], height: Floats) -> Floats:
-    """Return the crown radius [m] of trees of a height [m]: the allometry of each species."""
+    """Return the crown radius [m] of trees from their height [m], by species allometry."""
     return np.asarray(parameters("radius")[species] + parameters("slenderness")[species] * height)

@@ -1,4 +1,4 @@
-"""Position of the sun, and the season's effect on leaves and growth."""
+"""Position of the sun, and seasonal phenology and growth."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-_MID_MORNING = 10.5  # hour of an image whose time of day is not given, local solar time
-_LEAF_OUT = (110.0, 135.0)  # day of the year: first and last of spring flush at 45 degrees
+_MID_MORNING = 10.5  # local solar time of an image without a time of day [h]
+_LEAF_OUT = (110.0, 135.0)  # first and last day of the year of leaf flush at 45 degrees
 _COLOURING = (262.0, 292.0)
 _LEAF_FALL = (288.0, 318.0)
 _SHOOT_GROWTH = (121.0, 243.0)
@@ -21,13 +21,13 @@ class Season:
     Parameters
     ----------
     leaf : float
-        Share of its foliage a deciduous crown carries, 0 to 1.
+        Share of foliage on deciduous crowns, 0 to 1.
     colouring : float
-        How far its leaves have turned, 0 to 1.
+        Progress of autumn colouring, 0 to 1.
     greenness : float
-        How green meadows are, 0 (straw) to 1 (spring).
+        Greenness of meadows, 0 (straw) to 1 (spring).
     growth_clock : float
-        Decimal year that only advances during shoot growth: what the height of a tree is read from.
+        Decimal year that advances only during shoot growth, and determines the height of trees.
     """
 
     leaf: float
@@ -37,15 +37,9 @@ class Season:
 
 
 def as_time(time: Any, unit: Literal["D", "s"]) -> np.datetime64:
-    """Return a date, however it was written, to the day or the second."""
+    """Return a date in any format, to the day or the second."""
     stamp: np.datetime64 = np.datetime64(time).astype(f"datetime64[{unit}]")
     return stamp
-
-
-def _day_of_year(time: np.datetime64) -> float:
-    """Return the day of the year, 1 on the first of January, without the time of day."""
-    day = time.astype("datetime64[D]")
-    return float((day - day.astype("datetime64[Y]").astype("datetime64[D]")).astype(int)) + 1.0
 
 
 def decimal_year(time: np.datetime64) -> float:
@@ -55,15 +49,14 @@ def decimal_year(time: np.datetime64) -> float:
     )
 
 
-def _solar_hour(time: np.datetime64) -> float:
-    """Return the hour of local solar time an image was taken at; mid-morning if at midnight."""
-    since = time.astype("datetime64[s]") - time.astype("datetime64[D]").astype("datetime64[s]")
-    seconds = int(since.astype(int))
-    return seconds / 3600.0 if seconds else _MID_MORNING
+def _day_of_year(time: np.datetime64) -> float:
+    """Return the day of the year, 1 on the first of January, without the time of day."""
+    day = time.astype("datetime64[D]")
+    return float((day - day.astype("datetime64[Y]").astype("datetime64[D]")).astype(int)) + 1.0
 
 
 def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
-    """Return where the sun stands.
+    """Return the position of the sun.
 
     Parameters
     ----------
@@ -102,9 +95,11 @@ def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
     return float(elevation), float(np.degrees(np.arctan2(east, north)) % 360.0)
 
 
-def _ramp(value: float, start: float, end: float) -> float:
-    """Return 0 before `start`, 1 after `end`, linear between."""
-    return float(np.clip((value - start) / (end - start), 0.0, 1.0))
+def _solar_hour(time: np.datetime64) -> float:
+    """Return the hour of an image in local solar time; midnight stands for mid-morning."""
+    since = time.astype("datetime64[s]") - time.astype("datetime64[D]").astype("datetime64[s]")
+    seconds = int(since.astype(int))
+    return seconds / 3600.0 if seconds else _MID_MORNING
 
 
 def season(time: np.datetime64, latitude: float) -> Season:
@@ -115,7 +110,7 @@ def season(time: np.datetime64, latitude: float) -> Season:
     time : datetime64
         Date.
     latitude : float
-        Degrees north; half a year is added south of the equator, and seasons fade towards it.
+        Degrees north; seasons are shifted by half a year in the south, and fade at the equator.
 
     Returns
     -------
@@ -134,3 +129,8 @@ def season(time: np.datetime64, latitude: float) -> Season:
         greenness=1.0 - strength * (1.0 - float(min(green, 1.0))),
         growth_clock=float(np.floor(year)) + _ramp(day, *_SHOOT_GROWTH),
     )
+
+
+def _ramp(value: float, start: float, end: float) -> float:
+    """Return 0 before `start`, 1 after `end`, linear between."""
+    return float(np.clip((value - start) / (end - start), 0.0, 1.0))

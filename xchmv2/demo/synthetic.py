@@ -1,4 +1,4 @@
-"""Forest cubes with known truth, made from a seed: :func:`synthetic_forest`."""
+"""Synthetic forest cubes with known truth, made from a seed: :func:`synthetic_forest`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def synthetic_forest(
     nodata_edge: float = 0.0,
     chunks: Chunks | None = None,
 ) -> xr.Dataset:
-    """Make an imagery cube of a forest, with the true canopy height and what happened to it.
+    """Make an imagery cube of a forest, with its true canopy height and disturbances.
 
     Parameters
     ----------
@@ -52,27 +52,27 @@ def synthetic_forest(
     crs : str, int or CRS
         Projected CRS in metres. The forest is drawn in its metres.
     disturbances : "random", None or sequence
-        What happens between and before the dates: the world's own events, nothing, only the
-        world's events of the kinds named ("clear_cut", "thinning", "windthrow"), or exactly the
+        Disturbances before and between the dates: random events of all kinds, none, random events
+        of the kinds named ("clear_cut", "thinning", "windthrow"), or exactly the
         :class:`Disturbance` objects given. Kinds and objects may be mixed.
     origin : tuple of float
         Map coordinates (x, y) of the upper left corner [m], rounded to the pixel grid. The world
-        has no end: another origin is another place in it, and overlapping scenes agree.
+        is unbounded: another origin is another place in it, and overlapping scenes agree.
     growth : bool
-        Whether trees grow from date to date. Without, all stand as in 2020, and nothing comes up
-        after an event, so that two dates differ by light, season and events alone.
+        Whether trees grow from date to date. Without growth, trees remain as in 2020 and no
+        regrowth follows an event, so that two dates differ only in light, season and events.
     sun : tuple of float, optional
         Elevation and azimuth [degree] for all dates, instead of the sun of date and latitude.
     shift_px : float or sequence of (dy, dx)
         Misregistration of the imagery: the largest displacement [px], drawn for each date, or the
-        displacement of each date southward and eastward. The truth stays where it is.
+        displacement of each date southward and eastward. The truth is not displaced.
     clouds : float or sequence of float
         Share of the world under cloud, 0 to below 1, for all dates or for each.
     nodata_edge : float
-        Share of the scene that lies beyond the slanting edge of the sensor's swath, 0 to 0.9.
+        Share of the scene outside the slanting edge of the sensor's swath, 0 to 0.9.
     chunks : int, (int, int) or mapping, optional
         Chunk size in y and x [px] of lazy, dask-backed variables; each date is its own chunk.
-        Values are the same with and without.
+        Values do not depend on them.
 
     Returns
     -------
@@ -80,8 +80,8 @@ def synthetic_forest(
         `red`, `green`, `blue` : uint8 (time, y, x), 0 in all three outside the footprint only;
         `canopy_height` : float32 (time, y, x) [m], 0 on open ground, roads, water and houses;
         `valid` : bool (time, y, x), False outside the footprint and under clouds and their shadows;
-        `disturbance` : int32 (time, y, x), the event (1, 2, ...) that struck forest land at a place
-        between the previous date and this one, 0 for none; where two did, the later;
+        `disturbance` : int32 (time, y, x), the event (1, 2, ...) that affected forest at a place
+        between the previous date and this one, 0 for none; the later of two;
         `land_cover` : uint8 (y, x), see its `flag_meanings`;
         `event_kind`, `event_date`, `event_severity`, `event_x`, `event_y` (coordinates) and
         `event_area` [m2] along `event`, which lists the labels. An event
@@ -92,13 +92,13 @@ def synthetic_forest(
     Raises
     ------
     CHMv2Error
-        If a request cannot be met; the message says which and what to write instead.
+        If an argument is invalid; the message names it and a valid value.
 
     Notes
     -----
-    With `chunks`, nothing is made until it is computed, and equal calls give equal graph keys.
-    Everything is a function of seed, place and date: other dates, shapes or options leave the
-    trees as they are.
+    With `chunks`, the variables are lazy, and equal calls give equal graph keys. All values are
+    functions of seed, place and date: other dates, shapes or options do not change the
+    trees.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def _label(layers: Mapping[str, Any], scene: Forest, crs: Any) -> xr.Dataset:
 
 
 def _band_attrs(name: str, scene: Forest) -> dict[str, Any]:
-    """Return what a STAC item says of a band."""
+    """Return the metadata of a band, named as in STAC."""
     return {
         "long_name": name,
         "common_name": name,
@@ -181,7 +181,7 @@ def _cover_attrs() -> dict[str, Any]:
 
 
 def _space(scene: Forest, crs: Any) -> dict[str, Any]:
-    """Return pixel centres and the CRS, as odc-stac would."""
+    """Return pixel centres and the CRS, named as by odc-stac."""
     from affine import Affine
     from odc.geo.geobox import GeoBox
     from odc.geo.xr import xr_coords
@@ -189,11 +189,6 @@ def _space(scene: Forest, crs: Any) -> dict[str, Any]:
     window, res = scene.window, scene.window.resolution
     affine = Affine(res, 0.0, window.col * res, 0.0, -res, -window.row * res)
     return dict(xr_coords(GeoBox(window.shape, affine, crs), crs_coord_name="spatial_ref"))
-
-
-def _along_time(values: Sequence[float], name: str, units: str) -> Any:
-    """Return a coordinate along time."""
-    return "time", np.array(values, np.float64), {"long_name": name, "units": units}
 
 
 def _time(scene: Forest) -> dict[str, Any]:
@@ -206,6 +201,11 @@ def _time(scene: Forest) -> dict[str, Any]:
         "shift_y": _along_time([s[0] for s in scene.shifts], "displacement southward", "px"),
         "shift_x": _along_time([s[1] for s in scene.shifts], "displacement eastward", "px"),
     }
+
+
+def _along_time(values: Sequence[float], name: str, units: str) -> Any:
+    """Return a coordinate along time."""
+    return "time", np.array(values, np.float64), {"long_name": name, "units": units}
 
 
 def _events(scene: Forest) -> dict[str, Any]:

@@ -41,20 +41,23 @@ _UNDERSTOREY_SPACING = 3.3
 _REGROWTH_SPACING = 1.9
 _FOREVER = 1e6
 _PIONEER = len(SPECIES) - 1
+_BATCH = 1_500_000  # crown pixels that are processed at a time
+_LOWEST = 0.3  # [m]; lower plants are ground cover
+_LUMP_LENGTH = 2.1  # size of a branch group of a broadleaf crown [m]
 
 
 @dataclass(frozen=True)
 class Trees:
-    """Trees, one entry each, in an order that depends on their places alone.
+    """Trees, one entry each, in an order that depends only on their positions.
 
     Parameters
     ----------
     y, x : ndarray of float64
-        Stem [m].
+        Position of the stem [m].
     species : ndarray of int
         Index into `SPECIES`.
     birth, death : ndarray of float64
-        Decimal years.
+        Years of germination and death, as decimals.
     vigour : ndarray of float64
         Height relative to a dominant tree of its age and species.
     width : ndarray of float64
@@ -80,7 +83,7 @@ class Trees:
         return Trees(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     def size_at(self, clock: float, year: float) -> tuple[Floats, Floats]:
-        """Return height and crown radius [m] on a date; zero for trees that do not stand.
+        """Return height and crown radius [m] on a date; zero for trees that are not alive.
 
         Parameters
         ----------
@@ -101,24 +104,55 @@ class Trees:
         return height, np.where(standing, radius, 0.0)
 
 
-def _join(parts: Sequence[Trees]) -> Trees:
-    """Return all trees in one, in order of place."""
-    joined = Trees(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Trees)))
-    return joined.where(np.lexsort((joined.x, joined.y)))
+def population(seed: int, site: Site, window: Cutout, events: Sequence[Disturbance]) -> Trees:
+    """Return all trees of any date in a window.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the world.
+    site : Site
+        The ground, which must cover the window.
+    window : Cutout
+        Pixels that contain the stems.
+    events : sequence of Disturbance
+        In order of date; those after the date of interest may be left out.
+
+    Returns
+    -------
+    Trees
+        With births and deaths.
+    """
+    parts = [_overstorey(seed, site, window), _understorey(seed, site, window)]
+    parts += [_regrowth(seed, events[: n + 1], site, window) for n in range(len(events))]
+    trees = _join(parts)
+    return _fell(trees.where(_has_room(trees, site)), seed, events)
 
 
-def _lattice_of(
-    traits: StandTraits, k: int, y: tuple[float, float], x: tuple[float, float]
-) -> tuple[Ints, Ints]:
-    """Return the planting places (i, j) of stand k that may lie in a box [m]."""
-    c, s = np.cos(traits.angle[k]), np.sin(traits.angle[k])
-    corners_y = np.array([y[0], y[0], y[1], y[1]]) - traits.y[k]
-    corners_x = np.array([x[0], x[1], x[0], x[1]]) - traits.x[k]
-    u, v = (corners_y * c + corners_x * s), (corners_x * c - corners_y * s)
-    d = traits.spacing[k]
-    i = np.arange(np.floor(u.min() / d) - 1, np.ceil(u.max() / d) + 2).astype(np.int64)
-    j = np.arange(np.floor(v.min() / d) - 1, np.ceil(v.max() / d) + 2).astype(np.int64)
-    return np.repeat(i, j.size), np.tile(j, i.size)
+def _overstorey(seed: int, site: Site, window: Cutout) -> Trees:
+    """Return the trees of the overstorey."""
+    y, x, h, k, traits = _planting_places(seed, site, window)
+    open_place = noise_at(stream(seed, "gaps"), y, x, 21.0) > np.where(traits.planted, 2.6, 1.45)[k]
+    keep = (draw(h, 2) < traits.stocking[k]) & ~(open_place & ~traits.meadow[k])
+    y, x, h, k = y[keep], x[keep], h[keep], k[keep]
+    species = np.where(draw(h, 3) < traits.admixture[k], traits.second[k], traits.species[k])
+    solitary = traits.meadow[k]
+    species = np.where(solitary, np.maximum(species, N_CONIFERS), species)
+    spread = np.where(traits.planted[k], 0.07, 0.15)
+    vigour = np.clip(np.exp(spread * draw_normal(h, 4)), 0.55, 1.3) * traits.site[k]
+    age = traits.age[k] * (1.0 + np.where(traits.planted[k], 0.02, 0.12) * draw_normal(h, 5))
+    width = np.exp(0.11 * draw_normal(h, 6)) * np.where(solitary, 1.3, 1.0)
+    return Trees(
+        y=y,
+        x=x,
+        species=species.astype(np.intp),
+        birth=BASE_YEAR - age,
+        death=np.full(y.size, _FOREVER),
+        vigour=vigour * np.where(solitary, 0.75, 1.0),
+        width=width,
+        hue=_hue_of(h, traits.hue[k]),
+        identity=h,
+    )
 
 
 def _planting_places(
@@ -146,6 +180,20 @@ def _planting_places(
     return y[keep], x[keep], h[keep], k[keep], traits
 
 
+def _lattice_of(
+    traits: StandTraits, k: int, y: tuple[float, float], x: tuple[float, float]
+) -> tuple[Ints, Ints]:
+    """Return the planting places (i, j) of stand k that may lie in a box [m]."""
+    c, s = np.cos(traits.angle[k]), np.sin(traits.angle[k])
+    corners_y = np.array([y[0], y[0], y[1], y[1]]) - traits.y[k]
+    corners_x = np.array([x[0], x[1], x[0], x[1]]) - traits.x[k]
+    u, v = (corners_y * c + corners_x * s), (corners_x * c - corners_y * s)
+    d = traits.spacing[k]
+    i = np.arange(np.floor(u.min() / d) - 1, np.ceil(u.max() / d) + 2).astype(np.int64)
+    j = np.arange(np.floor(v.min() / d) - 1, np.ceil(v.max() / d) + 2).astype(np.int64)
+    return np.repeat(i, j.size), np.tile(j, i.size)
+
+
 def _inside(window: Cutout, y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
     """Return which points lie between the outermost pixel centres of a window."""
     north, south, west, east = window.bounds
@@ -158,34 +206,8 @@ def _hue_of(h: Hashes, stand_hue: Floats) -> Floats:
     return 0.6 * stand_hue + 0.55 * own
 
 
-def _overstorey(seed: int, site: Site, window: Cutout) -> Trees:
-    """Return the trees the stands were made of."""
-    y, x, h, k, traits = _planting_places(seed, site, window)
-    open_place = noise_at(stream(seed, "gaps"), y, x, 21.0) > np.where(traits.planted, 2.6, 1.45)[k]
-    keep = (draw(h, 2) < traits.stocking[k]) & ~(open_place & ~traits.meadow[k])
-    y, x, h, k = y[keep], x[keep], h[keep], k[keep]
-    species = np.where(draw(h, 3) < traits.admixture[k], traits.second[k], traits.species[k])
-    solitary = traits.meadow[k]
-    species = np.where(solitary, np.maximum(species, N_CONIFERS), species)
-    spread = np.where(traits.planted[k], 0.07, 0.15)
-    vigour = np.clip(np.exp(spread * draw_normal(h, 4)), 0.55, 1.3) * traits.site[k]
-    age = traits.age[k] * (1.0 + np.where(traits.planted[k], 0.02, 0.12) * draw_normal(h, 5))
-    width = np.exp(0.11 * draw_normal(h, 6)) * np.where(solitary, 1.3, 1.0)
-    return Trees(
-        y=y,
-        x=x,
-        species=species.astype(np.intp),
-        birth=BASE_YEAR - age,
-        death=np.full(y.size, _FOREVER),
-        vigour=vigour * np.where(solitary, 0.75, 1.0),
-        width=width,
-        hue=_hue_of(h, traits.hue[k]),
-        identity=h,
-    )
-
-
 def _understorey(seed: int, site: Site, window: Cutout) -> Trees:
-    """Return shrubs and suppressed trees, seen in gaps and along edges."""
+    """Return shrubs and suppressed trees, visible in gaps and along edges."""
     d = _UNDERSTOREY_SPACING
     north, south, west, east = window.bounds
     i = np.arange(np.floor(north / d) - 1, np.ceil(south / d) + 2).astype(np.int64)
@@ -214,7 +236,7 @@ def _understorey(seed: int, site: Site, window: Cutout) -> Trees:
 
 
 def _regrowth(seed: int, events: Sequence[Disturbance], site: Site, window: Cutout) -> Trees:
-    """Return the trees that come up after the last of some events, planted or self-sown."""
+    """Return the regeneration after the last of some events, planted or natural."""
     event = events[-1]
     events = [e for e in events if np.hypot(e.y - event.y, e.x - event.x) < e.reach + event.reach]
     d, reach = _REGROWTH_SPACING, event.reach
@@ -245,27 +267,16 @@ def _regrowth(seed: int, events: Sequence[Disturbance], site: Site, window: Cuto
     )
 
 
-def _grown_radius(trees: Trees) -> Floats:
-    """Return the crown radius [m] of trees in 2028, for what must not change from date to date."""
-    grown = trees.vigour * growth_height(trees.species, BASE_YEAR + 8.0 - trees.birth)
-    return np.asarray(np.minimum(trees.width * crown_radius(trees.species, grown), MAX_RADIUS))
-
-
-def _has_room(trees: Trees, site: Site) -> npt.NDArray[np.bool_]:
-    """Return which trees are far enough from roads, tracks, water and houses to stand."""
-    radius = _grown_radius(trees)
-    at = site.index(trees.y, trees.x)
-    room = site.road[at] > ROAD_HALF_WIDTH + 1.0 + radius
-    room &= site.track[at] > TRACK_HALF_WIDTH + 0.45 * radius
-    room &= site.lake[at] > 1.0 + 0.8 * radius
-    garden_tree = (draw(trees.identity, 30) < 0.05) & (site.yard[at] > -10.0)
-    return np.asarray(room & ((site.yard[at] > 0.0) | garden_tree))
+def _join(parts: Sequence[Trees]) -> Trees:
+    """Return all trees as one object, in order of position."""
+    joined = Trees(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Trees)))
+    return joined.where(np.lexsort((joined.x, joined.y)))
 
 
 def _fell(trees: Trees, seed: int, events: Sequence[Disturbance]) -> Trees:
-    """Return the trees with the deaths that events bring."""
+    """Return the trees with the deaths that events cause."""
     death = trees.death.copy()
-    # A forester marks the edge of a cut by crowns, not by stems.
+    # Crowns, not stems, define the edge of a clear-cut.
     lean = 0.6 * _grown_radius(trees)
     for event, struck in struck_at(events, seed, trees.y, trees.x, lean):
         hit = np.flatnonzero(struck & (trees.birth < event.year))
@@ -275,34 +286,21 @@ def _fell(trees: Trees, seed: int, events: Sequence[Disturbance]) -> Trees:
     return replace(trees, death=death)
 
 
-def population(seed: int, site: Site, window: Cutout, events: Sequence[Disturbance]) -> Trees:
-    """Return every tree that ever stands in a window.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    site : Site
-        The ground, which must cover the window.
-    window : Cutout
-        Where to look for stems.
-    events : sequence of Disturbance
-        In order of date; those after the date of interest may be left out.
-
-    Returns
-    -------
-    Trees
-        With births and deaths.
-    """
-    parts = [_overstorey(seed, site, window), _understorey(seed, site, window)]
-    parts += [_regrowth(seed, events[: n + 1], site, window) for n in range(len(events))]
-    trees = _join(parts)
-    return _fell(trees.where(_has_room(trees, site)), seed, events)
+def _grown_radius(trees: Trees) -> Floats:
+    """Return the crown radius [m] of trees in 2028, for properties that are equal on all dates."""
+    grown = trees.vigour * growth_height(trees.species, BASE_YEAR + 8.0 - trees.birth)
+    return np.asarray(np.minimum(trees.width * crown_radius(trees.species, grown), MAX_RADIUS))
 
 
-_BATCH = 1_500_000  # crown pixels worked on at a time
-_LOWEST = 0.3  # [m]; lower plants are ground cover
-_LUMP_LENGTH = 2.1  # size of a branch group of a broadleaf crown [m]
+def _has_room(trees: Trees, site: Site) -> npt.NDArray[np.bool_]:
+    """Return whether trees are far enough from roads, tracks, water and houses."""
+    radius = _grown_radius(trees)
+    at = site.index(trees.y, trees.x)
+    room = site.road[at] > ROAD_HALF_WIDTH + 1.0 + radius
+    room &= site.track[at] > TRACK_HALF_WIDTH + 0.45 * radius
+    room &= site.lake[at] > 1.0 + 0.8 * radius
+    garden_tree = (draw(trees.identity, 30) < 0.05) & (site.yard[at] > -10.0)
+    return np.asarray(room & ((site.yard[at] > 0.0) | garden_tree))
 
 
 @dataclass(frozen=True)
@@ -312,9 +310,9 @@ class Canopy:
     Parameters
     ----------
     height : ndarray of float32, shape (height, width)
-        Metres above ground, 0 where no crown is.
+        Metres above ground, 0 without a crown.
     owner : ndarray of int64, shape (height, width)
-        Index of the tree seen from above; -1 where none is.
+        Index of the tree visible from above; -1 without one.
     """
 
     height: Plane
@@ -328,15 +326,15 @@ class _Crowns:
     Parameters
     ----------
     y, x : ndarray of float64
-        Stem [m].
+        Position of the stem [m].
     top : ndarray of float32
         Height [m].
     form : ndarray of float32, shape (n, 3)
         Quadratic form (yy, xx, 2 xy) that is 1 on the outline.
     fall : ndarray of float32, shape (n, 2)
-        Share of the height by which the surface falls to the rim, and the power of the form.
+        Share of the height by which the surface drops to the rim, and the power of the form.
     lumpiness : ndarray of float32
-        How far branch groups bend the outline.
+        Relative displacement of the outline by branch groups.
     """
 
     y: Floats
@@ -347,63 +345,15 @@ class _Crowns:
     lumpiness: Plane
 
 
-def _crowns_of(trees: Trees, height: Floats, radius: Floats) -> _Crowns:
-    """Return the crowns of trees of a height and radius [m], both above 0."""
-    stretch = np.exp(0.10 * draw_normal(trees.identity, 50))
-    turn = np.pi * draw(trees.identity, 51)
-    c, s = np.cos(turn), np.sin(turn)
-    p, q = 1.0 / (radius * stretch) ** 2, 1.0 / (radius / stretch) ** 2
-    form = np.stack([p * c**2 + q * s**2, p * s**2 + q * c**2, 2.0 * c * s * (p - q)], axis=-1)
-    fall = np.stack([parameters("depth"), 0.5 * parameters("profile")], axis=-1)[trees.species]
-    lumpiness = np.where(parameters("conifer") > 0, 0.05, 0.16)[trees.species]
-    f = np.float32
-    return _Crowns(
-        trees.y, trees.x, height.astype(f), form.astype(f), fall.astype(f), lumpiness.astype(f)
-    )
-
-
-def _splat(
-    keys: npt.NDArray[np.uint64],
-    window: Cutout,
-    crowns: _Crowns,
-    lumps: Plane,
-    which: npt.NDArray[np.intp],
-    half: int,
-) -> None:
-    """Raise the surface to the crowns of trees that all fit into 2 * half + 1 pixels."""
-    res = window.resolution
-    y, x = crowns.y[which, None], crowns.x[which, None]
-    offsets = np.arange(-half, half + 1)
-    rows = np.floor(y / res + window.dy).astype(np.int64) + offsets
-    cols = np.floor(x / res + window.dx).astype(np.int64) + offsets
-    dy = ((rows + 0.5 - window.dy) * res - y).astype(np.float32)[:, :, None]
-    dx = ((cols + 0.5 - window.dx) * res - x).astype(np.float32)[:, None, :]
-    yy, xx, xy = (crowns.form[which, k][:, None, None] for k in range(3))
-    rho2 = yy * dy**2 + xx * dx**2 + (xy * dy) * dx  # [n, 2 half + 1, 2 half + 1]
-    rows, cols = rows - window.row, cols - window.col
-    in_rows = (rows >= 0) & (rows < window.height)
-    in_cols = (cols >= 0) & (cols < window.width)
-    tree, r, c = np.nonzero((rho2 < 1.3) & in_rows[:, :, None] & in_cols[:, None, :])
-    owner, pixel = which[tree], rows[tree, r] * window.width + cols[tree, c]
-    rho2 = rho2[tree, r, c] * (1.0 - crowns.lumpiness[owner] * lumps.ravel()[pixel])
-    inside = rho2 < 1.0
-    owner, pixel, rho2 = owner[inside], pixel[inside], rho2[inside]
-    fall, power = crowns.fall[owner, 0], crowns.fall[owner, 1]
-    surface = crowns.top[owner] * (1.0 - fall * rho2**power)
-    # Positive floats sort like their bits: height above, tree below, and one maximum finds both.
-    bits = surface.view(np.uint32).astype(np.uint64) << np.uint64(32)
-    np.maximum.at(keys, pixel, bits | (owner + 1).astype(np.uint64))
-
-
 def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Cutout, seed: int) -> Canopy:
     """Return the upper envelope of crowns.
 
     Parameters
     ----------
     trees : Trees
-        All that may reach into the window.
+        All trees whose crowns may reach into the window.
     height, radius : ndarray of float64, shape (n,)
-        Their size [m]; trees of height 0 do not stand.
+        Height and crown radius [m]; trees of height 0 are left out.
     window : Cutout
         Pixels.
     seed : int
@@ -436,6 +386,54 @@ def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Cutout, seed
     return Canopy(np.where(top > 0, rough, np.float32(0)).astype(np.float32), owner)
 
 
+def _crowns_of(trees: Trees, height: Floats, radius: Floats) -> _Crowns:
+    """Return the crowns of trees of a height and radius [m], both above 0."""
+    stretch = np.exp(0.10 * draw_normal(trees.identity, 50))
+    turn = np.pi * draw(trees.identity, 51)
+    c, s = np.cos(turn), np.sin(turn)
+    p, q = 1.0 / (radius * stretch) ** 2, 1.0 / (radius / stretch) ** 2
+    form = np.stack([p * c**2 + q * s**2, p * s**2 + q * c**2, 2.0 * c * s * (p - q)], axis=-1)
+    fall = np.stack([parameters("depth"), 0.5 * parameters("profile")], axis=-1)[trees.species]
+    lumpiness = np.where(parameters("conifer") > 0, 0.05, 0.16)[trees.species]
+    f = np.float32
+    return _Crowns(
+        trees.y, trees.x, height.astype(f), form.astype(f), fall.astype(f), lumpiness.astype(f)
+    )
+
+
+def _splat(
+    keys: npt.NDArray[np.uint64],
+    window: Cutout,
+    crowns: _Crowns,
+    lumps: Plane,
+    which: npt.NDArray[np.intp],
+    half: int,
+) -> None:
+    """Raise the surface to crowns of at most 2 * half + 1 pixels in diameter."""
+    res = window.resolution
+    y, x = crowns.y[which, None], crowns.x[which, None]
+    offsets = np.arange(-half, half + 1)
+    rows = np.floor(y / res + window.dy).astype(np.int64) + offsets
+    cols = np.floor(x / res + window.dx).astype(np.int64) + offsets
+    dy = ((rows + 0.5 - window.dy) * res - y).astype(np.float32)[:, :, None]
+    dx = ((cols + 0.5 - window.dx) * res - x).astype(np.float32)[:, None, :]
+    yy, xx, xy = (crowns.form[which, k][:, None, None] for k in range(3))
+    rho2 = yy * dy**2 + xx * dx**2 + (xy * dy) * dx  # [n, 2 half + 1, 2 half + 1]
+    rows, cols = rows - window.row, cols - window.col
+    in_rows = (rows >= 0) & (rows < window.height)
+    in_cols = (cols >= 0) & (cols < window.width)
+    tree, r, c = np.nonzero((rho2 < 1.3) & in_rows[:, :, None] & in_cols[:, None, :])
+    owner, pixel = which[tree], rows[tree, r] * window.width + cols[tree, c]
+    rho2 = rho2[tree, r, c] * (1.0 - crowns.lumpiness[owner] * lumps.ravel()[pixel])
+    inside = rho2 < 1.0
+    owner, pixel, rho2 = owner[inside], pixel[inside], rho2[inside]
+    fall, power = crowns.fall[owner, 0], crowns.fall[owner, 1]
+    surface = crowns.top[owner] * (1.0 - fall * rho2**power)
+    # Positive floats sort like their bits: one maximum over height (high bits) and tree (low bits).
+    bits = surface.view(np.uint32).astype(np.uint64) << np.uint64(32)
+    np.maximum.at(keys, pixel, bits | (owner + 1).astype(np.uint64))
+
+
 def roofs_of(buildings: tuple[Building, ...], window: Cutout) -> tuple[Plane, npt.NDArray[np.int8]]:
     """Return the roofs in a window.
 
@@ -449,9 +447,9 @@ def roofs_of(buildings: tuple[Building, ...], window: Cutout) -> tuple[Plane, np
     Returns
     -------
     height : ndarray of float32, shape (height, width)
-        Roof above ground [m], 0 where there is none.
+        Height of the roof above ground [m], 0 without a roof.
     roof : ndarray of int8, shape (height, width)
-        Kind of roof; -1 where there is none.
+        Kind of roof; -1 without a roof.
     """
     height, roof = np.zeros(window.shape, np.float32), np.full(window.shape, -1, np.int8)
     y, x = window.y, window.x

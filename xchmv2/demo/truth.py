@@ -1,4 +1,4 @@
-"""Errors of a prediction against the truth: height by date, area of loss between dates."""
+"""Scores of a prediction against the truth: height by date, area of loss between dates."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from scipy import ndimage
 
 from xchmv2.validation.scores import bias, mae, overlap, r2
 
-#: A pixel is lost if it drops by more than this [m] ...
+#: Drop in height above which a pixel counts as lost [m].
 DROP = 5.0
-#: ... and so does a square of this side around it [px].
+#: Side of the square of the opening that removes smaller losses [px].
 OPENING = 3
 
 
 @dataclass(frozen=True)
 class HeightScore:
-    """Height against the truth on one date.
+    """Scores of height on one date.
 
     Parameters
     ----------
     date : str
-        Day.
+        Date, to the day.
     mae, bias : float
         Mean absolute error and mean error (predicted minus true) [m].
     r2 : float
@@ -40,16 +40,16 @@ class HeightScore:
 
 @dataclass(frozen=True)
 class LossScore:
-    """Loss against the truth between two dates.
+    """Scores of canopy loss between two dates.
 
     Parameters
     ----------
     years : str
-        Such as "2019 to 2021".
+        Period, such as "2019 to 2021".
     true_area, found_area : float
         Area of loss in the truth and in the prediction [ha].
     overlap : float
-        Intersection over union of the two; NaN if there is neither.
+        Intersection over union of the two areas; NaN if both are empty.
     """
 
     years: str
@@ -59,7 +59,7 @@ class LossScore:
 
 
 def score_heights(predicted: xr.DataArray, truth: xr.DataArray) -> list[HeightScore]:
-    """Compare heights on each date, where there is a prediction.
+    """Score heights on each date, where there is a prediction.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def score_heights(predicted: xr.DataArray, truth: xr.DataArray) -> list[HeightSc
 
 
 def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore]:
-    """Compare the area of loss between neighbouring dates, where both dates have a prediction.
+    """Score the loss between consecutive dates, where both dates have a prediction.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore
 def _find_loss(
     before: npt.NDArray[np.floating], after: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.bool_]:
-    """Tell where canopy was lost: a drop of more than 5 m, cleaned by an opening of 3 x 3 px.
+    """Find canopy loss: a drop of more than 5 m, cleaned by an opening of 3 x 3 px.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _find_loss(
     Returns
     -------
     ndarray of bool, shape (H, W)
-        Lost or not.
+        True where canopy was lost.
     """
     square = np.ones((OPENING, OPENING), bool)
     opened: npt.NDArray[np.bool_] = ndimage.binary_opening(before - after > DROP, square)

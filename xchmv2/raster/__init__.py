@@ -1,4 +1,4 @@
-"""What a raster is: its grid, its pixels' ground size and areas, what it holds, its patches."""
+"""Rasters: grid, pixel size and cell areas on the ground, quantities, tiles and patches."""
 
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity

@@ -1,4 +1,4 @@
-"""Windows over dask chunks: which chunks lie over a window, and how they are put together."""
+"""Windows over dask chunks: the chunks that a window intersects, and their assembly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+
+#: Source chunks of one array that cover a window, as rows of columns.
+Chunks = list[list[npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Source:
 
     @property
     def name(self) -> tuple[str, int | None]:
-        """What the source adds to a graph's token."""
+        """The source's part of a graph's token."""
         return self.array.name, self.band
 
     @property
@@ -40,38 +43,34 @@ class Source:
 
     @cached_property
     def band_chunk(self) -> tuple[tuple[int, ...], int | None]:
-        """Which chunk along the band dimension holds the band, and where in it."""
+        """The chunk along the band dimension that holds the band, and the index in it."""
         if self.band is None:
             return (), None
         chunk, _, local = _covering(_bounds(self.array.chunks[-3]), self.band, self.band + 1)
         return (chunk,), local
 
     def covering(self, axis: int, spans: Iterable[tuple[int, int]]) -> list[tuple[range, int]]:
-        """Find the chunks over each span along y (0) or x (1), and the offset in the first."""
+        """Find the chunks that spans along y (0) or x (1) meet, and the offset in the first."""
         bounds = _bounds(self.array.chunks[axis - 2])
         found = (_covering(bounds, *span) for span in spans)
         return [(range(first, last), offset) for first, last, offset in found]
 
     def keys(self, date: Sequence[int], ys: range, xs: range) -> list[list[tuple[Any, ...]]]:
-        """Keys of the band's chunks at one date chunk, as rows of columns."""
+        """Return the keys of the band's chunks at one date chunk, as rows of columns."""
         head = (self.array.name, *date, *self.band_chunk[0])
         return [[(*head, y, x) for x in xs] for y in ys]
 
 
 def _bounds(sizes: Sequence[int]) -> npt.NDArray[np.intp]:
-    """Where chunks begin and end along an axis."""
+    """Return the boundaries of the chunks along an axis."""
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _covering(bounds: npt.NDArray[np.intp], start: int, stop: int) -> tuple[int, int, int]:
-    """First chunk, one past the last chunk over ``[start, stop)``, and the offset in the first."""
+    """Return first chunk of ``[start, stop)``, one past the last, and the offset in the first."""
     first = int(np.searchsorted(bounds, start, side="right")) - 1
     last = int(np.searchsorted(bounds, stop, side="left"))
     return first, last, start - int(bounds[first])
-
-
-#: Source chunks of one array that cover a window, as rows of columns.
-Chunks = list[list[npt.NDArray[Any]]]
 
 
 def assemble(
@@ -80,14 +79,14 @@ def assemble(
     band: int | None,
     span: tuple[tuple[int, int], tuple[int, int]],
 ) -> npt.NDArray[Any]:
-    """Cut a window (..., H, W) out of the chunks over it.
+    """Assemble a window (..., H, W) from the chunks that it intersects.
 
     Parameters
     ----------
     chunks : list of list of numpy.ndarray
-        Source chunks over the window, as rows of columns.
+        Source chunks that the window intersects, as rows of columns.
     offset : tuple of int
-        Where the window begins in the first of them.
+        Row and column in the first chunk at which the window begins.
     band : int or None
         Index along the band dimension, the third from the end.
     span : tuple of (start, stop)
@@ -108,7 +107,7 @@ def assemble(
 
 
 def _cuts(lengths: Sequence[int], offset: int, span: tuple[int, int]) -> list[slice]:
-    """Tell what to take of each of consecutive chunks to get the pixels of a span."""
+    """Return the slice of each of several consecutive chunks that the span covers."""
     cuts, left = [], span[1] - span[0]
     for length in lengths:
         taken = min(length - offset, left)

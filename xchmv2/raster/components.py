@@ -1,4 +1,4 @@
-"""Connected components of one block, and what is needed to join them across blocks."""
+"""Connected components of one block, with the summaries that join them across blocks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Connectivity = Literal[4, 8]
 
 @dataclass(frozen=True)
 class Rule:
-    """Which pixels belong together, and which patches are kept.
+    """The connectivity of pixels, and the area bounds of the patches to keep.
 
     Parameters
     ----------
     connectivity : {4, 8}
-        Whether pixels that touch at corners only belong together (8) or not (4).
+        Whether pixels that touch only at corners are connected (8) or not (4).
     low, high : float
         Smallest and largest area [m2].
     """
@@ -33,33 +33,33 @@ class Rule:
     high: float
 
     def label(self, mask: _Bools) -> tuple[npt.NDArray[np.int32], int]:
-        """Give the patches of a mask numbers in the order of their first pixels, row by row."""
+        """Label the patches of a mask in the order of their first pixels, row by row."""
         structure = np.ones((3, 3), bool) if self.connectivity == 8 else None
         labels, count = ndimage.label(mask, structure)
         return labels, int(count)
 
     def keeps(self, area: Floats) -> _Bools:
-        """Tell which areas are within bounds.
+        """Return whether areas are within the bounds.
 
-        A sum depends on its order in the last digits, and a patch must not come or go with them.
+        The last digits of a sum depend on its order; the tolerance keeps them from deciding.
         """
         return (area >= self.low * (1 - 1e-9)) & (area <= self.high * (1 + 1e-9))
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What is summed up of the values in each patch; missing values are left out.
+    """Statistics of the values in each patch; missing values are left out.
 
     Parameters
     ----------
     count : ndarray
-        Values that are there.
+        Number of valid values.
     mean, squares : ndarray
-        Their mean, and the sum of their squared distances from it.
+        Mean, and sum of squared deviations from it.
     low, high : ndarray
-        Smallest and largest; inf and -inf without values.
+        Minimum and maximum; inf and -inf where no value is valid.
     volume : ndarray
-        Sum of value times area of cell.
+        Sum of value times cell area.
     """
 
     count: Integers
@@ -70,35 +70,35 @@ class Moments:
     volume: Floats
 
     def take(self, kept: npt.NDArray[Any]) -> Moments:
-        """Choose patches."""
+        """Select some of the patches."""
         return Moments(*(field[kept] for field in self.fields))
 
     @property
     def fields(self) -> tuple[npt.NDArray[Any], ...]:
-        """All of them, in order."""
+        """All statistics, in the order of the parameters."""
         return self.count, self.mean, self.squares, self.low, self.high, self.volume
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """The patches of one block that may matter.
+    """The patches of one block that may be kept.
 
     Parameters
     ----------
     count : int
-        Patches in the block, those included that cannot matter.
+        Number of all patches in the block.
     ids : ndarray
-        Labels in the block of those that may: they reach its border, or are of a size to keep.
+        Labels in the block of the n that may be kept: at its border, or within the area bounds.
     first : ndarray
         (n, 2) row and column in the block of their first pixels.
     pixels : ndarray
-        Their pixels.
+        Their numbers of pixels.
     area : ndarray
         Their areas [m2].
     values : dict of Moments
-        What lies in them, by name.
+        Statistics of their values, by name.
     edges : tuple of ndarray
-        Along the first and last row and the first and last column: 1 + place in ``ids``, or 0.
+        Along the first and last row and the first and last column: 1 + index in ``ids``, or 0.
     """
 
     count: int
@@ -113,7 +113,7 @@ class Summary:
 def summarise(
     mask: _Bools, area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
 ) -> Summary:
-    """Sum up the patches of a block.
+    """Summarise the patches of a block.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def summarise(
     values : mapping of ndarray
         (rows, cols) values, NaN where missing.
     rule : Rule
-        Which pixels belong together, and which patches are kept.
+        Connectivity and area bounds.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def summarise(
     kept = np.flatnonzero(matters)
     place = np.zeros(count + 1, np.int64)
     place[kept + 1] = np.arange(1, len(kept) + 1)
-    _, first = np.unique(label, return_index=True)  # the labels ascend from 0 without holes
+    _, first = np.unique(label, return_index=True)  # labels run from 0 without gaps
     return Summary(
         count=count,
         ids=kept + 1,
@@ -159,7 +159,7 @@ def summarise(
 
 
 def add_up(label: npt.NDArray[Any], value: npt.NDArray[Any], n: int) -> Floats:
-    """Sum up the values of each of n labels, which count from 0."""
+    """Sum the values of each of n labels, numbered from 0."""
     return np.bincount(label, value, minlength=n).astype(np.float64)
 
 
@@ -183,12 +183,12 @@ def _moments(label: npt.NDArray[Any], value: npt.NDArray[Any], weight: Floats, n
 
 @dataclass(frozen=True, eq=False)
 class PatchNumbers:
-    """What the patches of one block are called in the end.
+    """The final numbers of the patches of one block.
 
     Parameters
     ----------
     ids : ndarray
-        Labels in the block, of those that are kept.
+        Labels in the block of the patches that are kept.
     numbers : ndarray
         Their numbers in the whole raster.
     """
@@ -197,7 +197,7 @@ class PatchNumbers:
     numbers: Integers
 
     def apply(self, mask: _Bools, rule: Rule, dtype: Any) -> npt.NDArray[Any]:
-        """Give the patches of the block's mask their numbers; 0 where there is none."""
+        """Assign the numbers to the patches of the block's mask; 0 outside them."""
         labels, count = rule.label(mask)
         number = np.zeros(count + 1, dtype)
         number[self.ids] = self.numbers
@@ -206,7 +206,7 @@ class PatchNumbers:
 
 
 def pack(mask: _Bools) -> tuple[Sequence[int], npt.NDArray[np.uint8]]:
-    """Keep a mask in an eighth of its memory."""
+    """Pack a mask into one bit per pixel."""
     return mask.shape, np.packbits(mask)
 
 

@@ -1,4 +1,4 @@
-"""How sizes, durations and named facts are written for people: as text and as HTML tables."""
+"""Text and HTML for representations: sizes, durations, and tables of named properties."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-#: What a fact is called, and what it says.
+#: Name and value of a property.
 Row = tuple[str, str]
 
 _WIDTH = 100
-# JupyterLab's and VS Code's own colours, so that both themes are readable; else the page's.
+# Colours of JupyterLab and VS Code, readable in light and dark themes; else those of the page.
 _INK = "var(--jp-content-font-color1, var(--vscode-foreground, inherit))"
 _LINE = "var(--jp-border-color2, rgba(128, 128, 128, 0.4))"
+_STEPS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def as_text(title: str, rows: Sequence[Row]) -> str:
-    """Write a title and rows of text, values aligned.
+    """Write a title and rows of text with aligned values.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def as_text(title: str, rows: Sequence[Row]) -> str:
 
 
 def as_html(title: str, rows: Sequence[Row], picture: str = "") -> str:
-    """Write the same as HTML; everything but ``picture`` is escaped.
+    """Write a title and rows as HTML; everything but ``picture`` is escaped.
 
     Parameters
     ----------
@@ -58,12 +59,12 @@ def as_html(title: str, rows: Sequence[Row], picture: str = "") -> str:
     rows : sequence of (name, value)
         Cells of the table.
     picture : str, optional
-        HTML or SVG to stand beside it.
+        HTML or SVG to show beside the table.
 
     Returns
     -------
     str
-        One ``div`` that brings its own style and no script.
+        One ``div`` with inline styles and no script.
     """
     cell = f"text-align: left; vertical-align: top; padding: 2px 8px; color: {_INK};"
     body = "".join(
@@ -77,9 +78,6 @@ def as_html(title: str, rows: Sequence[Row], picture: str = "") -> str:
         f'<div style="display: flex; gap: 12px; align-items: flex-start;">'
         f'<table style="border-collapse: collapse; margin: 0;">{body}</table>{picture}</div></div>'
     )
-
-
-_STEPS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def write_sizes(sizes: Mapping[Any, int]) -> str:
@@ -96,7 +94,7 @@ def write_bytes(count: float) -> str:
 
 
 def write_seconds(seconds: float) -> str:
-    """Write a duration in the one or two units that matter."""
+    """Write a duration in its one or two largest units."""
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -109,7 +107,7 @@ def write_seconds(seconds: float) -> str:
 
 
 def write_pixel(pixel: tuple[float, float]) -> str:
-    """Write the sides of a pixel [m], once where they are equal."""
+    """Write the sides of a pixel [m], as one number if they are equal."""
     tall, wide = (f"{side:.3g}" for side in pixel)
     return f"{tall} m" if tall == wide else f"{tall} x {wide} m"
 
@@ -120,7 +118,7 @@ def write_share(part: int, whole: int) -> str:
 
 
 def write_crs(crs: Any) -> str | None:
-    """Name a CRS by its EPSG code, else by its own name; None for none."""
+    """Name a CRS by its EPSG code, else by its own name; None without a CRS."""
     if crs is None:
         return None
     code = crs.to_epsg()
@@ -128,7 +126,7 @@ def write_crs(crs: Any) -> str | None:
 
 
 def find_period(array: xr.DataArray) -> tuple[str, str] | None:
-    """Find the first and the last day of an array's dates; None where no dim has dates."""
+    """Find the first and the last date of an array; None if no dim has dates."""
     for index in array.indexes.values():
         if isinstance(index, pd.DatetimeIndex | xr.CFTimeIndex) and len(index):
             return str(index.min())[:10], str(index.max())[:10]
@@ -136,5 +134,5 @@ def find_period(array: xr.DataArray) -> tuple[str, str] | None:
 
 
 def write_period(period: Sequence[str] | None) -> str:
-    """Write days from the first to the last, once where they are one."""
+    """Write a period by its first and last day, or the one day if they are equal."""
     return "" if period is None else " to ".join(dict.fromkeys(period))

@@ -1,4 +1,4 @@
-"""Where the pixels lie: the regular grid of the imagery, read from coordinates and CRS."""
+"""The regular pixel grid of a raster, read from its coordinates and CRS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from odc.geo.xr import xr_coords
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.raster.tiling import origin_index
 
-# Coordinates may be off their grid, and two grids apart, by this share of a pixel.
+# Largest deviation of coordinates from their grid, and between two grids, as a share of a pixel.
 _TOLERANCE = 0.01
 
 
@@ -55,7 +55,7 @@ class Grid:
         return (y, x)
 
     def turned(self, dims: tuple[Hashable, ...]) -> Grid:
-        """Count the same pixels from the other end along some dims."""
+        """Return the same pixels in reverse order along some dims."""
         edges, pixel = list(self.edges), list(self.pixel)
         for axis, dim in enumerate(self.dims):
             if dim in dims:
@@ -65,7 +65,7 @@ class Grid:
 
     @property
     def geobox(self) -> GeoBox:
-        """The same grid in odc-geo's terms."""
+        """The same grid as an odc-geo GeoBox."""
         (top, left), (dy, dx) = self.edges, self.pixel
         return GeoBox(self.shape, Affine(dx, 0.0, left, 0.0, dy, top), self.crs)
 
@@ -103,7 +103,7 @@ def find_grid(array: xr.DataArray) -> Grid:
 
 
 def grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
-    """Say how the grids of two rasters differ: in dims, size, CRS, or coordinates.
+    """Describe how the grids of two rasters differ: in dims, size, CRS, or coordinates.
 
     Parameters
     ----------
@@ -113,8 +113,8 @@ def grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
     Returns
     -------
     str or None
-        None if they are the same: coordinates within 1 % of a pixel, and one CRS. Where either has
-        no CRS, or no coordinates along a dim, those of the other hold.
+        None if they are equal: coordinates within 1 % of a pixel, and one CRS. Where one raster
+        lacks a CRS, or coordinates along a dim, those of the other are used.
     """
     grid = find_grid(other)
     dims = grid.dims
@@ -133,23 +133,23 @@ def grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
 
 
 def same_grid(array: xr.DataArray, other: xr.DataArray) -> bool:
-    """Whether two rasters lie on one grid: coordinates within 1 % of a pixel, and one CRS."""
+    """Return whether two rasters share a grid: coordinates within 1 % of a pixel, and one CRS."""
     return grid_difference(array, other) is None
 
 
 def on_same_grid(
     array: xr.DataArray, other: xr.DataArray, *, what: str = "rasters", fix: str | None = None
 ) -> xr.DataArray:
-    """Put an array on another's coordinates, which must be the same up to rounding.
+    """Assign an array the coordinates of another, which must be equal up to rounding.
 
     Parameters
     ----------
     array : DataArray
         Any, with two spatial dims of the same names.
     other : DataArray
-        Whose coordinates it takes: arithmetic with it then loses no pixel.
+        Source of the coordinates; arithmetic between the two then loses no pixel.
     what, fix : str, optional
-        What the message calls the array, and how to mend it.
+        Name of the array and advice in the error message.
 
     Returns
     -------
@@ -173,6 +173,16 @@ def on_same_grid(
     return array.assign_coords({dim: other[dim].variable for dim in dims if dim in other.coords})
 
 
+def is_crs_variable(variable: xr.DataArray) -> bool:
+    """Return whether a variable holds a CRS rather than data."""
+    return variable.ndim == 0 and bool({"crs_wkt", "spatial_ref"} & set(variable.attrs))
+
+
+def find_crs_coordinate(coords: Mapping[Hashable, xr.DataArray]) -> str | None:
+    """Return the name of the CRS coordinate (the CF grid mapping); None without one."""
+    return next((str(name) for name, coord in coords.items() if is_crs_variable(coord)), None)
+
+
 def _crs_name(crs: Any) -> str:
     return f"EPSG:{crs.epsg}" if crs.epsg is not None else str(crs.proj.name)
 
@@ -183,16 +193,6 @@ def _offset(array: xr.DataArray, other: xr.DataArray, dim: str, step: float) -> 
     here, there = (np.asarray(a[dim].values, dtype=float) for a in (array, other))
     apart = np.abs(here - there).max()
     return None if apart <= _TOLERANCE * step else f"{dim} coordinates {apart:g} apart"
-
-
-def is_crs_variable(variable: xr.DataArray) -> bool:
-    """Whether a variable holds a CRS rather than data."""
-    return variable.ndim == 0 and bool({"crs_wkt", "spatial_ref"} & set(variable.attrs))
-
-
-def find_crs_coordinate(coords: Mapping[Hashable, xr.DataArray]) -> str | None:
-    """Name of the coordinate that holds the CRS, the CF grid mapping; None without one."""
-    return next((str(name) for name, coord in coords.items() if is_crs_variable(coord)), None)
 
 
 def _spatial_dims(array: xr.DataArray) -> tuple[str, str]:
@@ -207,7 +207,7 @@ def _spatial_dims(array: xr.DataArray) -> tuple[str, str]:
 
 
 def _with_coordinates(array: xr.DataArray, dims: tuple[str, str]) -> xr.DataArray:
-    """Add coordinates that the CRS variable's transform implies."""
+    """Add the coordinates implied by the transform of the CRS variable."""
     if all(dim in array.coords for dim in dims):
         return array
     box = array.odc.geobox
@@ -217,7 +217,7 @@ def _with_coordinates(array: xr.DataArray, dims: tuple[str, str]) -> xr.DataArra
 
 
 def _pixels(array: xr.DataArray, dims: tuple[str, str], crs: Any) -> tuple[float, float]:
-    """Signed pixel sizes; an axis of one pixel borrows from the transform or the other axis."""
+    """Return signed pixel sizes; one pixel takes its size from the transform or the other axis."""
     stored = _stored_pixels(array)
     dy, dx = (_spacing(array, dim, known, crs) for dim, known in zip(dims, stored, strict=True))
     if dy is None and dx is None:
@@ -228,7 +228,7 @@ def _pixels(array: xr.DataArray, dims: tuple[str, str], crs: Any) -> tuple[float
 
 
 def _stored_pixels(array: xr.DataArray) -> tuple[float | None, float | None]:
-    """Read the pixel sizes of the GeoTransform attribute: exact, but stale after subsampling."""
+    """Read pixel sizes from the GeoTransform attribute: exact, but outdated after subsampling."""
     for coord in array.coords.values():
         words = str(coord.attrs.get("GeoTransform", "")).split()
         if len(words) == 6:
@@ -237,7 +237,7 @@ def _stored_pixels(array: xr.DataArray) -> tuple[float | None, float | None]:
 
 
 def _spacing(array: xr.DataArray, dim: str, stored: float | None, crs: Any) -> float | None:
-    """Signed step between coordinates, exactly as stored where that is known."""
+    """Return the signed step between coordinates, exactly as stored if it is stored."""
     if dim not in array.coords:
         return 1.0
     centres = np.asarray(array[dim].values, dtype=float)
@@ -256,16 +256,16 @@ def _spacing(array: xr.DataArray, dim: str, stored: float | None, crs: Any) -> f
 
 
 def _without_noise(pixel: float, centres: npt.NDArray[np.float64]) -> float:
-    """Round a pixel size: differences of large coordinates carry noise, and it has few decimals.
+    """Round a pixel size: differences of large coordinates contain floating-point noise.
 
-    Eight decimals in metres, as many more as the coordinates have in degrees.
+    It keeps eight decimals in metres, and more in degrees, as the coordinates allow.
     """
     noise = float(np.spacing(np.abs(centres).max()))
     return round(pixel, max(8, math.floor(-math.log10(noise)) - 1))
 
 
 def _irregular(found: str, dim: str | None = None) -> ImageryError:
-    """Say what is not regular; a dim without a CRS cannot be reprojected."""
+    """Return the error for an irregular grid; a dim without a CRS cannot be reprojected."""
     return ImageryError(
         "pixels on a regular grid" if dim else "pixels on a regular grid along the CRS axes",
         found,

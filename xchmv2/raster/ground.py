@@ -1,4 +1,4 @@
-"""What a pixel measures on the ground: sides and true areas of cells on the ellipsoid."""
+"""Pixel size on the ground: sides and areas of cells on the ellipsoid."""
 
 from __future__ import annotations
 
@@ -17,9 +17,22 @@ from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.raster.grid import Grid, find_grid
 from xchmv2.raster.labels import label_quantity
 
+_Floats = npt.NDArray[np.float64]
+#: Distance between the nodes at which areas of a projection are computed [m]; linear
+#: interpolation between them is accurate to a millionth.
+_NODE_SPACING = 10_000.0
+_MOST_NODES = 257
+#: Smallest half side of the parallelogram at a node [m]: long against the rounding of
+#: coordinates, short against the radius of the Earth.
+_REACH = 200.0
+#: Steps to which the ground scale of a projection is rounded, as a share.
+_STEP = 0.01
+#: Metres per degree of a geographic CRS, from which its steps are counted.
+_DEGREE = 111_195.0
+
 
 def has_true_areas(array: xr.DataArray) -> bool:
-    """Whether the areas of an array's cells are known on the ground.
+    """Return whether the areas of an array's cells on the ground are known.
 
     Parameters
     ----------
@@ -29,27 +42,27 @@ def has_true_areas(array: xr.DataArray) -> bool:
     Returns
     -------
     bool
-        True with a geographic or projected CRS; False without one, or with one that is not tied
-        to the Earth: :func:`cell_areas` is then in the coordinates' own units.
+        True with a geographic or projected CRS. Without one, or with one that is not tied to the
+        Earth, False: :func:`cell_areas` then uses the coordinates' own units.
     """
     return _earthbound(array.odc.crs)
 
 
 def cell_areas(array: xr.DataArray) -> xr.DataArray:
-    """Measure the cells of a raster on the ground.
+    """Compute the area of each cell of a raster on the ground.
 
     Parameters
     ----------
     array : DataArray
-        Any array with two spatial dims; further dims play no part.
+        Any array with two spatial dims; further dims are ignored.
 
     Returns
     -------
     DataArray
         float64 of the two spatial dims, vertical first: the area of each cell. With a CRS it is
-        true on the ground [m2], on the CRS's own ellipsoid; without one it is in the coordinates'
-        own units, and 1 where there are no coordinates. dask-backed in the array's own chunks if
-        the array is. Read-only if not.
+        the area on the ground [m2], on the CRS's own ellipsoid; without one it is in the
+        coordinates' own units, and 1 without coordinates. dask-backed in the array's own chunks if
+        the array is; read-only if not.
 
     Raises
     ------
@@ -61,9 +74,9 @@ def cell_areas(array: xr.DataArray) -> xr.DataArray:
     Notes
     -----
     In a geographic CRS the area of each row is that of the ellipsoid between its two parallels.
-    In a projected one the parallelogram that the grid spans on the ellipsoid is measured at nodes
-    of 10 km and interpolated; that is good to a millionth. A projected square metre is not a
-    square metre on the ground: in EPSG:3857 at 60 degrees north it is a quarter of one.
+    In a projected CRS the parallelogram that the grid spans on the ellipsoid is computed at nodes
+    10 km apart and interpolated, to within a millionth. A projected square metre is not a square
+    metre on the ground: in EPSG:3857 at 60 degrees north it is a quarter of one.
     """
     grid = find_grid(array)
     true = _earthbound(grid.crs)
@@ -73,18 +86,18 @@ def cell_areas(array: xr.DataArray) -> xr.DataArray:
 
 
 def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Measure the sides of a raster's cells on the ground.
+    """Compute the sides of a raster's cells on the ground.
 
     Parameters
     ----------
     array : DataArray
-        Any array with two spatial dims; further dims play no part.
+        Any array with two spatial dims; further dims are ignored.
 
     Returns
     -------
     tall, wide : DataArray
         float64 of the two spatial dims: length of each cell along the vertical and the horizontal
-        axis, true on the ground [m] with a CRS, else in the coordinates' own units. Lazy as in
+        axis, on the ground [m] with a CRS, else in the coordinates' own units. Lazy as in
         :func:`cell_areas`.
 
     Raises
@@ -114,235 +127,8 @@ def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return tall, wide
 
 
-def _plane(array: xr.DataArray, grid: Grid) -> xr.DataArray:
-    """Choose one plane of an array, its vertical dim first."""
-    further = {dim: 0 for dim in array.dims if dim not in grid.dims}
-    return array.isel(further, drop=True).transpose(*grid.dims)
-
-
-def _label(areas: xr.DataArray, true: bool) -> xr.DataArray:
-    if true:
-        return label_quantity(areas, "cell_area", {"long_name": "cell area", "units": "m2"})
-    attrs = {"long_name": "cell area in the coordinates' own units"}
-    if {areas[dim].attrs.get("units") for dim in areas.dims} <= {"m", "metre", "meter"}:
-        attrs["units"] = "m2"
-    return label_quantity(areas, "cell_area", attrs)
-
-
-def _fill(nodes: _Nodes, plane: xr.DataArray) -> Any:
-    """Return the areas of all cells of a plane, in its chunks if it has any."""
-    if plane.chunks is None:
-        found = nodes.at(*(np.arange(size) for size in plane.shape))
-        found.flags.writeable = False
-        return found
-    name = f"cell-areas-{tokenize(nodes, plane.chunks)}"
-    return da.map_blocks(
-        _at, nodes, chunks=plane.chunks, name=name, dtype="float64", meta=np.empty((0, 0))
-    )
-
-
-def _at(nodes: _Nodes, block_info: Any) -> _Floats:
-    """Task: the areas of one chunk."""
-    return nodes.at(*(np.arange(*span) for span in block_info[None]["array-location"]))
-
-
-def _earthbound(crs: Any) -> bool:
-    return crs is not None and bool(crs.proj.is_geographic or crs.proj.is_projected)
-
-
-_Floats = npt.NDArray[np.float64]
-
-#: Areas of a projection are computed at nodes this far apart and interpolated between them; over
-#: such a distance they depart from a straight line by less than a millionth [m].
-_NODE_SPACING = 10_000.0
-_MOST_NODES = 257
-#: The parallelogram at a node has sides of at least twice this [m]: long against the noise of
-#: coordinates, short against the Earth.
-_REACH = 200.0
-
-
-@dataclass(frozen=True)
-class _Nodes:
-    """Areas at some rows and columns of a grid, and by straight lines between them.
-
-    Parameters
-    ----------
-    rows, cols : ndarray
-        Ascending indices of the nodes, of cell centres.
-    areas : ndarray
-        (rows, cols) area of a cell there.
-    """
-
-    rows: _Floats
-    cols: _Floats
-    areas: _Floats
-
-    @classmethod
-    def constant(cls, area: float) -> _Nodes:
-        """Return the areas of cells that are all alike."""
-        return cls(np.zeros(1), np.zeros(1), np.full((1, 1), area))
-
-    def at(self, rows: npt.NDArray[Any], cols: npt.NDArray[Any]) -> _Floats:
-        """Interpolate to (rows, cols) of the grid."""
-        at_rows = np.stack([np.interp(rows, self.rows, column) for column in self.areas.T], axis=1)
-        if len(self.cols) == 1:
-            return np.broadcast_to(at_rows, (len(rows), len(cols)))
-        left = np.clip(np.searchsorted(self.cols, cols, "right") - 1, 0, len(self.cols) - 2)
-        share = (cols - self.cols[left]) / (self.cols[left + 1] - self.cols[left])
-        weight = np.zeros((len(self.cols), len(cols)))
-        weight[left, np.arange(len(cols))] = 1 - share
-        weight[left + 1, np.arange(len(cols))] = share
-        found: _Floats = at_rows @ weight
-        return found
-
-
-def _measure_areas(grid: Grid) -> _Nodes:
-    """Measure the areas of a grid's cells on the ellipsoid.
-
-    Parameters
-    ----------
-    grid : Grid
-        With a geographic or projected CRS.
-
-    Returns
-    -------
-    Nodes
-        Areas [m2].
-
-    Raises
-    ------
-    CHMv2Error
-        If coordinates are outside the CRS's domain.
-    """
-    if grid.crs.proj.is_geographic:
-        return _measure_rows(grid)
-    metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-    rows, cols = (
-        _node_indices(size, abs(pixel) * metres)
-        for size, pixel in zip(grid.shape, grid.pixel, strict=True)
-    )
-    areas = _areas_at(grid, rows, cols, metres)
-    if np.ptp(areas, axis=1).max() <= 1e-9 * areas.max():  # a cylinder: all of a row alike
-        cols, areas = cols[:1], areas[:, :1]
-    return _Nodes(rows, cols, areas)
-
-
-def _node_indices(size: int, pixel: float) -> _Floats:
-    """Return indices from the first cell to the last, about the node spacing apart."""
-    count = 1 + math.ceil((size - 1) * pixel / _NODE_SPACING)
-    return np.linspace(0, size - 1, min(count, _MOST_NODES, size))
-
-
-def _measure_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
-    """Measure the sides of a grid's cells on the ellipsoid.
-
-    Parameters
-    ----------
-    grid : Grid
-        With a geographic or projected CRS.
-
-    Returns
-    -------
-    tall, wide : Nodes
-        Lengths along the vertical and the horizontal axis [m].
-
-    Raises
-    ------
-    CHMv2Error
-        If coordinates are outside the CRS's domain.
-    """
-    if grid.crs.proj.is_geographic:
-        return _measure_row_sides(grid)
-    metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-    rows, cols = (
-        _node_indices(size, abs(pixel) * metres)
-        for size, pixel in zip(grid.shape, grid.pixel, strict=True)
-    )
-    tall, wide = (np.linalg.norm(side, axis=-1) for side in _sides_at(grid, rows, cols, metres))
-    return _Nodes(rows, cols, tall), _Nodes(rows, cols, wide)
-
-
-def _measure_row_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
-    """Measure the sides of the cells of a geographic CRS along their middles."""
-    ellipsoid = grid.crs.proj.get_geod()
-    radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-    (dy, dx), (top, _) = grid.pixel, grid.edges
-    rows = np.arange(grid.shape[0], dtype=float)
-    latitude = (top + (rows + 0.5) * dy) * radians
-    bend = 1 - ellipsoid.es * np.sin(latitude) ** 2
-    tall = ellipsoid.a * (1 - ellipsoid.es) / bend**1.5 * abs(dy) * radians
-    wide = ellipsoid.a / np.sqrt(bend) * np.cos(latitude) * abs(dx) * radians
-    return _Nodes(rows, np.zeros(1), tall[:, None]), _Nodes(rows, np.zeros(1), wide[:, None])
-
-
-def _areas_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> _Floats:
-    """Measure the parallelogram that the grid spans on the ellipsoid around some cells [m2]."""
-    found: _Floats = np.linalg.norm(np.cross(*_sides_at(grid, rows, cols, metres)), axis=-1)
-    return found
-
-
-def _sides_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> tuple[_Floats, _Floats]:
-    """Return the sides of some cells as vectors through the Earth [m]."""
-    (dy, dx), (top, left) = grid.pixel, grid.edges
-    y, x = (top + (rows + 0.5) * dy)[:, None], (left + (cols + 0.5) * dx)[None, :]
-    reach_y, reach_x = (max(abs(pixel) / 2, _REACH / metres) for pixel in grid.pixel)
-    down = _difference(grid.crs, (y - reach_y, x), (y + reach_y, x))
-    along = _difference(grid.crs, (y, x - reach_x), (y, x + reach_x))
-    return down * (abs(dy) / (2 * reach_y)), along * (abs(dx) / (2 * reach_x))
-
-
-def _difference(
-    crs: Any, first: tuple[_Floats, _Floats], second: tuple[_Floats, _Floats]
-) -> _Floats:
-    """Return the vectors through the Earth from points (y, x) of a CRS to others [m]."""
-    start, end = (_geocentric(crs, *np.broadcast_arrays(y, x)) for y, x in (first, second))
-    vectors: _Floats = end - start
-    return vectors
-
-
-def _geocentric(crs: Any, y: _Floats, x: _Floats) -> _Floats:
-    """Place points of a projected CRS on its ellipsoid: (..., 3) [m], free of poles and seams."""
-    projected = crs.proj.to_2d()
-    geodetic = projected.geodetic_crs
-    to_degrees = pyproj.Transformer.from_crs(projected, geodetic, always_xy=True)
-    lon, lat = to_degrees.transform(x, y)
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
-        raise CHMv2Error(
-            "coordinates that their CRS can place on the Earth",
-            f"{projected.name} with x {x.min():g} to {x.max():g}, y {y.min():g} to {y.max():g}",
-            "correct the CRS: array.rio.write_crs('EPSG:...')",
-        )
-    radians = float(geodetic.axis_info[0].unit_conversion_factor)
-    lon, lat = lon * radians, lat * radians
-    ellipsoid = projected.get_geod()
-    prime_vertical = ellipsoid.a / np.sqrt(1 - ellipsoid.es * np.sin(lat) ** 2)
-    ring = prime_vertical * np.cos(lat)
-    axis = prime_vertical * (1 - ellipsoid.es) * np.sin(lat)
-    return np.stack([ring * np.cos(lon), ring * np.sin(lon), axis], axis=-1)
-
-
-def _measure_rows(grid: Grid) -> _Nodes:
-    """Measure the cells of a geographic CRS: a share of the zone between two parallels [m2]."""
-    ellipsoid = grid.crs.proj.get_geod()
-    radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-    (dy, dx), (top, _) = grid.pixel, grid.edges
-    lines = (top + np.arange(grid.shape[0] + 1) * dy) * radians
-    if np.abs(lines).max() > math.pi / 2 + 0.01 * abs(dy) * radians:
-        raise CHMv2Error(
-            "latitudes of at most 90 degrees",
-            f"{grid.dims[0]} edges from {lines[0] / radians:g} to {lines[-1] / radians:g}",
-            "correct the CRS: array.rio.write_crs('EPSG:...')",
-        )
-    sine = np.sin(np.clip(lines, -math.pi / 2, math.pi / 2))
-    zone = sine / (1 - ellipsoid.es * sine**2)
-    e = math.sqrt(ellipsoid.es)
-    zone = zone + (np.arctanh(e * sine) / e if e else sine)
-    areas = np.abs(np.diff(zone)) * ellipsoid.b**2 / 2 * abs(dx) * radians
-    return _Nodes(np.arange(grid.shape[0], dtype=float), np.zeros(1), areas[:, None])
-
-
 def ground_pixel(grid: Grid) -> tuple[float, float]:
-    """Measure a pixel on the ground, at the scene's centre, on the CRS's own ellipsoid.
+    """Compute the pixel size on the ground at the scene's centre, on the CRS's own ellipsoid.
 
     Parameters
     ----------
@@ -384,7 +170,7 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
 
 
 def ground_scale(grid: Grid) -> tuple[float, float]:
-    """Measure how long a unit of the coordinates is on the ground, at the scene's centre.
+    """Compute the length of a coordinate unit on the ground at the scene's centre.
 
     Parameters
     ----------
@@ -408,7 +194,7 @@ def ground_scale(grid: Grid) -> tuple[float, float]:
 
 
 def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
-    """Measure how long a unit of the coordinates is on the ground, in steps of 1 %.
+    """Compute the length of a coordinate unit on the ground, in steps of 1 %.
 
     Parameters
     ----------
@@ -419,8 +205,8 @@ def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
     -------
     tuple of float
         Metres per unit of the vertical and of the horizontal coordinate. The steps give
-        neighbouring areas of interest the same pixels and cells, though the scale differs a little
-        from one scene's centre to the next; in a UTM zone it is exactly 1.
+        neighbouring areas of interest the same pixels and cells, although the scale differs
+        slightly between the centres of scenes; in a UTM zone it is exactly 1.
 
     Raises
     ------
@@ -428,7 +214,7 @@ def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
         As for :func:`ground_pixel`.
     """
     scales = ground_scale(grid)
-    if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares stay squares
+    if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares remain squares
         scales = (math.sqrt(math.prod(scales)),) * 2
     crs, step = grid.crs.proj, math.log1p(_STEP)
     unit = _DEGREE if crs.is_geographic else float(crs.axis_info[0].unit_conversion_factor)
@@ -436,7 +222,217 @@ def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
     return tall, wide
 
 
-#: Steps in which the ground scale of a projection counts, as a share.
-_STEP = 0.01
-#: Metres per degree of a geographic CRS, from which its steps are counted.
-_DEGREE = 111_195.0
+def _plane(array: xr.DataArray, grid: Grid) -> xr.DataArray:
+    """Select one plane of an array, with its vertical dim first."""
+    further = {dim: 0 for dim in array.dims if dim not in grid.dims}
+    return array.isel(further, drop=True).transpose(*grid.dims)
+
+
+def _label(areas: xr.DataArray, true: bool) -> xr.DataArray:
+    if true:
+        return label_quantity(areas, "cell_area", {"long_name": "cell area", "units": "m2"})
+    attrs = {"long_name": "cell area in the coordinates' own units"}
+    if {areas[dim].attrs.get("units") for dim in areas.dims} <= {"m", "metre", "meter"}:
+        attrs["units"] = "m2"
+    return label_quantity(areas, "cell_area", attrs)
+
+
+def _fill(nodes: _Nodes, plane: xr.DataArray) -> Any:
+    """Interpolate to all cells of a plane, in its chunks if it has any."""
+    if plane.chunks is None:
+        found = nodes.at(*(np.arange(size) for size in plane.shape))
+        found.flags.writeable = False
+        return found
+    name = f"cell-areas-{tokenize(nodes, plane.chunks)}"
+    return da.map_blocks(
+        _at, nodes, chunks=plane.chunks, name=name, dtype="float64", meta=np.empty((0, 0))
+    )
+
+
+def _at(nodes: _Nodes, block_info: Any) -> _Floats:
+    """Task: interpolate to the cells of one chunk."""
+    return nodes.at(*(np.arange(*span) for span in block_info[None]["array-location"]))
+
+
+def _earthbound(crs: Any) -> bool:
+    return crs is not None and bool(crs.proj.is_geographic or crs.proj.is_projected)
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Areas or lengths at some rows and columns of a grid, interpolated linearly between them.
+
+    Parameters
+    ----------
+    rows, cols : ndarray
+        Ascending cell indices of the nodes.
+    areas : ndarray
+        (rows, cols) area, or length of a side, of a cell at each node.
+    """
+
+    rows: _Floats
+    cols: _Floats
+    areas: _Floats
+
+    @classmethod
+    def constant(cls, area: float) -> _Nodes:
+        """Return nodes for cells of equal area."""
+        return cls(np.zeros(1), np.zeros(1), np.full((1, 1), area))
+
+    def at(self, rows: npt.NDArray[Any], cols: npt.NDArray[Any]) -> _Floats:
+        """Interpolate to (rows, cols) of the grid."""
+        at_rows = np.stack([np.interp(rows, self.rows, column) for column in self.areas.T], axis=1)
+        if len(self.cols) == 1:
+            return np.broadcast_to(at_rows, (len(rows), len(cols)))
+        left = np.clip(np.searchsorted(self.cols, cols, "right") - 1, 0, len(self.cols) - 2)
+        share = (cols - self.cols[left]) / (self.cols[left + 1] - self.cols[left])
+        weight = np.zeros((len(self.cols), len(cols)))
+        weight[left, np.arange(len(cols))] = 1 - share
+        weight[left + 1, np.arange(len(cols))] = share
+        found: _Floats = at_rows @ weight
+        return found
+
+
+def _measure_areas(grid: Grid) -> _Nodes:
+    """Compute the areas of a grid's cells on the ellipsoid.
+
+    Parameters
+    ----------
+    grid : Grid
+        With a geographic or projected CRS.
+
+    Returns
+    -------
+    Nodes
+        Areas [m2].
+
+    Raises
+    ------
+    CHMv2Error
+        If coordinates are outside the CRS's domain.
+    """
+    if grid.crs.proj.is_geographic:
+        return _measure_rows(grid)
+    metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
+    rows, cols = (
+        _node_indices(size, abs(pixel) * metres)
+        for size, pixel in zip(grid.shape, grid.pixel, strict=True)
+    )
+    areas = _areas_at(grid, rows, cols, metres)
+    if np.ptp(areas, axis=1).max() <= 1e-9 * areas.max():  # cylindrical: equal along a row
+        cols, areas = cols[:1], areas[:, :1]
+    return _Nodes(rows, cols, areas)
+
+
+def _node_indices(size: int, pixel: float) -> _Floats:
+    """Return indices from the first cell to the last, about the node spacing apart."""
+    count = 1 + math.ceil((size - 1) * pixel / _NODE_SPACING)
+    return np.linspace(0, size - 1, min(count, _MOST_NODES, size))
+
+
+def _measure_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
+    """Compute the sides of a grid's cells on the ellipsoid.
+
+    Parameters
+    ----------
+    grid : Grid
+        With a geographic or projected CRS.
+
+    Returns
+    -------
+    tall, wide : Nodes
+        Lengths along the vertical and the horizontal axis [m].
+
+    Raises
+    ------
+    CHMv2Error
+        If coordinates are outside the CRS's domain.
+    """
+    if grid.crs.proj.is_geographic:
+        return _measure_row_sides(grid)
+    metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
+    rows, cols = (
+        _node_indices(size, abs(pixel) * metres)
+        for size, pixel in zip(grid.shape, grid.pixel, strict=True)
+    )
+    tall, wide = (np.linalg.norm(side, axis=-1) for side in _sides_at(grid, rows, cols, metres))
+    return _Nodes(rows, cols, tall), _Nodes(rows, cols, wide)
+
+
+def _measure_row_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
+    """Compute the sides of the cells of a geographic CRS along their centre lines."""
+    ellipsoid = grid.crs.proj.get_geod()
+    radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
+    (dy, dx), (top, _) = grid.pixel, grid.edges
+    rows = np.arange(grid.shape[0], dtype=float)
+    latitude = (top + (rows + 0.5) * dy) * radians
+    bend = 1 - ellipsoid.es * np.sin(latitude) ** 2
+    tall = ellipsoid.a * (1 - ellipsoid.es) / bend**1.5 * abs(dy) * radians
+    wide = ellipsoid.a / np.sqrt(bend) * np.cos(latitude) * abs(dx) * radians
+    return _Nodes(rows, np.zeros(1), tall[:, None]), _Nodes(rows, np.zeros(1), wide[:, None])
+
+
+def _areas_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> _Floats:
+    """Compute the area of the parallelogram that the grid spans around some cells [m2]."""
+    found: _Floats = np.linalg.norm(np.cross(*_sides_at(grid, rows, cols, metres)), axis=-1)
+    return found
+
+
+def _sides_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> tuple[_Floats, _Floats]:
+    """Return the sides of some cells as geocentric vectors [m]."""
+    (dy, dx), (top, left) = grid.pixel, grid.edges
+    y, x = (top + (rows + 0.5) * dy)[:, None], (left + (cols + 0.5) * dx)[None, :]
+    reach_y, reach_x = (max(abs(pixel) / 2, _REACH / metres) for pixel in grid.pixel)
+    down = _difference(grid.crs, (y - reach_y, x), (y + reach_y, x))
+    along = _difference(grid.crs, (y, x - reach_x), (y, x + reach_x))
+    return down * (abs(dy) / (2 * reach_y)), along * (abs(dx) / (2 * reach_x))
+
+
+def _difference(
+    crs: Any, first: tuple[_Floats, _Floats], second: tuple[_Floats, _Floats]
+) -> _Floats:
+    """Return the geocentric vectors from points (y, x) of a CRS to other points [m]."""
+    start, end = (_geocentric(crs, *np.broadcast_arrays(y, x)) for y, x in (first, second))
+    vectors: _Floats = end - start
+    return vectors
+
+
+def _geocentric(crs: Any, y: _Floats, x: _Floats) -> _Floats:
+    """Convert projected to geocentric coordinates (..., 3) [m], continuous at poles and seams."""
+    projected = crs.proj.to_2d()
+    geodetic = projected.geodetic_crs
+    to_degrees = pyproj.Transformer.from_crs(projected, geodetic, always_xy=True)
+    lon, lat = to_degrees.transform(x, y)
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+        raise CHMv2Error(
+            "coordinates that their CRS can place on the Earth",
+            f"{projected.name} with x {x.min():g} to {x.max():g}, y {y.min():g} to {y.max():g}",
+            "correct the CRS: array.rio.write_crs('EPSG:...')",
+        )
+    radians = float(geodetic.axis_info[0].unit_conversion_factor)
+    lon, lat = lon * radians, lat * radians
+    ellipsoid = projected.get_geod()
+    prime_vertical = ellipsoid.a / np.sqrt(1 - ellipsoid.es * np.sin(lat) ** 2)
+    ring = prime_vertical * np.cos(lat)
+    axis = prime_vertical * (1 - ellipsoid.es) * np.sin(lat)
+    return np.stack([ring * np.cos(lon), ring * np.sin(lon), axis], axis=-1)
+
+
+def _measure_rows(grid: Grid) -> _Nodes:
+    """Compute the areas of geographic cells as shares of zones between parallels [m2]."""
+    ellipsoid = grid.crs.proj.get_geod()
+    radians = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
+    (dy, dx), (top, _) = grid.pixel, grid.edges
+    lines = (top + np.arange(grid.shape[0] + 1) * dy) * radians
+    if np.abs(lines).max() > math.pi / 2 + 0.01 * abs(dy) * radians:
+        raise CHMv2Error(
+            "latitudes of at most 90 degrees",
+            f"{grid.dims[0]} edges from {lines[0] / radians:g} to {lines[-1] / radians:g}",
+            "correct the CRS: array.rio.write_crs('EPSG:...')",
+        )
+    sine = np.sin(np.clip(lines, -math.pi / 2, math.pi / 2))
+    zone = sine / (1 - ellipsoid.es * sine**2)
+    e = math.sqrt(ellipsoid.es)
+    zone = zone + (np.arctanh(e * sine) / e if e else sine)
+    areas = np.abs(np.diff(zone)) * ellipsoid.b**2 / 2 * abs(dx) * radians
+    return _Nodes(np.arange(grid.shape[0], dtype=float), np.zeros(1), areas[:, None])

@@ -1,4 +1,4 @@
-"""Labels of canopy height and of derived quantities, and limits of sun and view to trust them."""
+"""Names and attributes of canopy height and derived quantities; limits of sun and view angle."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import xarray as xr
 
 from xchmv2.raster.grid import find_crs_coordinate
 
-#: Name of the variable.
+#: Name of the variable that holds canopy heights.
 HEIGHT_NAME = "canopy_height"
-#: Lowest sun elevation and largest view angle of the imagery that the published evaluation used
+#: Lowest sun elevation and largest off-nadir angle of the imagery in the published evaluation
 #: [degrees] (arXiv:2603.06382).
 LOWEST_SUN, LARGEST_OFF_NADIR = 45.0, 25.0
 #: CF attributes of a canopy height [m].
@@ -29,7 +29,7 @@ def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> 
     Parameters
     ----------
     array : DataArray
-        The quantity, with whatever attributes arithmetic has left on it.
+        The quantity; its attributes may be left over from arithmetic.
     name : str
         Its name.
     attrs : mapping
@@ -38,9 +38,9 @@ def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> 
     Returns
     -------
     DataArray
-        The same values and coordinates. Of the old attributes only ``grid_mapping`` stays, so
-        that nothing derived claims to be a canopy height or to come straight from a model; of the
-        old encoding nothing does. The input is not modified.
+        The same values and coordinates. Only ``grid_mapping`` is kept of the old attributes, and
+        nothing of the old encoding, so that no derived quantity is labelled as a canopy height or
+        as direct model output. The input is not modified.
     """
     labelled = array.copy(deep=False).rename(name)
     mapping = _grid_mapping(array)
@@ -51,7 +51,7 @@ def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> 
 
 
 def _grid_mapping(array: xr.DataArray) -> str | None:
-    """Name of the coordinate that holds the CRS, however the array refers to it."""
+    """Return the name of the CRS coordinate, from attributes, encoding or coordinates."""
     named = array.attrs.get("grid_mapping", array.encoding.get("grid_mapping"))
     if named is not None:
         return str(named)

@@ -1,4 +1,4 @@
-"""Connected patches of a mask, the same for any chunking: labels, a table, and a sieve by area."""
+"""Connected components of a mask for any chunking: labels, a table, and a sieve by area."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ def label_patches(
     min_area: float | None = None,
     max_area: float | None = None,
 ) -> tuple[xr.DataArray, pd.DataFrame]:
-    """Find the connected patches of a mask, and sum up what lies in each.
+    """Label the connected patches of a mask, and summarise the values in each.
 
     Parameters
     ----------
     mask : DataArray
-        Boolean, of two spatial dims and any others, such as time; each plane has patches of its
-        own.
+        Boolean, of two spatial dims and any others, such as time; each plane is labelled
+        separately.
     values : mapping of str to DataArray, optional
-        Quantities on the same grid to sum up per patch; NaN is left out.
+        Quantities on the same grid to summarise per patch; NaN is left out.
     connectivity : {8, 4}
-        Whether pixels that touch at corners only belong together.
+        Whether pixels that touch only at corners are connected (8) or not (4).
     min_area, max_area : float, optional
-        Smallest and largest area of a patch, both inclusive [m2, true on the ground; without a
-        CRS in the coordinates' own units]. Others are left out.
+        Smallest and largest area of a patch, both inclusive [m2 on the ground; without a CRS in
+        the coordinates' own units]. Other patches are left out.
 
     Returns
     -------
     labels : DataArray
         int32, 0 outside patches; numbered from 1 in each plane, in the order of their first
-        pixels row by row, whatever the chunks. Lazy if the mask is.
+        pixels row by row, for any chunks. Lazy if the mask is.
     table : DataFrame
         One row per patch: the coordinates of further dims, ``patch``, ``pixels``, ``area``, and
         for each value ``<name>_count``, ``_mean``, ``_min``, ``_max``, ``_sd`` (ddof=1), ``_sum``
@@ -73,14 +73,14 @@ def label_patches(
     Raises
     ------
     CHMv2Error
-        If the mask is not boolean, values lie on another grid, or the bounds make no sense.
+        If the mask is not boolean, values lie on another grid, or the bounds are invalid.
 
     Notes
     -----
-    How many patches there are is known from the data only, so the table is computed here, in one
-    pass over the blocks that holds few of them at a time. Labels that are lazy go through the
-    mask a second time when they are computed: give them a mask that is cheap to read again, such
-    as one of heights that were written to a store, or ``persist`` it.
+    The number of patches depends on the data, so the table is computed at once, in one pass that
+    holds few blocks at a time. Lazy labels read the mask a second time when they are computed:
+    pass a mask that is cheap to read again, such as one of heights from a store, or ``persist``
+    it.
     """
     rule = resolve_rule(connectivity, min_area, max_area)
     planes = _read_planes(mask, values or {})
@@ -111,25 +111,25 @@ def sieve(
     mask : DataArray
         Boolean, of two spatial dims and any others, such as time.
     connectivity : {8, 4}
-        Whether pixels that touch at corners only belong together.
+        Whether pixels that touch only at corners are connected (8) or not (4).
     min_area, max_area : float, optional
-        Smallest and largest area of a patch that stays, both inclusive [m2, true on the ground;
-        without a CRS in the coordinates' own units].
+        Smallest and largest area of a patch to keep, both inclusive [m2 on the ground; without a
+        CRS in the coordinates' own units].
 
     Returns
     -------
     DataArray
-        Like the mask; lazy if it is. The same for any chunks.
+        Like the mask; lazy if it is. The result does not depend on the chunks.
 
     Raises
     ------
     CHMv2Error
-        If the mask is not boolean, or the bounds make no sense.
+        If the mask is not boolean, or the bounds are invalid.
 
     Notes
     -----
-    A patch may reach through any number of chunks, so the first chunk of the answer needs all
-    chunks of the mask. They are computed once, and wait in an eighth of a byte per pixel.
+    A patch may extend over any number of chunks, so the first chunk of the result needs all
+    chunks of the mask. They are computed once, and held in memory at one bit per pixel.
     """
     rule = resolve_rule(connectivity, min_area, max_area)
     planes = _read_planes(mask, {})
@@ -150,24 +150,24 @@ def sieve(
 def resolve_rule(
     connectivity: Connectivity, min_area: float | None, max_area: float | None
 ) -> Rule:
-    """Check how patches are to be told apart and chosen.
+    """Validate the connectivity and the area bounds of patches.
 
     Parameters
     ----------
     connectivity : {8, 4}
-        Whether pixels that touch at corners only belong together.
+        Whether pixels that touch only at corners are connected (8) or not (4).
     min_area, max_area : float or None
         Smallest and largest area [m2].
 
     Returns
     -------
     Rule
-        The same; without bounds, from 0 to inf.
+        With bounds from 0 to inf where none are given.
 
     Raises
     ------
     CHMv2Error
-        If they make no sense.
+        If either is invalid.
     """
     if connectivity not in (4, 8):
         raise CHMv2Error(
@@ -205,14 +205,14 @@ def _number(
 
 
 def _pack(mask: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
-    """Task: keep one block of the mask in little memory until all are known."""
+    """Task: pack one block of the mask until all blocks are known."""
     return _boxed(pack(mask), mask.ndim)
 
 
 def _keep(
     packed: npt.NDArray[np.object_], numbers: npt.NDArray[np.object_], rule: Rule
 ) -> npt.NDArray[np.bool_]:
-    """Task: what stays of one block of the mask."""
+    """Task: sieve one block of the mask."""
     mask = unpack(packed.item())
     plane = mask.reshape(mask.shape[-2:])
     found: npt.NDArray[np.bool_] = numbers.item().apply(plane, rule, bool).reshape(mask.shape)
@@ -237,7 +237,7 @@ def _table(planes: _Planes, joined: Mapping[tuple[int, ...], _Joined]) -> pd.Dat
 
 
 def _statistics(moments: Moments) -> dict[str, npt.NDArray[Any]]:
-    """Read statistics off the sums; NaN where there is no value, and for the sd of one."""
+    """Compute statistics from moments; NaN without values, and for the sd of a single value."""
     count = moments.count
     some = count > 0
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -254,14 +254,14 @@ def _statistics(moments: Moments) -> dict[str, npt.NDArray[Any]]:
 
 @dataclass(frozen=True, eq=False)
 class _Planes:
-    """A mask in blocks of one plane each, and what lies on the same grid.
+    """A mask in blocks of one plane each, with cell areas and quantities on its grid.
 
     Parameters
     ----------
     mask : dask.array.Array
         (..., y, x) bool; chunks of 1 along all dims before y and x.
     area : dask.array.Array
-        (y, x) areas of cells in the mask's chunks.
+        (y, x) cell areas in the mask's chunks.
     values : dict of dask.array.Array
         Quantities in the mask's chunks.
     dims : tuple
@@ -269,7 +269,7 @@ class _Planes:
     leading : list of (name, ndarray)
         Coordinates of the dims before y and x.
     scheduler : dict
-        How to compute: here and now if the mask was no dask array.
+        Arguments of ``compute``: the synchronous scheduler if the mask was not lazy.
     """
 
     mask: da.Array
@@ -281,11 +281,11 @@ class _Planes:
 
     @property
     def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Rows and columns of the blocks."""
+        """Numbers of rows and of columns of the blocks."""
         return self.mask.chunks[-2], self.mask.chunks[-1]
 
     def summaries(self, rule: Rule) -> da.Array:
-        """Sum up the patches of each block: an array with one object per block."""
+        """Summarise the patches of each block: an array with one object per block."""
         index = tuple(range(self.mask.ndim))
         arrays = [array for value in self.values.values() for array in (value, index)]
         return da.blockwise(
@@ -305,7 +305,7 @@ class _Planes:
         )
 
     def blockwise(self, task: Any, *sources: da.Array, rule: Rule, dtype: Any) -> da.Array:
-        """Make an array in the mask's chunks from arrays with one block for each of them."""
+        """Build an array in the mask's chunks from arrays with one block per chunk."""
         index = tuple(range(self.mask.ndim))
         arrays = [array for one in sources for array in (one, index)]
         return da.blockwise(
@@ -320,7 +320,7 @@ class _Planes:
         )
 
     def wrap(self, data: da.Array, like: xr.DataArray) -> xr.DataArray:
-        """Give an array the coordinates of the mask, and compute it if that was no dask array."""
+        """Add the coordinates of the mask to an array, and compute it if the mask was not lazy."""
         found = like.transpose(*self.dims).copy(
             data=data.compute(**self.scheduler) if self.scheduler else data
         )
@@ -328,7 +328,7 @@ class _Planes:
 
 
 def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Planes:
-    """Cut a mask, and what lies on its grid, into blocks of one plane each.
+    """Divide a mask and the quantities on its grid into blocks of one plane each.
 
     Parameters
     ----------
@@ -375,7 +375,7 @@ def _blocks(array: xr.DataArray) -> da.Array:
 
 
 def _like(name: str, value: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
-    """Bring a quantity to the mask's dims; both must lie on one grid."""
+    """Broadcast a quantity to the mask's dims; both must share a grid."""
     fix = f"bring them together: {name}.odc.reproject(mask.odc.geobox)"
     value = on_same_grid(value, mask, what=f"{name} and the mask", fix=fix)
     try:
@@ -390,12 +390,12 @@ def _like(name: str, value: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
 
 
 def _no_objects(ndim: int) -> npt.NDArray[np.object_]:
-    """Return what dask takes for an example of an array of objects."""
+    """Return an empty array of objects, as dask's ``meta``."""
     return np.empty((0,) * ndim, object)
 
 
 def _boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:
-    """Put one object into an array of one element."""
+    """Wrap one object in an array of one element."""
     flat = np.empty(1, object)
     flat[0] = value
     return flat.reshape((1,) * ndim)
@@ -408,7 +408,7 @@ def _summarise(
     names: tuple[str, ...],
     rule: Rule,
 ) -> npt.NDArray[np.object_]:
-    """Task: sum up the patches of one block."""
+    """Task: summarise the patches of one block."""
     planes = {n: v.reshape(area.shape) for n, v in zip(names, values, strict=True)}
     return _boxed(summarise(mask.reshape(area.shape), area, planes, rule), mask.ndim)
 
@@ -420,11 +420,11 @@ class _Joined:
     Parameters
     ----------
     numbers : ndarray of PatchNumbers
-        (block rows, block cols) what the patches of each block are called.
+        (block rows, block cols) numbers of the patches of each block.
     pixels, area : ndarray
-        Pixels and area [m2] of each patch.
+        Number of pixels and area [m2] of each patch.
     values : dict of Moments
-        What lies in each.
+        Statistics of the values in each, by name.
     """
 
     numbers: npt.NDArray[np.object_]
@@ -443,15 +443,15 @@ def _join_blocks(
     blocks : ndarray of Summary
         (block rows, block cols).
     chunks : tuple of sequences of int
-        Rows and columns of the blocks.
+        Numbers of rows and of columns of the blocks.
     rule : Rule
-        Which pixels belong together, and which patches are kept.
+        Connectivity and area bounds.
 
     Returns
     -------
     Joined
-        Those that are kept, numbered from 1 in the order of their first pixels, row by row: the
-        numbers do not depend on the blocks.
+        The patches that are kept, numbered from 1 in the order of their first pixels, row by row:
+        the numbers do not depend on the blocks.
     """
     summaries: list[Summary] = list(blocks.ravel())
     offsets = np.cumsum([0, *(len(summary.ids) for summary in summaries)])
@@ -483,7 +483,7 @@ def _all(summaries: Sequence[Summary], field: str, dtype: Any) -> npt.NDArray[An
 def _first_pixels(
     blocks: npt.NDArray[np.object_], chunks: tuple[Sequence[int], Sequence[int]]
 ) -> Integers:
-    """Place of the first pixel of every block's patches in the raster, counted row by row."""
+    """Return the raster index of the first pixel of each block's patches, row by row."""
     tops, lefts = (np.cumsum([0, *sizes]) for sizes in chunks)
     places = []
     for block, (i, j) in zip(blocks.ravel(), np.ndindex(blocks.shape), strict=True):
@@ -495,7 +495,7 @@ def _first_pixels(
 def _components(
     blocks: npt.NDArray[np.object_], offsets: Integers, rule: Rule
 ) -> tuple[npt.NDArray[Any], int]:
-    """Tell which patches of blocks belong together."""
+    """Find the connected components among the patches of all blocks."""
     offset = offsets[:-1].reshape(blocks.shape)
     pairs = [
         pair
@@ -513,9 +513,9 @@ def _components(
 def _lines(
     blocks: npt.NDArray[np.object_], offset: Integers, turned: bool, last: int, first: int
 ) -> list[tuple[Integers, Integers]]:
-    """Patches on both sides of each border that runs through the raster from side to side.
+    """Return the patches on both sides of each border between rows (or columns) of blocks.
 
-    Whole lines, so that patches which touch at the corner of four blocks are side by side too.
+    Each line spans the raster, so that it includes patches that touch at corners of blocks.
     """
     blocks, offset = (blocks.T, offset.T) if turned else (blocks, offset)
     return [
@@ -525,7 +525,7 @@ def _lines(
 
 
 def _line(blocks: npt.NDArray[np.object_], offset: Integers, edge: int) -> Integers:
-    """Patches along one side of a row of blocks: -1 where there is none."""
+    """Return the patches along one side of a row of blocks; -1 where there is none."""
     ids = [
         np.where(block.edges[edge] > 0, block.edges[edge] + start - 1, -1)
         for block, start in zip(blocks, offset, strict=True)
@@ -551,14 +551,14 @@ def _numbers(
 
 
 def _combine(parts: Sequence[Moments], part_of: npt.NDArray[Any], n: int) -> Moments:
-    """Add up the parts of each patch."""
+    """Combine the moments of the parts of each patch."""
     count, mean, squares, low, high, volume = (
         np.concatenate(fields) for fields in zip(*(part.fields for part in parts), strict=True)
     )
     total = np.zeros(n, np.int64)
     np.add.at(total, part_of, count)
     mean_all = add_up(part_of, count * mean, n) / np.maximum(total, 1)
-    # The squares around the mean of the whole: those around each part's, and the parts' own.
+    # Squared deviations from the mean of the whole: within the parts, plus between the parts.
     squares = squares + count * (mean - mean_all[part_of]) ** 2
     low_all, high_all = np.full(n, np.inf), np.full(n, -np.inf)
     np.minimum.at(low_all, part_of, low)

@@ -1,8 +1,8 @@
-"""What a raster holds, asked once: a canopy height, a change of it, a mask or something else.
+"""The quantity in a raster: canopy height, height change, a mask or another one.
 
-Heights and changes leave here as floats in metres, with declared nodata and impossible values as
-NaN. What an object says of itself in its metadata goes before what it is asked to be: an object of
-another kind is refused, one that does not tell is taken for what is asked.
+Heights and changes are read as floats in metres, with declared nodata and impossible values as
+NaN. Metadata take precedence over the quantity that is requested: a raster of another quantity is
+refused, and one without metadata is read as the quantity requested.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from xchmv2.raster.valid_pixels import without_nodata
 
 #: A raster, or a Dataset that holds one.
 Raster = xr.DataArray | xr.Dataset
-#: What a raster can be told to hold.
+#: Kinds of quantity that are distinguished.
 _Kind = Literal["height", "change", "mask", "imagery", "other", "unknown"]
 
-#: No canopy is lower or higher [m]; between two of them no change is larger.
+#: Lowest and highest possible canopy height [m]; no change exceeds their difference.
 _LOWEST, _HIGHEST = -5.0, 150.0
-#: Variables that hold a change, as they are named here; a magnitude is that of a loss.
+#: Names of variables that hold a change; a magnitude is the magnitude of a loss.
 CHANGE_NAMES = ("height_change", "magnitude")
-#: Quantities in metres, as they are named here, that are neither heights nor a change.
+#: Names of variables in metres that hold neither a height nor a change.
 _LENGTHS = ("bin_spread", "overlap_disagreement", "level_of_detection")
 
 _METRES = {
@@ -42,15 +42,15 @@ _METRES = {
     1200 / 3937: ("us-ft", "us_ft", "ftus", "us survey foot", "us survey feet"),
 }
 _FACTORS = {name: factor for factor, names in _METRES.items() for name in names}
-# More than trees grow between two dates [m]: a block in which nothing was lost, and more was gained
-# than that, holds heights.
+# More than trees grow between two dates [m]: a block without losses, and with a gain above this,
+# holds heights.
 _MOST_GROWTH = 10.0
-# A block with more than this share of impossible values is in another unit, or not a height.
+# A block with a larger share of impossible values is in another unit, or not a height.
 _MOST_IMPOSSIBLE = 0.5
 
 
 def tell_kind(array: xr.DataArray) -> _Kind:
-    """Tell what a raster holds by its dtype, dims, name and attributes.
+    """Return the kind of quantity in a raster, from its dtype, dims, name and attributes.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def tell_kind(array: xr.DataArray) -> _Kind:
     Returns
     -------
     str
-        "height", "change", "mask", "imagery", "other", or "unknown" where nothing tells. Arithmetic
-        keeps name and attributes, so that ``after - before`` may be told a height: see
+        "height", "change", "mask", "imagery", "other", or "unknown" without metadata. Arithmetic
+        keeps name and attributes, so that ``after - before`` may be returned as "height": see
         :func:`read_change`.
     """
     if array.dtype == bool:
@@ -81,7 +81,7 @@ def tell_kind(array: xr.DataArray) -> _Kind:
 
 
 def read_heights(height: Raster) -> xr.DataArray:
-    """Read canopy heights from whatever holds them.
+    """Read canopy heights from a DataArray or a Dataset.
 
     Parameters
     ----------
@@ -91,28 +91,28 @@ def read_heights(height: Raster) -> xr.DataArray:
     Returns
     -------
     DataArray
-        Heights [m] of the same dims, floats; integers become float32. NaN where the declared nodata
-        value stands, and where a height cannot be: below -5 m, above 150 m, or infinite. Lazy if
-        they are.
+        Heights [m] of the same dims, floats; integers become float32. NaN replaces the declared
+        nodata value and impossible heights: below -5 m, above 150 m, or infinite. Lazy if the
+        input is.
 
     Raises
     ------
     CHMv2Error
-        If it is no raster of numbers, there is no saying which variable is meant, it is something
-        other than a height, or its unit is not understood. When values are read: if most of a
-        block cannot be heights.
+        If it is not a raster of numbers, the variable is ambiguous, the quantity is not a height,
+        or the unit is unknown. When values are read: if most values of a block are impossible
+        heights.
 
     Warns
     -----
     UserWarning
         If a ``scale_factor`` stands on floats, which may be scaled already. When values are read:
-        how many cannot be heights.
+        with the number of impossible heights.
 
     Notes
     -----
     ``units`` of m, dm, cm, mm and ft are converted, and ``scale_factor`` and ``add_offset`` that
-    are left in the attributes are applied. Heights without ``units`` are metres: undeclared feet
-    cannot be told from them.
+    remain in the attributes are applied. Heights without ``units`` are read as metres: undeclared
+    feet cannot be recognised.
     """
     array = choose_heights(height)
     kind = tell_kind(array)
@@ -122,39 +122,39 @@ def read_heights(height: Raster) -> xr.DataArray:
 
 
 def read_change(change: Raster) -> xr.DataArray:
-    """Read a change of canopy height from whatever holds it.
+    """Read a change of canopy height from a DataArray or a Dataset.
 
     Parameters
     ----------
     change : DataArray or Dataset
         Height change, after minus before; the Dataset of ``difference``, or of ``events``, which is
-        a loss. A DataArray that does not tell what it is, such as ``after - before``, is taken for
-        a change.
+        a loss. A DataArray without metadata of its own, such as ``after - before``, is read as a
+        change.
 
     Returns
     -------
     DataArray
-        Change [m] of the same dims, floats, negative where height was lost. NaN where the declared
-        nodata value stands, and where no change can be: beyond 155 m either way, or infinite. Lazy
-        if it is.
+        Change [m] of the same dims, floats, negative where height was lost. NaN replaces the
+        declared nodata value and impossible changes: beyond 155 m either way, or infinite. Lazy if
+        the input is.
 
     Raises
     ------
     CHMv2Error
-        If it is no raster of numbers, there is no change in the Dataset, it is something other
-        than a change, such as heights, or its unit is not understood. When values are read: if
-        most of a block cannot be a change.
+        If it is not a raster of numbers, the Dataset holds no change, the quantity is not a change
+        but, for example, a height, or the unit is unknown. When values are read: if most values of
+        a block are impossible changes.
 
     Warns
     -----
     UserWarning
-        When values are read: how many cannot be a change of height; or that they look like
-        heights, where the metadata of a height do not tell whether two were subtracted.
+        When values are read: with the number of impossible changes; or if the values look like
+        heights, because the metadata of a height do not show whether two were subtracted.
 
     Notes
     -----
     Units and ``scale_factor`` are treated as by :func:`read_heights`; an ``add_offset`` is not
-    applied, as it has cancelled in a difference.
+    applied, because it cancels in a difference.
     """
     array = _choose_change(change)
     kind = tell_kind(array)
@@ -197,19 +197,19 @@ def read_numbers(array: xr.DataArray, *, nodata: bool = True) -> xr.DataArray:
     array : DataArray
         Numbers; integers become float32.
     nodata : bool, default True
-        Whether the declared nodata value becomes NaN. Of imagery no band alone tells what is
-        missing: crowns saturate single bands.
+        Whether the declared nodata value becomes NaN. In imagery, one band alone does not identify
+        missing pixels: crowns saturate single bands.
 
     Returns
     -------
     DataArray
-        The same quantity in its own unit; ``scale_factor`` and ``add_offset`` that are left in the
+        The same quantity in its own unit; ``scale_factor`` and ``add_offset`` that remain in the
         attributes are applied.
 
     Raises
     ------
     CHMv2Error
-        If there are no numbers.
+        If the values are not numbers.
     """
     if array.dtype.kind not in "fiu":
         raise CHMv2Error("a raster of numbers", f"{array.dtype}", "pass numbers, such as heights")
@@ -223,18 +223,18 @@ def require_heights(array: xr.DataArray) -> None:
     Raises
     ------
     CHMv2Error
-        If they are. Nothing is computed: of a dask-backed array nothing is known.
+        If they are. Dask-backed heights are not checked, so that nothing is computed.
     """
     if array.chunks is None and not bool(np.isfinite(array.values).any()):
         raise CHMv2Error(
             "heights that are valid somewhere",
             "NaN everywhere",
-            "choose other dates or another area, or look at what the missing value is",
+            "choose other dates or another area, or check the declared nodata value",
         )
 
 
 def choose_heights(height: Raster) -> xr.DataArray:
-    """Take the heights out of what was given, as they are.
+    """Return the DataArray of heights, unchanged, from a DataArray or a Dataset.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def choose_heights(height: Raster) -> xr.DataArray:
     Raises
     ------
     CHMv2Error
-        If it is neither, or there is no saying which variable is meant.
+        If it is neither, or the variable is ambiguous.
     """
     if isinstance(height, xr.DataArray):
         return height
@@ -269,14 +269,14 @@ def choose_heights(height: Raster) -> xr.DataArray:
 
 
 def holds_change(raster: Raster) -> bool:
-    """Whether an object says of itself that it is a change of canopy height."""
+    """Return whether metadata declare a raster as a change of canopy height."""
     if isinstance(raster, xr.Dataset):
         return any(name in raster.data_vars for name in CHANGE_NAMES)
     return isinstance(raster, xr.DataArray) and tell_kind(raster) == "change"
 
 
 def name_contents(raster: Any) -> str:
-    """Say what was given, for a message: a Dataset with its variables, or its type."""
+    """Describe an object for a message: a Dataset with its variables, or its type."""
     if isinstance(raster, xr.Dataset):
         return f"a Dataset of {[str(name) for name in raster.data_vars]}"
     return f"a {type(raster).__name__}"
@@ -288,13 +288,13 @@ def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
     Raises
     ------
     ImageryError
-        If there are none, or the pixels are not on a regular grid.
+        If there are no spatial dims, or the pixels are not on a regular grid.
     """
     return find_grid(array).dims
 
 
 def pixel_size(array: xr.DataArray) -> tuple[float, float]:
-    """Return height and width of a pixel on the ground [m]; without a CRS as coordinates count."""
+    """Return the pixel size (tall, wide) on the ground [m]; in coordinate units without a CRS."""
     grid = find_grid(array)
     if has_true_areas(array):
         return ground_pixel(grid)
@@ -302,14 +302,14 @@ def pixel_size(array: xr.DataArray) -> tuple[float, float]:
 
 
 def require_plane(array: xr.DataArray, name: str) -> xr.DataArray:
-    """Check that there is one date only, and bring the dims into order.
+    """Check that heights are of a single date, and order their dims.
 
     Parameters
     ----------
     array : DataArray
         Heights; a further dim of size 1 is dropped.
     name : str
-        What the message calls them.
+        Name of the heights in the error message.
 
     Returns
     -------
@@ -335,7 +335,7 @@ def require_plane(array: xr.DataArray, name: str) -> xr.DataArray:
 
 
 def _choose_change(change: Raster) -> xr.DataArray:
-    """Take the change out of what was given, as it is."""
+    """Return the DataArray of change, unchanged, from a DataArray or a Dataset."""
     if isinstance(change, xr.DataArray):
         return change
     if not isinstance(change, xr.Dataset):
@@ -355,7 +355,7 @@ def _choose_change(change: Raster) -> xr.DataArray:
 
 
 def _is_original(height: xr.DataArray) -> bool:
-    """Whether heights are as predict() or a file gave them.
+    """Return whether heights come unmodified from predict() or a file.
 
     Arithmetic keeps name and attributes, but drops the encoding that both of these set.
     """
@@ -366,15 +366,15 @@ def _long_name(array: xr.DataArray) -> str:
     return str(array.attrs.get("long_name", "")).lower()
 
 
-def _unit(array: xr.DataArray) -> str | None:
-    """Return the unit that an array declares; None for none."""
-    unit = array.attrs.get("units", array.attrs.get("unit"))
-    return None if unit is None or not str(unit).strip() else str(unit).strip()
-
-
 def _is_length(array: xr.DataArray) -> bool:
     unit = _unit(array)
     return unit is None or unit.lower() in _FACTORS
+
+
+def _unit(array: xr.DataArray) -> str | None:
+    """Return the unit that an array declares; None without one."""
+    unit = array.attrs.get("units", array.attrs.get("unit"))
+    return None if unit is None or not str(unit).strip() else str(unit).strip()
 
 
 def _wrong_kind(expected: str, array: xr.DataArray, kind: _Kind) -> CHMv2Error:
@@ -404,16 +404,16 @@ def _wrong_kind(expected: str, array: xr.DataArray, kind: _Kind) -> CHMv2Error:
 
 
 def _floats(array: xr.DataArray, *, nodata: bool = True) -> xr.DataArray:
-    """Turn declared nodata into NaN and numbers into floats.
+    """Replace declared nodata with NaN, and convert numbers to floats.
 
-    In this order: an integer that becomes a float loses the encoding, which may declare nodata.
+    The order matters: conversion to float drops the encoding, which may declare nodata.
     """
     found = without_nodata(array) if nodata else array
     return found if found.dtype.kind == "f" else found.astype(np.float32)
 
 
 def _scaled(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
-    """Apply scale and offset that a reader has left in the attributes."""
+    """Apply the scale and offset that remain in the attributes."""
     scale = float(array.attrs.get("scale_factor", 1.0))
     shift = float(array.attrs.get("add_offset", 0.0)) if offset else 0.0
     if scale == 1.0 and shift == 0.0:
@@ -444,7 +444,7 @@ def _linear(
 
 
 def _in_metres(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
-    """Turn a length of any unit into metres."""
+    """Convert a length of any known unit to metres."""
     unit = _unit(array)
     factor = 1.0 if unit is None else _FACTORS[unit.lower()]
     _warn_of_scale(array)
@@ -455,7 +455,7 @@ def _in_metres(array: xr.DataArray, *, offset: bool) -> xr.DataArray:
 
 
 def _by_block(function: Any, array: xr.DataArray, *args: Any) -> xr.DataArray:
-    """Treat values in memory at once, dask-backed ones block by block when they are read."""
+    """Apply a function to values in memory at once, or lazily to each block of a dask array."""
     if array.chunks is None:
         data: Any = function(array.values, *args)
     else:
@@ -464,14 +464,14 @@ def _by_block(function: Any, array: xr.DataArray, *args: Any) -> xr.DataArray:
 
 
 def _possible(array: xr.DataArray, low: float, high: float, what: str) -> xr.DataArray:
-    """Turn values that cannot be into NaN, when they are read."""
+    """Replace impossible values with NaN, when they are read."""
     return _by_block(_drop_impossible, array, low, high, what)
 
 
 def _drop_impossible(
     values: npt.NDArray[Any], low: float, high: float, what: str
 ) -> npt.NDArray[Any]:
-    """Task: NaN for values that cannot be, told with their count."""
+    """Task: replace impossible values with NaN, and warn with their number."""
     with np.errstate(invalid="ignore"):
         impossible = (values < low) | (values > high)
     count = int(impossible.sum())
@@ -487,7 +487,7 @@ def _drop_impossible(
         )
     warnings.warn(
         f"{count} of {known} values cannot be {what} (below {low:g} or above {high:g} m, or "
-        "infinite) and are taken for missing",
+        "infinite) and are set to missing",
         UserWarning,
         stacklevel=2,
     )
@@ -495,7 +495,7 @@ def _drop_impossible(
 
 
 def _warn_of_heights(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Task: say so if values that should be a change look like heights."""
+    """Task: warn if values that should be a change look like heights."""
     known = values[np.isfinite(values)]
     if known.size and known.min() >= 0 and known.max() > _MOST_GROWTH:
         warnings.warn(

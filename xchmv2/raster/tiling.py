@@ -1,7 +1,7 @@
-"""The tile grid: which windows the network sees, how they blend, which tiles form a group.
+"""The tile grid: the windows that the network sees, their blending weights and their groups.
 
-Everything here is separable, so it is written once for one axis; an image has two of them. Integers
-and one-dimensional weights only: no imagery, no network, no dask.
+The grid is separable, so it is defined for one axis; an image has two. It consists of integers and
+one-dimensional weights, without imagery, network or dask.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from xchmv2.errors import GridError
 
-#: Side of an output chunk [px] where the input's own chunks do not suit.
+#: Side of an output chunk [px] where the input's own chunks are unsuitable.
 BLOCK = 4096
-#: The input's own chunks are followed up to this side [px].
+#: Largest side of the input's own chunks that the output follows [px].
 LARGEST_BLOCK = 8192
-#: Version of the way from imagery to heights: raised whenever the same input gives other heights.
+#: Version of the prediction algorithm: raised whenever the same input gives other heights.
 ALGORITHM = 1
 #: The head returns its input's size only where height and width are multiples of this [px].
 _SIZE_MULTIPLE = 32
@@ -35,8 +35,8 @@ class TileAxis:
 
     The nominal tile starts are the multiples of the stride counted in pixels from the CRS origin,
     so the same ground gets the same tiles in every area of interest. A tile that would cross the
-    image's edge moves inward. On an axis shorter than one tile, a single window of the next
-    multiple of 32 px remains, and what it has beyond the image is padding.
+    image's edge is moved inward. An axis shorter than one tile has a single window, rounded up to
+    a multiple of 32 px and padded beyond the image.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class TileAxis:
 
     @property
     def weights(self) -> tuple[FloatArray, ...]:
-        """Blending weights of each tile over its image pixels; at every pixel they sum to 1."""
+        """Blending weights of each tile over its image pixels; they sum to 1 at every pixel."""
         return _weights(self)
 
     def coverage(self, start: int, stop: int) -> npt.NDArray[np.intp]:
@@ -95,16 +95,16 @@ class TileAxis:
 
 @dataclass(frozen=True)
 class TileRun:
-    """Consecutive tiles of one axis that reach into the same blocks.
+    """Consecutive tiles of one axis that intersect the same blocks.
 
     Parameters
     ----------
     axis : TileAxis
-        The axis the tiles belong to.
+        The axis to which the tiles belong.
     first, last : int
         Indices of the first and the last tile, both included.
     blocks : tuple of int
-        The one or two blocks the tiles reach into.
+        The one or two blocks that the tiles intersect.
     """
 
     axis: TileAxis
@@ -142,14 +142,14 @@ class TileRun:
 
 @lru_cache(maxsize=256)
 def tile_runs(axis: TileAxis, block: int) -> tuple[TileRun, ...]:
-    """Partition the tiles of an axis by the blocks they reach into, in ascending order.
+    """Partition the tiles of an axis by the blocks that they intersect, in ascending order.
 
     Parameters
     ----------
     axis : TileAxis
         The axis to partition.
     block : int
-        Side of a block [px], at least one tile, so that a tile reaches into one block or two.
+        Side of a block [px], at least one tile, so that a tile intersects one block or two.
 
     Returns
     -------
@@ -169,7 +169,7 @@ def tile_runs(axis: TileAxis, block: int) -> tuple[TileRun, ...]:
 
 @lru_cache(maxsize=256)
 def runs_by_block(axis: TileAxis, block: int) -> tuple[tuple[int, ...], ...]:
-    """Tell for every block of an axis which runs of ``tile_runs`` reach into it.
+    """Return the indices of the runs of ``tile_runs`` that intersect each block of an axis.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def origin_index(edge: float, pixel: float) -> int:
 
 
 def is_whole(value: object, least: float = -math.inf) -> bool:
-    """Whether a value is a whole number, of any integer type but bool, and not below ``least``."""
+    """Return whether a value is an integer of any type but bool, and at least ``least``."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
@@ -258,17 +258,9 @@ def validate_grid(tile: int, overlap: int, block: int | None) -> None:
         )
 
 
-def _ramp(length: int, overlap: int) -> npt.NDArray[np.float64]:
-    """Rise over the first ``overlap`` px, stay at 1, fall over the last; strictly positive."""
-    if overlap == 0:
-        return np.ones(length)
-    rise = np.clip((np.arange(length) + 0.5) / overlap, None, 1.0)
-    return np.minimum(rise, rise[::-1])
-
-
 @lru_cache(maxsize=256)
 def _starts(axis: TileAxis) -> tuple[int, ...]:
-    """Tile starts: nominal ones counted from the CRS origin, those at the edges moved inward."""
+    """Return tile starts: nominal, counted from the CRS origin, and moved inward at the edges."""
     last_start = max(0, axis.size - axis.window)
     first = axis.origin // axis.stride
     last = max(first, math.ceil((axis.origin + last_start) / axis.stride))
@@ -278,13 +270,13 @@ def _starts(axis: TileAxis) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _stops(axis: TileAxis) -> tuple[int, ...]:
-    """Tile ends, clipped to the image where the window is padded."""
+    """Return tile ends, clipped to the image where the window is padded."""
     return tuple(min(start + axis.window, axis.size) for start in axis.starts)
 
 
 @lru_cache(maxsize=256)
 def _weights(axis: TileAxis) -> tuple[FloatArray, ...]:
-    """Ramps of all tiles, divided by their sum at each pixel."""
+    """Return the ramps of all tiles, divided by their sum at each pixel."""
     ramp = _ramp(axis.window, axis.overlap)
     spans = list(zip(axis.starts, axis.stops, strict=True))
     total = np.zeros(axis.size)
@@ -296,3 +288,11 @@ def _weights(axis: TileAxis) -> tuple[FloatArray, ...]:
     for shared in weights:
         shared.setflags(write=False)
     return tuple(weights)
+
+
+def _ramp(length: int, overlap: int) -> npt.NDArray[np.float64]:
+    """Return weights rising over the first ``overlap`` px and falling over the last; above 0."""
+    if overlap == 0:
+        return np.ones(length)
+    rise = np.clip((np.arange(length) + 0.5) / overlap, None, 1.0)
+    return np.minimum(rise, rise[::-1])

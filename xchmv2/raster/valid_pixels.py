@@ -1,4 +1,4 @@
-"""Which pixels are valid: one rule for imagery, and for heights with declared nodata."""
+"""Valid pixels: one rule for imagery, and for heights with declared nodata."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import numpy.typing as npt
 import xarray as xr
 from scipy import ndimage
 
+_DECLARE = ("_FillValue", "nodata", "missing_value")
+
 
 @dataclass(frozen=True)
 class ValidPixels:
-    """The rule that tells imagery from nodata.
+    """The rule that separates valid pixels from nodata.
 
-    In floating-point imagery a pixel is invalid if any band is NaN, infinite or its nodata value;
-    in integer imagery if every band equals it, because sunlit crowns saturate single bands.
+    A pixel of floating-point imagery is invalid if any band is NaN, infinite or nodata; a pixel
+    of integer imagery if every band is nodata, because sunlit crowns saturate single bands.
 
     Parameters
     ----------
     nodata : tuple of (float or None)
-        Nodata value of red, green and blue; None where there is none.
+        Nodata value of red, green and blue; None without one.
     erode : int
-        Pixels around invalid ones that are invalid too.
+        Width of the margin around invalid pixels that is invalid too [px].
     """
 
     nodata: tuple[float | None, float | None, float | None]
@@ -34,7 +36,7 @@ class ValidPixels:
     def __call__(
         self, bands: Sequence[npt.NDArray[Any]], mask: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.bool_]:
-        """Tell the valid pixels of three bands (..., H, W), all of which ``mask`` must allow."""
+        """Return the valid pixels of three bands (..., H, W), within ``mask`` if it is given."""
         missing = [_equals(band, value) for band, value in zip(bands, self.nodata, strict=True)]
         if any(np.issubdtype(band.dtype, np.floating) for band in bands):
             broken = [m | ~np.isfinite(band) for m, band in zip(missing, bands, strict=True)]
@@ -51,7 +53,7 @@ class ValidPixels:
         return valid
 
     def never_invalid(self, dtypes: Sequence[np.dtype[Any]]) -> bool:
-        """Whether the bands alone can make no pixel invalid, whatever their values."""
+        """Return whether no value of the bands alone can make a pixel invalid."""
         whole = all(dtype.kind in "iu" for dtype in dtypes)
         return whole and any(value is None for value in self.nodata)
 
@@ -59,7 +61,7 @@ class ValidPixels:
 def resolve_nodata(
     bands: Sequence[xr.DataArray], nodata: float | None = None
 ) -> tuple[float | None, float | None, float | None]:
-    """Find the nodata value of each band: the argument, else what the metadata declare.
+    """Find the nodata value of each band: the argument, else the value that the metadata declare.
 
     Parameters
     ----------
@@ -78,9 +80,9 @@ def resolve_nodata(
 
 
 def _declared(band: xr.DataArray) -> float | None:
-    """Read the nodata value a band declares, in attributes or in its encoding.
+    """Read the nodata value that a band declares, in its attributes or its encoding.
 
-    The encoding of decoded values is in the units they were stored in: it says nothing any more.
+    The encoding of decoded values is in their stored units, so it no longer applies.
     """
     stored = band.encoding
     scaled = stored.get("scale_factor", 1) != 1 or stored.get("add_offset", 0) != 0
@@ -94,7 +96,7 @@ def _declared(band: xr.DataArray) -> float | None:
 
 
 def _equals(band: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_]:
-    """Compare in the band's own dtype; a value it cannot hold equals nothing."""
+    """Compare in the band's own dtype; a value outside its range equals no pixel."""
     if value is None or np.isnan(value):
         return np.zeros(band.shape, bool)
     if np.issubdtype(band.dtype, np.floating):
@@ -105,11 +107,8 @@ def _equals(band: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_
     return np.asarray(band == band.dtype.type(int(value)))
 
 
-_DECLARE = ("_FillValue", "nodata", "missing_value")
-
-
 def without_nodata(array: xr.DataArray) -> xr.DataArray:
-    """Turn the value that an array declares for missing data into NaN.
+    """Replace the nodata value that an array declares with NaN.
 
     Parameters
     ----------
@@ -119,8 +118,8 @@ def without_nodata(array: xr.DataArray) -> xr.DataArray:
     Returns
     -------
     DataArray
-        The array itself where it declares none, or NaN; else floats, lazy where it is, that
-        declare none any more.
+        The array itself if it declares none, or NaN; else floats that no longer declare one, lazy
+        if the array is.
     """
     nodata = resolve_nodata([array] * 3)[0]
     if nodata is None or math.isnan(nodata):

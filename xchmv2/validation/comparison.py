@@ -1,4 +1,4 @@
-"""validate(): heights against lidar or GEDI, in the terms of the CHMv2 paper."""
+"""validate(): scores of canopy heights against lidar or GEDI, as in the CHMv2 paper."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from xchmv2.raster import Raster, choose_heights, find_grid, is_crs_variable
 from xchmv2.validation import scores
 from xchmv2.validation.matching import PERCENTILE, RADIUS, Matched, match
 
-#: Percentiles of the heights in a block that are compared.
+#: Percentiles of block heights that are compared.
 _PERCENTILES = (5.0, 25.0, 50.0, 75.0, 95.0)
-#: Above this the paper reports bias by itself [m].
+#: Height above which the paper reports bias separately [m].
 _TALL = 30.0
 
 _LABELS = {
@@ -53,16 +53,16 @@ def validate(
     radius: float = RADIUS,
     percentile: float = PERCENTILE,
 ) -> xr.Dataset:
-    """Hold heights against lidar or GEDI.
+    """Validate heights against lidar or GEDI.
 
     Parameters
     ----------
     height : DataArray or Dataset
-        Heights [m], dims y and x; with a further one, such as time, each date is compared. Or a
+        Heights [m], dims y and x; along a further one, such as time, each date is compared. Or a
         Dataset with ``canopy_height``.
     reference : DataArray, GeoDataFrame or DataFrame
         A raster of heights [m] on any grid; it is averaged onto the heights' pixels, or
-        interpolated if it is coarser. It may have the further dim of the heights. Or points: a
+        interpolated if it is coarser. It may share the further dim of the heights. Or points: a
         GeoDataFrame in any CRS, or a table with columns ``x`` and ``y`` in the heights' CRS.
     block : int, default 50
         Side of the blocks of block-R2 and of percentiles [px of the heights], as in the paper,
@@ -70,36 +70,36 @@ def validate(
     classes : sequence of float
         Ascending edges of height classes [m].
     percentiles : sequence of float
-        Percentiles of the heights of a block that are compared; the paper's is the 95th.
+        Percentiles of block heights that are compared; the paper uses the 95th.
     column : str, optional
-        Of points, the column of heights [m]; by default ``height``, ``rh98``.
+        For points, the column of heights [m]; by default ``height``, ``rh98``.
     radius : float, default 12
-        Of points, the footprint's radius on the ground [m]; a column ``radius`` goes before it.
+        For points, the footprint's radius on the ground [m]; a column ``radius`` overrides it.
     percentile : float, default 98
-        Of points, the percentile of heights in a footprint that is compared.
+        For points, the percentile of the heights in a footprint that is compared.
 
     Returns
     -------
     Dataset
         ``mae``, ``rmse``, ``bias`` [m] and ``r2``, ``count``; ``tall_mae``, ``tall_bias``,
         ``tall_count`` above 30 m; ``class_mae``, ``class_bias``, ``class_count`` by
-        ``height_class``. Of rasters also ``block_r2``, ``block_mae``, ``block_bias``,
+        ``height_class``. For rasters also ``block_r2``, ``block_mae``, ``block_bias``,
         ``block_count``, ``edge_error`` [m per pixel] and ``percentile_mae``, ``percentile_bias``,
         ``percentile_r2`` by ``percentile``, all of block heights. In memory.
 
     Raises
     ------
     CHMv2Error
-        If heights and reference share no ground, one has no CRS, reference heights lie outside 0
-        to 120 m, or an argument cannot be.
+        If heights and reference do not overlap, one has no CRS, reference heights lie outside 0
+        to 120 m, or an argument is invalid.
 
     Notes
     -----
-    Errors are height minus reference: a bias below 0 means heights that are too low. A class holds
-    its lower edge. Blocks start at the first row and column where both are known; one of which
-    less than half is known is left out, and so is a footprint of which less than nine tenths are.
+    Errors are height minus reference: a bias below 0 means heights that are too low. A class
+    includes its lower edge. Blocks start at the first row and column with both heights. Blocks
+    with less than half, and footprints with less than nine tenths, of valid pixels are left out.
 
-    What lies under the reference is computed and held in memory, no more of lazy heights.
+    Of lazy heights, only those under the reference are computed and held in memory.
 
     References
     ----------
@@ -143,6 +143,41 @@ def validate(
     return _label(joined.assign_coords(kept), block, classes)
 
 
+def to_table(result: xr.Dataset) -> pd.DataFrame:
+    """Convert scores to one table.
+
+    Parameters
+    ----------
+    result : Dataset
+        From :func:`validate`.
+
+    Returns
+    -------
+    DataFrame
+        A row for all heights, then one for each height class and each percentile of blocks;
+        columns ``count``, ``mae``, ``rmse``, ``bias``, ``r2``, NaN where a score is not defined.
+        Several dates form the first level of the index.
+    """
+    further = [dim for dim in result.dims if dim not in ("height_class", "percentile")]
+    if further:
+        dim = further[0]
+        names = result[dim].values if dim in result.coords else range(result.sizes[dim])
+        tables = [to_table(result.isel({dim: k})) for k in range(result.sizes[dim])]
+        return pd.concat(tables, keys=list(names), names=[str(dim)])
+    rows = {"all": _row(result, "", "count mae rmse bias r2")}
+    if "block_r2" in result:
+        side = result.attrs["block"]
+        rows[f"blocks of {side} px"] = _row(result, "block_", "count mae bias r2")
+    for k, name in enumerate(result["height_class"].values):
+        rows[str(name)] = _row(result.isel(height_class=k), "class_", "count mae bias")
+    for k in range(result.sizes.get("percentile", 0)):
+        name = f"p{float(result['percentile'][k]):g} of blocks"
+        rows[name] = _row(result.isel(percentile=k), "percentile_", "mae bias r2")
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame = frame.reindex(columns=["count", "mae", "rmse", "bias", "r2"])
+    return frame.astype({"count": "Int64"})
+
+
 def _validate(block: int, classes: Sequence[float], percentiles: Sequence[float]) -> None:
     if not (isinstance(block, int | np.integer) and block >= 2):
         raise CHMv2Error("blocks of at least 2 px", f"{block}", "take the paper's: block=50")
@@ -159,7 +194,7 @@ def _validate(block: int, classes: Sequence[float], percentiles: Sequence[float]
 
 
 def _reference_of(reference: Any, height: xr.DataArray, dim: Any, k: int) -> Any:
-    """Return the reference of one date: of the same place along the dim, or the only one."""
+    """Return the reference of one date: the one at the same index, or the only one."""
     if not isinstance(reference, xr.DataArray) or dim not in reference.dims:
         return reference
     if reference.sizes[dim] == 1:
@@ -208,7 +243,7 @@ def _score(
 
 
 def _score_blocks(matched: Matched, block: int, percentiles: Sequence[float]) -> dict[str, Any]:
-    """Score what needs neighbours."""
+    """Return the scores of blocks and edges."""
     pair = matched.height, matched.reference
     means = [scores.block_means(heights, block) for heights in pair]
     whole = np.isfinite(means[0]) & np.isfinite(means[1])
@@ -246,41 +281,6 @@ def _label(result: xr.Dataset, block: int, classes: Sequence[float]) -> xr.Datas
     if "block_r2" in result:
         result.attrs["block"] = int(block)
     return result
-
-
-def to_table(result: xr.Dataset) -> pd.DataFrame:
-    """Turn scores into one table, for reading.
-
-    Parameters
-    ----------
-    result : Dataset
-        From :func:`validate`.
-
-    Returns
-    -------
-    DataFrame
-        A row for all heights, then one for each height class and each percentile of blocks;
-        columns ``count``, ``mae``, ``rmse``, ``bias``, ``r2``, NaN where a score is not defined.
-        With several dates, they are the first level of the index.
-    """
-    further = [dim for dim in result.dims if dim not in ("height_class", "percentile")]
-    if further:
-        dim = further[0]
-        names = result[dim].values if dim in result.coords else range(result.sizes[dim])
-        tables = [to_table(result.isel({dim: k})) for k in range(result.sizes[dim])]
-        return pd.concat(tables, keys=list(names), names=[str(dim)])
-    rows = {"all": _row(result, "", "count mae rmse bias r2")}
-    if "block_r2" in result:
-        side = result.attrs["block"]
-        rows[f"blocks of {side} px"] = _row(result, "block_", "count mae bias r2")
-    for k, name in enumerate(result["height_class"].values):
-        rows[str(name)] = _row(result.isel(height_class=k), "class_", "count mae bias")
-    for k in range(result.sizes.get("percentile", 0)):
-        name = f"p{float(result['percentile'][k]):g} of blocks"
-        rows[name] = _row(result.isel(percentile=k), "percentile_", "mae bias r2")
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame = frame.reindex(columns=["count", "mae", "rmse", "bias", "r2"])
-    return frame.astype({"count": "Int64"})
 
 
 def _row(result: xr.Dataset, prefix: str, names: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How reference heights meet a height map: rasters, footprints and plots."""
+"""Reference heights matched with a canopy height map: rasters, footprints and plots."""
 
 from __future__ import annotations
 
@@ -24,14 +24,29 @@ from xchmv2.raster import (
     read_heights,
 )
 
-#: Radius of a GEDI footprint [m], and the percentile that is compared with its RH98.
+#: Radius of a GEDI footprint [m], and the height percentile compared with its RH98.
 RADIUS = 12.0
 PERCENTILE = 98.0
+_Floats = npt.NDArray[np.float64]
+#: Possible reference heights [m]; lidar noise around the ground is set to 0.
+_LOWEST, _HIGHEST = 0.0, 120.0
+_GROUND_NOISE = 0.5
+#: Relative difference up to which pixel sizes count as equal.
+_TOLERANCE = 0.01
+#: Stand-in where neither grid has a CRS: within one CRS, whichever it is, no coordinates are
+#: transformed.
+_PLANE = CRS("EPSG:3857")
+#: Names of the column of reference heights of points, in order of preference.
+_COLUMNS = ("height", "rh98", "rh_98", "RH98", "canopy_height")
+#: Smallest valid share of a footprint: the tallest trees may be in the missing part.
+_LEAST_KNOWN = 0.9
+#: Number of footprints that are computed together.
+_BATCH = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Heights and reference heights of the same ground, of one date.
+    """Heights and reference heights of the same ground and date.
 
     Parameters
     ----------
@@ -44,12 +59,12 @@ class Matched:
 
     @property
     def is_raster(self) -> bool:
-        """Whether there is a picture, with neighbours, or a list of points."""
+        """Whether the heights are a raster rather than points."""
         return self.height.ndim == 2
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """Where both are known."""
+        """Where both heights are valid."""
         return np.isfinite(self.height) & np.isfinite(self.reference)
 
 
@@ -61,13 +76,13 @@ def match(
     radius: float = RADIUS,
     percentile: float = PERCENTILE,
 ) -> Matched:
-    """Bring heights of one date and a reference together.
+    """Match heights of one date with a reference.
 
     Parameters
     ----------
     height : DataArray or Dataset
-        (y, x) heights [m], or a Dataset with ``canopy_height``; of lazy ones only what lies under
-        the reference is computed.
+        (y, x) heights [m], or a Dataset with ``canopy_height``; of lazy heights only those under
+        the reference are computed.
     reference : DataArray, GeoDataFrame or DataFrame
         As in :func:`~xchmv2.validation.validate`.
     column, radius, percentile
@@ -81,7 +96,7 @@ def match(
     Raises
     ------
     CHMv2Error
-        If they have no ground in common, or one of them cannot be used.
+        If they do not overlap, or one of them cannot be used.
     """
     plane, grid = _read_plane(height)
     if isinstance(reference, xr.DataArray):
@@ -91,7 +106,7 @@ def match(
     if not found.known.any():
         raise CHMv2Error(
             "reference heights where there are heights",
-            "none: the two do not overlap, or only where one of them is missing",
+            "none: the two do not overlap where both are valid",
             "check their bounds and CRS: height.odc.geobox.boundingbox, "
             "reference.odc.geobox.boundingbox (of points: reference.total_bounds)",
         )
@@ -111,12 +126,12 @@ def _read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
     height : DataArray
         With dims in order.
     grid : Grid
-        Its pixels.
+        Pixel grid of the heights.
 
     Raises
     ------
     CHMv2Error
-        If it is no array, or has further dims.
+        If it is not an array, or has further dims.
     """
     height = read_heights(height)
     grid = find_grid(height)
@@ -131,18 +146,18 @@ def _read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
 
 
 def _under_raster(height: xr.DataArray, grid: Grid, reference: xr.DataArray) -> Matched:
-    """Compare heights with a reference on their own grid, where the reference has values."""
+    """Match heights with a reference on the heights' grid, where the reference is valid."""
     known, where = place_reference(reference, grid)
     values = np.asarray(height.isel(where).values, np.float64)
     both = np.isfinite(values) & np.isfinite(known)
-    # Blocks are to start where both are known, not where their edges happen to reach.
+    # Blocks start where both are valid, not at the edges of either raster.
     inside = _extents(both)
     first, second = (np.where(both, heights, np.nan)[inside] for heights in (values, known))
     return Matched(first, second)
 
 
 def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[_Floats, dict[str, slice]]:
-    """Bring reference heights onto a grid; validation, calibration and training read them by this.
+    """Resample reference heights to a grid, for validation, calibration and training.
 
     Parameters
     ----------
@@ -150,20 +165,20 @@ def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[_Floats, dict[
         (y, x) heights [m] on any grid; its nodata value is read from its metadata. Only pixels
         under the grid are computed.
     grid : Grid
-        Of the heights or of the imagery.
+        Grid of the heights or of the imagery.
 
     Returns
     -------
     heights : ndarray of float64, shape (h, w)
-        [m] over the rows and columns of the grid that have a reference, NaN where there is none;
-        empty where the two share no ground.
+        [m] over the rows and columns of the grid that have a reference, NaN where it is missing;
+        empty if the two do not overlap.
     where : dict
         These rows and columns, as an indexer by dim.
 
     Raises
     ------
     CHMv2Error
-        If the reference is no DataArray, has further dims or heights outside 0 to 120 m, or only
+        If the reference is not a DataArray, has further dims or heights outside 0 to 120 m, or only
         one of the two has a CRS.
     """
     if not isinstance(reference, xr.DataArray):
@@ -184,30 +199,18 @@ def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[_Floats, dict[
 
 
 def _extents(known: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Return the rows and columns from the first to the last that is known."""
+    """Return the rows and columns from the first to the last with a valid pixel."""
     return tuple(_extent(np.asarray(known.any(axis=axis))) for axis in (1, 0))
 
 
 def _extent(known: npt.NDArray[np.bool_]) -> slice:
-    """Return the span from the first to the last that is known."""
+    """Return the span from the first to the last valid element."""
     places = np.flatnonzero(known)
     return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
 
 
-_Floats = npt.NDArray[np.float64]
-
-#: Heights that a canopy can have [m]; noise of lidar around the ground is taken for 0.
-_LOWEST, _HIGHEST = 0.0, 120.0
-_GROUND_NOISE = 0.5
-#: Pixels are of the same size if they agree to this share.
-_TOLERANCE = 0.01
-#: Where neither has a CRS, coordinates are taken as they are: between two grids of one CRS nothing
-#: is transformed, whichever it is.
-_PLANE = CRS("EPSG:3857")
-
-
 def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
-    """Read reference heights of one date, lazily where they are lazy.
+    """Read reference heights of one date; lazy heights remain lazy.
 
     Parameters
     ----------
@@ -226,7 +229,7 @@ def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
     """
     flat = reference.squeeze(drop=True)
     grid = find_grid(flat if flat.ndim == 2 else reference)
-    # Of one row or column, that dim is to stay.
+    # A spatial dim of one row or column is kept.
     single = [dim for dim in reference.dims if dim not in grid.dims and reference.sizes[dim] == 1]
     flat = reference.squeeze(single, drop=True)
     if set(flat.dims) - set(grid.dims):
@@ -238,20 +241,8 @@ def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
     return read_heights(flat).transpose(*grid.dims).astype(np.float32)
 
 
-def _validate_heights(values: npt.NDArray[np.floating]) -> None:
-    """Refuse heights [m] that no canopy has: outside 0 to 120 m."""
-    wrong = (values < _LOWEST - _GROUND_NOISE) | (values > _HIGHEST)
-    if wrong.any():
-        raise CHMv2Error(
-            f"reference heights of {_LOWEST:g} to {_HIGHEST:g} m",
-            f"{int(wrong.sum())} outside, from {np.nanmin(values):g} to {np.nanmax(values):g}",
-            "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
-            "reference * 0.3048",
-        )
-
-
 def _overlap(grid: Grid, reference: xr.DataArray) -> tuple[slice, slice]:
-    """Return rows and columns of a grid that a reference reaches into; empty where none."""
+    """Return the rows and columns of a grid that a reference overlaps; empty if none."""
     there = find_grid(reference)
     if (grid.crs is None) != (there.crs is None):
         lacking = "heights or imagery" if grid.crs is None else "reference"
@@ -268,7 +259,7 @@ def _placed(grid: Grid) -> Grid:
 
 
 def _spans(grid: Grid, other: Grid, margin: int = 2) -> tuple[slice, slice]:
-    """Return rows and columns of a grid that another one, in any CRS, reaches into."""
+    """Return the rows and columns of a grid that another grid, in any CRS, overlaps."""
     box = other.geobox.footprint(grid.crs, npoints=20).boundingbox
     spans = []
     for axis, ends in enumerate(((box.bottom, box.top), (box.left, box.right))):
@@ -280,7 +271,7 @@ def _spans(grid: Grid, other: Grid, margin: int = 2) -> tuple[slice, slice]:
 
 
 def _crop(grid: Grid, rows: slice, cols: slice) -> Grid:
-    """Return the grid of some rows and columns of a grid."""
+    """Return the part of a grid with some rows and columns."""
     starts = rows.start, cols.start
     edges = [e + p * n for e, p, n in zip(grid.edges, grid.pixel, starts, strict=True)]
     shape = rows.stop - rows.start, cols.stop - cols.start
@@ -288,7 +279,7 @@ def _crop(grid: Grid, rows: slice, cols: slice) -> Grid:
 
 
 def _on_grid(reference: xr.DataArray, grid: Grid) -> _Floats:
-    """Average a reference [m] over the pixels of a grid, or interpolate a coarser one."""
+    """Average a reference [m] over the pixels of a grid; interpolate a coarser reference."""
     there, grid = _placed(find_grid(reference)), _placed(grid)
     spans = _spans(there, grid)
     part = reference.isel(dict(zip(there.dims, spans, strict=True))).values
@@ -302,40 +293,44 @@ def _checked(values: npt.NDArray[np.floating]) -> _Floats:
     return np.clip(values.astype(np.float64), _LOWEST, None)
 
 
+def _validate_heights(values: npt.NDArray[np.floating]) -> None:
+    """Refuse impossible reference heights: outside 0 to 120 m."""
+    wrong = (values < _LOWEST - _GROUND_NOISE) | (values > _HIGHEST)
+    if wrong.any():
+        raise CHMv2Error(
+            f"reference heights of {_LOWEST:g} to {_HIGHEST:g} m",
+            f"{int(wrong.sum())} outside, from {np.nanmin(values):g} to {np.nanmax(values):g}",
+            "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
+            "reference * 0.3048",
+        )
+
+
 def _average_onto(heights: _Floats, source: GeoBox, target: GeoBox) -> _Floats:
-    """Bring heights onto other pixels: averaged by area, or interpolated where they are coarser.
+    """Resample heights to other pixels: averaged by area, or interpolated if they are coarser.
 
     Parameters
     ----------
     heights : ndarray of float64, shape (h, w)
-        [m]; NaN where there is none.
+        [m]; NaN where missing.
     source, target : GeoBox
-        Their pixels, and the pixels wanted; in any CRS.
+        Pixel grids of the input and of the output; in any CRS.
 
     Returns
     -------
     ndarray of float64, shape (H, W)
-        [m]; NaN where less than half of what is averaged is known.
+        [m]; NaN where less than half of the averaged area is valid.
     """
-    there = source.to_crs(target.crs)  # pixels of two CRSs may be of two units
+    there = source.to_crs(target.crs)  # the units of two CRSs may differ
     finer = abs(there.resolution.x) <= abs(target.resolution.x) * (1 + _TOLERANCE)
     plane = wrap_xr(heights, source, nodata=np.nan)
     how = "average" if finer else "bilinear"
     placed = xr_reproject(plane, target, resampling=how, dst_nodata=np.nan).values
     if not finer:
         return np.asarray(placed, np.float64)
-    # Of a pixel of which a corner is known, the average is that corner's.
+    # The average of a pixel uses its valid part only, however small that is.
     known = wrap_xr(np.isfinite(heights).astype(np.float64), source)
     share = xr_reproject(known, target, resampling="average", dst_nodata=np.nan).values
     return np.where(share >= 0.5 - 1e-6, placed, np.nan)
-
-
-#: Columns that reference heights of points may have, in order of preference.
-_COLUMNS = ("height", "rh98", "rh_98", "RH98", "canopy_height")
-#: Footprints of which less is known have no height: what is missing may be what is tall.
-_LEAST_KNOWN = 0.9
-#: Footprints that are computed together.
-_BATCH = 2000
 
 
 def _under_footprints(
@@ -346,32 +341,32 @@ def _under_footprints(
     radius: float,
     percentile: float,
 ) -> tuple[_Floats, _Floats]:
-    """Take a percentile of the heights in each footprint.
+    """Compute a percentile of the heights in each footprint.
 
     Parameters
     ----------
     height : DataArray
         (y, x) heights [m].
     grid : Grid
-        Its pixels.
+        Pixel grid of the heights.
     points : GeoDataFrame or DataFrame
         With points, or with columns x and y in the CRS of the heights.
     column : str or None
         Column of reference heights [m].
     radius : float
-        Of a footprint [m on the ground]; overridden by a column ``radius``.
+        Radius of a footprint [m on the ground]; a column ``radius`` overrides it.
     percentile : float
         Between 0 and 100.
 
     Returns
     -------
     found, reference : ndarray of float64, shape (N,)
-        [m]; NaN for footprints of which less than nine tenths are known.
+        [m]; NaN for footprints of which less than nine tenths are valid.
 
     Raises
     ------
     CHMv2Error
-        If points, heights or radius cannot be.
+        If points, heights, radius or percentile are invalid.
     """
     x, y = _places(points, grid)
     reference = _heights(points, column)
@@ -385,7 +380,7 @@ def _under_footprints(
     near &= np.isfinite(reference)
     found = np.full(len(reference), np.nan)
     sides = pixel_size(height)
-    # Neighbours together: each batch then touches few chunks.
+    # Sorted by place, so that each batch reads few chunks.
     order = np.lexsort((cols, np.floor(rows / 512)))
     order = order[near[order]]
     for start in range(0, len(order), _BATCH):
@@ -405,7 +400,7 @@ def _batch(
     sides: tuple[float, float],
     percentile: float,
 ) -> _Floats:
-    """Read the pixels whose centres lie in footprints, and take the percentile of each."""
+    """Read the pixels whose centres lie in footprints, and compute the percentile of each."""
     reach = [math.ceil(float(radii.max()) / side) + 1 for side in sides]
     down, along = (a.ravel() for a in np.mgrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1])
     # [points, pixels around them]
@@ -416,7 +411,7 @@ def _batch(
     distance = np.hypot(
         (row + 0.5 - rows[:, None]) * sides[0], (col + 0.5 - cols[:, None]) * sides[1]
     )
-    # A footprint smaller than a pixel is that pixel.
+    # A footprint always includes the pixel at its centre, even if it is smaller.
     inside = (distance <= radii[:, None]) | ((down == 0) & (along == 0))
     there = (row >= 0) & (row < grid.shape[0]) & (col >= 0) & (col < grid.shape[1])
     used = inside & there

@@ -1,6 +1,6 @@
-"""How far apart two sets of heights are: the arithmetic, on plain arrays.
+"""Scores of heights against reference heights, on plain arrays.
 
-Each function takes finite values in float64 and returns NaN where there is nothing to tell.
+Unless stated otherwise, values are finite float64, and a score is NaN where it is undefined.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _Floats = npt.NDArray[np.float64]
 
 #: Edges of height classes [m]; the last is the paper's "above 30 m".
 CLASSES = (0.0, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, np.inf)
-# Weights of a Sobel kernel add up to 8: divided by it, a slope of 1 m per pixel has gradient 1.
+# Sum of the weights of a Sobel kernel: divided by it, a slope of 1 m per pixel has gradient 1.
 _SOBEL = 8.0
 
 
@@ -26,7 +26,7 @@ def mae(found: _Floats, true: _Floats) -> float:
 
 
 def rmse(found: _Floats, true: _Floats) -> float:
-    """Return the root of the mean squared error."""
+    """Return the root mean squared error."""
     return float(np.sqrt(((found - true) ** 2).mean())) if true.size else float("nan")
 
 
@@ -36,7 +36,7 @@ def bias(found: _Floats, true: _Floats) -> float:
 
 
 def r2(found: _Floats, true: _Floats) -> float:
-    """Return the share of the truth's variance that is explained: the coefficient of determination.
+    """Return the coefficient of determination: the explained share of the true variance.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def r2(found: _Floats, true: _Floats) -> float:
     Returns
     -------
     float
-        1 is perfect, 0 no better than the true mean, below 0 worse. NaN with fewer than two
-        values, or if all true ones are equal.
+        1 for a perfect match, 0 if no better than the true mean, below 0 if worse. NaN for fewer
+        than two values, or if all true values are equal.
     """
     if true.size < 2 or np.ptp(true) == 0:
         return float("nan")
@@ -61,7 +61,7 @@ def overlap(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
 
 
 def block_means(heights: npt.NDArray[np.floating], block: int) -> _Floats:
-    """Average over whole square blocks, from the first pixel.
+    """Return the means of whole square blocks, from the first pixel.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def block_means(heights: npt.NDArray[np.floating], block: int) -> _Floats:
     Returns
     -------
     ndarray of float64, shape (..., H // block, W // block)
-        NaN where less than half a block is known.
+        NaN where less than half of a block is valid.
     """
     cut = _as_blocks(heights, block)
     known = np.isfinite(cut)
@@ -101,7 +101,7 @@ def block_percentiles(
     Returns
     -------
     ndarray of float64, shape (percentiles, H // block, W // block)
-        numpy's linear interpolation; NaN where less than half a block is known.
+        By numpy's linear interpolation; NaN where less than half of a block is valid.
     """
     cut = _as_blocks(heights, block)
     enough = np.isfinite(cut).sum(axis=-1) * 2 >= block**2
@@ -112,7 +112,7 @@ def block_percentiles(
 
 
 def _as_blocks(heights: npt.NDArray[np.floating], block: int) -> _Floats:
-    """Cut arrays (..., H, W) to whole blocks: (..., H // block, W // block, block * block)."""
+    """Divide (..., H, W) into whole blocks: (..., H // block, W // block, block * block)."""
     *rest, height, width = heights.shape
     rows, cols = height // block, width // block
     whole = heights[..., : rows * block, : cols * block].astype(np.float64)
@@ -120,8 +120,32 @@ def _as_blocks(heights: npt.NDArray[np.floating], block: int) -> _Floats:
     return np.moveaxis(whole, -2, -3).reshape(*rest, rows, cols, block * block)
 
 
+def edge_error(found: npt.NDArray[np.floating], true: npt.NDArray[np.floating]) -> float:
+    """Return the mean absolute difference of Sobel gradients [m per pixel].
+
+    Parameters
+    ----------
+    found, true : ndarray, shape (H, W)
+        Heights [m]; NaN in either is left out of both.
+
+    Returns
+    -------
+    float
+        0 if as sharp everywhere as the truth; NaN without 3 x 3 valid pixels.
+
+    References
+    ----------
+    CHMv2, arXiv 2603.06382, section 4, defines the difference between the Sobel gradients of truth
+    and prediction, without a scale; here the kernels are divided by the sum of their weights.
+    """
+    both = np.isfinite(found) & np.isfinite(true)
+    steep = [_gradients(np.where(both, heights, np.nan)) for heights in (found, true)]
+    known = np.isfinite(steep[0])
+    return mae(steep[0][known], steep[1][known])
+
+
 def _gradients(heights: npt.NDArray[np.floating]) -> _Floats:
-    """Return the steepness of heights by Sobel's kernels.
+    """Return the gradient magnitude of heights by Sobel kernels.
 
     Parameters
     ----------
@@ -143,30 +167,6 @@ def _gradients(heights: npt.NDArray[np.floating]) -> _Floats:
     return found
 
 
-def edge_error(found: npt.NDArray[np.floating], true: npt.NDArray[np.floating]) -> float:
-    """Return the mean absolute difference of Sobel gradients [m per pixel].
-
-    Parameters
-    ----------
-    found, true : ndarray, shape (H, W)
-        Heights [m]; NaN in either is left out of both.
-
-    Returns
-    -------
-    float
-        0 is as sharp everywhere as the truth; NaN where no 3 x 3 pixels are known.
-
-    References
-    ----------
-    CHMv2, arXiv 2603.06382, section 4, gives the difference between the Sobel gradients of truth
-    and prediction, and no scale; here the kernels are divided by the sum of their weights.
-    """
-    both = np.isfinite(found) & np.isfinite(true)
-    steep = [_gradients(np.where(both, heights, np.nan)) for heights in (found, true)]
-    known = np.isfinite(steep[0])
-    return mae(steep[0][known], steep[1][known])
-
-
 def by_class(
     found: _Floats, true: _Floats, edges: Sequence[float] = CLASSES
 ) -> list[tuple[int, float, float]]:
@@ -177,7 +177,7 @@ def by_class(
     found, true : ndarray of the same shape
         Heights [m].
     edges : sequence of float
-        Ascending; a class holds its lower edge and not its upper one.
+        Ascending; a class includes its lower edge and excludes its upper one.
 
     Returns
     -------

@@ -99,7 +99,7 @@ class TestTiming:
 
     def test_processor_time_is_not_spent_asleep(self, settings):
         wait = {"sleep": lambda: time.sleep(0.05)}
-        for clock, least, most in (("wall", 0.05, 60), ("processor", 0, 0.04)):
+        for clock, least, most in (("wall", 0.05, 60), ("cpu", 0, 0.04)):
             timer = replace(settings, clock=clock).timer
             assert least <= interleave(wait, 1, clock=timer).median("sleep") < most
 
@@ -193,7 +193,7 @@ class TestScripts:
 class TestParts:
     def test_model(self, settings, here):
         (table,) = model.measure_model(settings)
-        assert [(r["implementation"], r["arithmetic"]) for r in table.rows] == [
+        assert [(r["implementation"], r["precision"]) for r in table.rows] == [
             ("xchmv2", "float32"), ("transformers", "float32"),
             ("xchmv2", "bfloat16"), ("transformers", "bfloat16"), ("best of each", ""),
         ]  # fmt: skip
@@ -250,7 +250,7 @@ class TestParts:
         for row in table.rows:
             assert row["tiles forwarded / needed"] == 1
             assert 0 < row["efficiency"] < 1
-            assert row["processor [s]"] > 0
+            assert row["CPU [s]"] > 0
 
     def test_tiles(self, settings):
         counted, batches, blocks = tiles.measure_tiles(settings)
@@ -362,9 +362,9 @@ class TestCommand:
         given = {"tile": 64, "overlap": 0, "device": "auto", "dtype": "auto", "clock": "wall"}
         found = command._settings(tmp_path, "tiny", given | {"batch": 3, "side": None})
         assert (found.side, found.block, found.batch, found.device) == (8192, 4096, 3, "cuda:0")
-        found = self.run("graph", "--clock", "processor")
+        found = self.run("graph", "--clock", "cpu")
         assert found.exit_code == 1
-        assert "Error: expected --clock wall on a GPU, found --clock processor" in found.output
+        assert "Error: expected --clock wall on a GPU, found --clock cpu" in found.output
 
     def test_the_module_runs(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["benchmark", "--help"])

@@ -58,8 +58,8 @@ PARTS: dict[str, Callable[[Settings], list[Table]]] = {
 @click.option("--threads", type=click.IntRange(min=1), show_default="all cores", help="Of torch.")
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1, ...")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
-              help="Arithmetic; the part model tries both.")  # fmt: skip
-@click.option("--clock", type=click.Choice(["wall", "processor"]), default="wall",
+              help="Precision; the part model tries both.")  # fmt: skip
+@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall",
               help="Time passed, or time computed: for a busy machine.")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=True, help="Try torch.compile too.")
 @click.option("--patience", type=float, default=60.0, help="What takes longer is timed once [s].")
@@ -148,9 +148,9 @@ def _settings(folder: Path, config: str, options: dict[str, Any]) -> Settings:
     device = resolve_device(options["device"])
     accelerated = device.startswith("cuda")
     given = {name: value for name, value in options.items() if value is not None}
-    if accelerated and options["clock"] == "processor":
+    if accelerated and options["clock"] == "cpu":
         raise CHMv2Error(
-            "--clock wall on a GPU", "--clock processor", "leave it out: a GPU has no such clock"
+            "--clock wall on a GPU", "--clock cpu", "leave it out: a GPU has no such clock"
         )
     given["dtype"] = resolve_dtype(options["dtype"], device)
     sizes = {"side": 8192, "batch": 16} if accelerated else {}

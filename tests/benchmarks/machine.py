@@ -24,15 +24,15 @@ def describe_machine(device: str, threads: int) -> dict[str, str]:
     device : str
         Torch device of the run.
     threads : int
-        Threads of torch on the processor.
+        Threads of torch on the CPU.
 
     Returns
     -------
     dict of str
         ``name`` in one line, and the parts of it with versions.
     """
-    processor, cores = _processor(), os.cpu_count() or 1
-    name = f"{processor}, {cores} cores, {_instructions()}"
+    cpu, cores = _cpu(), os.cpu_count() or 1
+    name = f"{cpu}, {cores} cores, {_instructions()}"
     if device.startswith("cuda"):
         name = f"{torch.cuda.get_device_name(device)}; {name}"
     return {
@@ -53,8 +53,8 @@ def load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def _processor() -> str:
-    """Model of the processor, as the system calls it."""
+def _cpu() -> str:
+    """Model of the CPU, as the system calls it."""
     return _told("model name") or platform.processor() or platform.machine()
 
 

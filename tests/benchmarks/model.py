@@ -38,7 +38,7 @@ def measure_model(settings: Settings) -> list[Table]:
     Returns
     -------
     list of Table
-        One row per implementation, arithmetic and mode, and a last one of the best of each.
+        One row per implementation, precision and mode, and a last one of the best of each.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def _row(
     mode: str,
 ) -> dict[str, Any]:
     name, peer = f"{who} {dtype} {mode}", f"{THEIRS} {dtype} {mode}"
-    row: dict[str, Any] = {"implementation": who, "arithmetic": dtype, "mode": mode}
+    row: dict[str, Any] = {"implementation": who, "precision": dtype, "mode": mode}
     if name in times.failed:
         missing = dict.fromkeys(("tiles/s", "ratio", "TFLOP/s", "share of peak", "peak [MiB]"))
         return {**row, **missing, "remark": times.failed[name]}
@@ -169,7 +169,7 @@ def _best(settings: Settings, times: Times) -> dict[str, Any]:
     ours, theirs = chosen[OURS], chosen[THEIRS]
     return {
         "implementation": "best of each",
-        "arithmetic": "",
+        "precision": "",
         "mode": "",
         "tiles/s": settings.batch / times.median(ours) if ours else None,
         "ratio": times.ratio(ours, theirs) if ours and theirs else None,
@@ -181,7 +181,7 @@ def _best(settings: Settings, times: Times) -> dict[str, Any]:
 
 
 def _peak(settings: Settings, who: str, dtype: str, mode: str) -> float | None:
-    """Memory of one forward in a process of its own; compiling would drown it on a processor."""
+    """Memory of one forward in a process of its own; compiling would drown it on a CPU."""
     if mode == "compiled" and not settings.device.startswith("cuda"):
         return None
     work = (_forward_once, settings, who, dtype, mode)
@@ -211,8 +211,8 @@ def _notes(peaks: dict[str, float], flop: dict[str, float], settings: Settings) 
     reached = ", ".join(f"{dtype} {peak / 1e12:.3g}" for dtype, peak in peaks.items())
     where = "on the device" if settings.device.startswith("cuda") else "of the whole process"
     return (
-        f"Matrix product of this run: {reached} TFLOP/s. Arithmetic of a forward: "
+        f"Matrix product of this run: {reached} TFLOP/s. Operations of a forward: "
         + ", ".join(f"{who} {count / 1e12:.3g}" for who, count in flop.items())
-        + f" TFLOP. Ratio: times as fast as transformers in the same arithmetic and mode, median "
+        + f" TFLOP. Ratio: speed relative to transformers in the same precision and mode, median "
         f"over {settings.runs} rounds. Peak memory {where}, of one forward with its weights."
     )

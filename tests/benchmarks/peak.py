@@ -19,7 +19,7 @@ def matmul(device: str, dtype: torch.dtype) -> tuple[Action, float]:
     device : str
         Torch device.
     dtype : torch.dtype
-        Arithmetic.
+        Precision.
 
     Returns
     -------

@@ -46,7 +46,7 @@ def load_published(
     device : str
         Torch device.
     dtype : torch.dtype
-        Of the weights: the way transformers itself does another arithmetic.
+        Of the weights: the way transformers itself does another precision.
 
     Returns
     -------

@@ -139,8 +139,8 @@ def _run(settings: Settings, workers: int) -> dict[str, Any]:
         "tiles forwarded / needed": sleeper.tiles / needed,
         "GPU time [s]": ideal,
         "elapsed [s]": seconds,
-        "processor [s]": computed,
-        "processor [ms/task]": 1e3 * computed / tasks,
+        "CPU [s]": computed,
+        "CPU [ms/task]": 1e3 * computed / tasks,
         "efficiency": ideal / seconds,
     }
 
@@ -169,7 +169,7 @@ _NOTES = (
     "cluster the workers have their own. Each worker declares one GPU, has four threads, and a "
     "stand-in for the network that sleeps, one group at a time. Tiles, overlap and blocks are a "
     "seventh of the default ones: the same tasks and tiles with a fiftieth of the pixels, because "
-    "no one machine could do the pixel work of many. Processor: what planning, scheduler and all "
+    "no one machine could do the pixel work of many. CPU: what planning, scheduler and all "
     "workers computed in that one process; where it comes near the time elapsed, it is the process "
     "that is full, not the scheduler. Efficiency: time that each GPU must compute over time "
     "elapsed, planning included."

@@ -103,7 +103,7 @@ def scene_axes(settings: Settings) -> tuple[TileAxis, TileAxis]:
 
 
 def predicted(settings: Settings, cube: xr.DataArray, **options: Any) -> xr.DataArray:
-    """Predict lazily, in the arithmetic of the settings."""
+    """Predict lazily, in the precision of the settings."""
     given = {
         "tile": settings.tile,
         "overlap": settings.overlap,

@@ -32,14 +32,14 @@ class Settings:
     runs : int
         Rounds of each comparison; figures are medians.
     threads : int
-        Threads of one forward on the processor.
+        Threads of one forward on the CPU.
     device : str
         Torch device, such as "cpu" or "cuda:0".
     compiled : bool
         Whether networks are timed under torch.compile too; compiling takes a minute or more each.
     dtype : {"float32", "bfloat16"}
-        Arithmetic of all parts but ``model``, which tries both.
-    clock : {"wall", "processor"}
+        Precision of all parts but ``model``, which tries both.
+    clock : {"wall", "cpu"}
         What times are: time passed, or time that this process computed, which other work on a
         busy machine does not disturb. Planning and simulated workers are timed by the wall.
     patience : float
@@ -81,7 +81,7 @@ class Settings:
     @property
     def timer(self) -> Callable[[], float]:
         """The clock as a function that tells seconds."""
-        return time.process_time if self.clock == "processor" else time.perf_counter
+        return time.process_time if self.clock == "cpu" else time.perf_counter
 
     @property
     def block(self) -> int:

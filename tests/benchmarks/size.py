@@ -79,6 +79,6 @@ def write_scene(settings: Settings, side: int) -> tuple[float, int]:
 
 _NOTES = (
     "A small scene has relatively more tiles, because those at its edges move inward: time per "
-    "tile is what should stay the same. Memory on the processor is that of the whole process, "
+    "tile is what should stay the same. Memory on the CPU is that of the whole process, "
     "Python, torch and the network included."
 )

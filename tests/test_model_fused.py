@@ -193,7 +193,7 @@ def test_a_kernel_that_fails_is_reported_once(monkeypatch):
     def fail(*given, **options):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(fused, "reduce_features", fail)
+    monkeypatch.setattr(fused, "_reduce_features", fail)
     monkeypatch.setattr(fused, "_broken", set())
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
     features, weight, bias = random_layer()
@@ -211,7 +211,7 @@ def test_running_out_of_memory_is_for_the_caller(monkeypatch):
     def fail(*given, **options):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(fused, "reduce_features", fail)
+    monkeypatch.setattr(fused, "_reduce_features", fail)
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.inference_mode())
     features, weight, bias = random_layer()
     with pytest.raises(torch.OutOfMemoryError, match="full"):

@@ -87,6 +87,23 @@ class TestImport:
         assert found.stdout.split() == [w for n in xchmv2.__all__ for w in (n, "True")]
         assert dir(xchmv2) == sorted(xchmv2.__all__)
 
+    def test_rooms_need_no_optional_dependency(self):
+        """In an environment of the core alone, all but what drives a cluster is reached."""
+        optional = ["distributed", "skimage", "matplotlib", "geopandas", "exactextract", "xvec"]
+        optional += ["hvplot", "triton", "icechunk", "transformers", "ipywidgets"]
+        rooms = [name.removeprefix("xchmv2.") for name in PUBLIC if name != "xchmv2"]
+        code = (
+            f"sys.modules.update(dict.fromkeys({optional!r}))\n"
+            "import xchmv2, xarray as xr\n"
+            f"[getattr(xchmv2, room) for room in {rooms!r}]\n"
+            "heights = xr.DataArray(0).chmv2\n"
+            "[getattr(heights, name) for name in dir(heights) if not name.startswith('_')]\n"
+            "try: xchmv2.warmup\n"
+            "except ImportError as error: print(error)"
+        )
+        found = self.run(code)
+        assert 'pip install "xchmv2[cluster]"' in found.stdout
+
     def test_what_is_not_there_is_refused_by_name(self):
         with pytest.raises(AttributeError, match="module 'xchmv2' has no attribute 'chnage'"):
             xchmv2.chnage  # noqa: B018
@@ -127,6 +144,8 @@ KEPT = {
     "xchmv2.training.tuning.Schedule",
     "xchmv2.training.tuning.Trainer",
     "xchmv2.training.tuning.run",
+    # The benchmarks register it with a cluster of simulated GPUs.
+    "xchmv2.predict.warming.ForwardsOnGPUs",
     # The benchmarks and the tests of the demonstration weights read its folder.
     "xchmv2.model.files.DEMO_FOLDER",
     # Its table would be wider than a line.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         zonal,
     )
     from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, CHMv2ImageProcessor
-    from xchmv2.predict import warmup
+    from xchmv2.predict.warming import warmup
     from xchmv2.published import open_published
     from xchmv2.stac import load
     from xchmv2.store import open_zarr
@@ -66,7 +66,7 @@ _LAZY = {
     "load": "xchmv2.stac",
     "open_published": "xchmv2.published",
     "open_zarr": "xchmv2.store",
-    "warmup": "xchmv2.predict",
+    "warmup": "xchmv2.predict.warming",
 }
 
 

@@ -291,7 +291,7 @@ def _run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None
     store, a path or a URL such as s3://bucket/canopy.zarr. With --resume the same command
     continues after an interruption, and adds new dates.
     """
-    from xchmv2.predict import warmup
+    from xchmv2.predict.warming import warmup
     from xchmv2.stac import load
 
     if out.lower().endswith((".tif", ".tiff")):

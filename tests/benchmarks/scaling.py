@@ -159,7 +159,7 @@ def _distributed() -> tuple[Any, Any, Any]:
             "none",
             'install it: pip install "xchmv2[cluster]"',
         ) from error
-    from xchmv2.predict import ForwardsOnGPUs
+    from xchmv2.predict.warming import ForwardsOnGPUs
 
     return Client, LocalCluster, ForwardsOnGPUs
 

@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from distributed import Client, SchedulerPlugin, Worker, WorkerPlugin
-from distributed.core import Status
+
+try:
+    from distributed import Client, SchedulerPlugin, Worker, WorkerPlugin
+    from distributed.core import Status
+except ImportError as error:
+    raise ImportError('clusters need dask.distributed: pip install "xchmv2[cluster]"') from error
 
 from xchmv2.errors import CheckpointError, CHMv2Error
 from xchmv2.inference import (

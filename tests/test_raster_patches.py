@@ -157,7 +157,7 @@ def test_bad_input():
     for bounds in ({"min_area": -1}, {"min_area": 9, "max_area": 3}, {"min_area": np.nan}):
         with pytest.raises(CHMv2Error, match="0 <= min_area <= max_area"):
             sieve(mask, **bounds)
-    with pytest.raises(CHMv2Error, match="h and the mask on the same grid"):
+    with pytest.raises(CHMv2Error, match="h on the grid and dates of the mask"):
         label_patches(mask, {"h": plane(np.ones((4, 4)))})
-    with pytest.raises(CHMv2Error, match="h of the mask's dates"):
+    with pytest.raises(CHMv2Error, match="h on the grid and dates of the mask"):
         label_patches(mask, {"h": plane(np.ones((2, 4, 5)), dims=("time", "y", "x"))})

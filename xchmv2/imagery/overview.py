@@ -12,7 +12,6 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.imagery.bands import BAND_DIM, COLOURS, select_bands
 from xchmv2.imagery.scene import resolve_imagery
 from xchmv2.raster import (
-    CHANGE_NAMES,
     HEIGHT_NAME,
     Grid,
     Row,
@@ -168,14 +167,11 @@ def _told(look: Callable[[xr.Dataset | xr.DataArray], str], obj: xr.Dataset | xr
 
 
 def _holds(obj: xr.Dataset | xr.DataArray) -> str:
-    """Canopy height, a change of it, or neither, by name."""
-    names = set(obj.data_vars) if isinstance(obj, xr.Dataset) else {obj.name}
-    known = {
-        HEIGHT_NAME: "canopy height",
-        **dict.fromkeys(CHANGE_NAMES, "a change of canopy height"),
-    }
-    found = dict.fromkeys(words for name, words in known.items() if name in names)
-    return " and ".join(found) or _NEITHER
+    """Canopy height, a change of it, or neither."""
+    arrays = [obj] if isinstance(obj, xr.DataArray) else obj.data_vars.values()
+    kinds = {tell_kind(array) for array in arrays}
+    known = {"height": "canopy height", "change": "a change of canopy height"}
+    return " and ".join(words for kind, words in known.items() if kind in kinds) or _NEITHER
 
 
 def _bands(obj: xr.Dataset | xr.DataArray) -> str:

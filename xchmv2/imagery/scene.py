@@ -24,7 +24,7 @@ from xchmv2.raster import (
     find_grid,
     is_crs_variable,
     is_whole,
-    on_same_grid,
+    on_same_coordinates,
     resolve_nodata,
 )
 
@@ -243,16 +243,12 @@ def _place_mask(valid: xr.DataArray, template: xr.DataArray) -> xr.DataArray:
             f"the further dims {foreign}",
             f"select or combine: valid.isel({foreign[0]}=0), or valid.all({foreign[0]!r})",
         )
-    try:
-        if set(find_grid(template).dims) <= set(valid.dims):
-            valid = on_same_grid(valid, template)
-        xr.align(valid, template, join="exact", copy=False)
-    except ValueError as error:  # CHMv2Error is one
-        said = error.found if isinstance(error, CHMv2Error) else str(error).splitlines()[0]
-        raise ImageryError(
-            "valid on the imagery's own coordinates",
-            f"sizes {dict(valid.sizes)} ({said})",
-            "bring it onto them: valid.reindex_like(imagery, method='nearest', "
-            "tolerance=half a pixel, fill_value=False)",
-        ) from None
+    valid = on_same_coordinates(
+        valid,
+        template,
+        expected="valid on the imagery's own coordinates",
+        fix="bring it onto them: valid.reindex_like(imagery, method='nearest', "
+        "tolerance=half a pixel, fill_value=False)",
+        error=ImageryError,
+    )
     return valid.broadcast_like(template).transpose(*template.dims)

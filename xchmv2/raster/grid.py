@@ -102,7 +102,7 @@ def find_grid(array: xr.DataArray) -> Grid:
     return Grid(dims, shape, crs, (edges[0], edges[1]), pixels)
 
 
-def grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
+def _grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
     """Describe how the grids of two rasters differ: in dims, size, CRS, or coordinates.
 
     Parameters
@@ -134,7 +134,7 @@ def grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
 
 def same_grid(array: xr.DataArray, other: xr.DataArray) -> bool:
     """Return whether two rasters share a grid: coordinates within 1 % of a pixel, and one CRS."""
-    return grid_difference(array, other) is None
+    return _grid_difference(array, other) is None
 
 
 def on_same_grid(
@@ -161,7 +161,7 @@ def on_same_grid(
     CHMv2Error
         If sizes, coordinates or CRS differ; see :func:`same_grid`.
     """
-    found = grid_difference(array, other)
+    found = _grid_difference(array, other)
     if found is not None:
         raise CHMv2Error(
             f"{what} on the same grid",
@@ -171,6 +171,45 @@ def on_same_grid(
         )
     dims = find_grid(other).dims
     return array.assign_coords({dim: other[dim].variable for dim in dims if dim in other.coords})
+
+
+def on_same_coordinates(
+    array: xr.DataArray,
+    other: xr.DataArray,
+    *,
+    expected: str,
+    fix: str,
+    error: type[CHMv2Error] = CHMv2Error,
+) -> xr.DataArray:
+    """Assign an array the grid of another; it shares any further coordinates exactly.
+
+    Parameters
+    ----------
+    array : DataArray
+        Some or all dims of `other`: a mask of one date, a number per date.
+    other : DataArray
+        Any, with two spatial dims.
+    expected, fix : str
+        What the error message expects, and its advice.
+    error : type of CHMv2Error, optional
+        Raised if dims, sizes, coordinates or CRS differ; see :func:`same_grid`.
+
+    Returns
+    -------
+    DataArray
+        The same values; ``broadcast_like(other)`` gives it the missing dims.
+    """
+    try:
+        if set(find_grid(other).dims) <= set(array.dims):
+            array = on_same_grid(array, other)
+        xr.align(array, other, join="exact", copy=False)
+    except ValueError as raised:  # CHMv2Error is one
+        found = raised.found if isinstance(raised, CHMv2Error) else str(raised).splitlines()[0]
+    else:
+        if set(array.dims) <= set(other.dims):
+            return array
+        found = f"other dims than {other.dims}"
+    raise error(expected, f"sizes {dict(array.sizes)} ({found})", fix)
 
 
 def is_crs_variable(variable: xr.DataArray) -> bool:

@@ -29,7 +29,7 @@ from xchmv2.raster.components import (
     summarise,
     unpack,
 )
-from xchmv2.raster.grid import find_grid, on_same_grid
+from xchmv2.raster.grid import find_grid, on_same_coordinates
 from xchmv2.raster.ground import cell_areas
 from xchmv2.raster.labels import label_quantity
 
@@ -357,7 +357,19 @@ def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Pla
     dims = (*(dim for dim in mask.dims if dim not in grid), *grid)
     turned = mask.transpose(*dims)
     data = _blocks(turned).rechunk(dict.fromkeys(range(mask.ndim - 2), 1))
-    on_grid = {name: _blocks(_like(name, value, turned)) for name, value in values.items()}
+    on_grid = {
+        name: _blocks(
+            on_same_coordinates(
+                value,
+                turned,
+                expected=f"{name} on the grid and dates of the mask",
+                fix=f"bring it there: {name}.interp_like(mask)",
+            )
+            .broadcast_like(turned)
+            .transpose(*dims)
+        )
+        for name, value in values.items()
+    }
     return _Planes(
         mask=data,
         area=_blocks(cell_areas(mask)).rechunk(data.chunks[-2:]),
@@ -372,21 +384,6 @@ def _blocks(array: xr.DataArray) -> da.Array:
     if array.chunks:
         return array.data
     return da.from_array(array.values, chunks=array.shape, name=False)
-
-
-def _like(name: str, value: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
-    """Broadcast a quantity to the mask's dims; both must share a grid."""
-    fix = f"bring them together: {name}.odc.reproject(mask.odc.geobox)"
-    value = on_same_grid(value, mask, what=f"{name} and the mask", fix=fix)
-    try:
-        value, _ = xr.align(value, mask, join="exact", copy=False)
-        return value.broadcast_like(mask).transpose(*mask.dims)
-    except ValueError as error:
-        raise CHMv2Error(
-            f"{name} of the mask's dates",
-            f"sizes {dict(value.sizes)} against {dict(mask.sizes)}, or other coordinates",
-            f"choose the same: {name}.sel(time=mask.time)",
-        ) from error
 
 
 def _no_objects(ndim: int) -> npt.NDArray[np.object_]:

@@ -19,11 +19,10 @@ from xchmv2.raster import (
     HEIGHT_NAME,
     cell_areas,
     find_grid,
-    grid_difference,
     has_true_areas,
     holds_change,
     is_crs_variable,
-    on_same_grid,
+    on_same_coordinates,
     read_change,
     read_numbers,
     read_raster,
@@ -233,30 +232,16 @@ def _place_layers(layers: dict[str, Any], values: xr.DataArray) -> dict[str, Any
         if not isinstance(layer, xr.DataArray) or not layer.ndim:
             placed[name] = np.asarray(layer, np.float64)
             continue
-        layer = _on_grid(name, layer, values)
+        layer = on_same_coordinates(
+            layer,
+            values,
+            expected=f"{name} on the grid of the values, {dict(values.sizes)}",
+            fix=f"bring it there: {name}.interp_like(values)",
+        )
         whole = plane if set(layer.dims) <= set(dims) else values
         layer = layer.broadcast_like(whole).transpose(*whole.dims).chunk()
         placed[name] = layer.data.reshape(-1, *layer.shape[-2:]) if layer.ndim > 2 else layer.data
     return placed
-
-
-def _on_grid(name: str, layer: xr.DataArray, values: xr.DataArray) -> xr.DataArray:
-    """Put a layer on the values' grid, which may differ by rounding, and their dates, exactly."""
-    apart = None
-    if set(layer.dims) & set(values.dims[-2:]):
-        apart = grid_difference(layer, values)
-        layer = layer if apart else on_same_grid(layer, values)
-    try:
-        xr.align(layer, values, join="exact", copy=False)
-    except ValueError:
-        apart = apart or "other coordinates"
-    if apart or not set(layer.dims) <= set(values.dims):
-        raise CHMv2Error(
-            f"{name} on the grid of the values, {dict(values.sizes)}",
-            f"{dict(layer.sizes)}, {apart or 'other dims'}",
-            f"bring it there: {name}.interp_like(values)",
-        )
-    return layer
 
 
 def _label(

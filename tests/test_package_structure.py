@@ -48,8 +48,8 @@ def test_the_package_stays_small():
     rooms = structure.read_rooms(structure.read_modules())
     assert max(structure.count_floors(rooms).values()) <= 9
     assert not {path.name: count for path, count in lines.items() if count > 900}
-    assert len(lines) <= 150
-    assert sum(lines.values()) <= 30_000
+    assert len(lines) <= 170
+    assert sum(lines.values()) <= 33_000
 
 
 def test_file_names_are_unique():

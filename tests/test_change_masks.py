@@ -49,7 +49,7 @@ def cleaned(mask, opening, least):
     return mask & (sizes[labels] >= least)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     chunks=st.tuples(st.integers(9, 60), st.integers(11, 70)),
     opening=st.sampled_from([None, 3, 5]),

@@ -202,7 +202,10 @@ def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: b
             row = trainer.run_epoch(state.epoch + 1, lambda loss: bar.update())
             state.history.append(row)
             save_state(folder, state, trainer.model, trainer.optimizer)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", mae=f"{row['validation_mae']:.2f} m")
+            told = {"loss": f"{row['loss']:.3f}"}
+            if math.isfinite(row["validation_mae"]):  # something is held out
+                told["mae"] = f"{row['validation_mae']:.2f} m"
+            bar.set_postfix(told)
     restore_best(folder, trainer.model)
     trainer.model.eval()
     return state

@@ -1,0 +1,370 @@
+"""Advice is executed: each call that a message recommends is taken from it, run, and looked at.
+
+A case calls a function with something that it refuses. The advice is read from the message that
+comes: arguments (``tile=448``, ``.predict(..., tile=448)``), or a new object made from the one that
+was refused (``height.isel(time=0)``). The same call, with that put in, must give the right result.
+"""
+
+import ast
+import re
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import geopandas
+import numpy as np
+import odc.geo.xr
+import pandas as pd
+import pytest
+import rasterio
+import reference
+import rioxarray  # noqa: F401  (registers .rio)
+import shapely
+import xarray as xr
+from conftest import cube
+from odc.geo.geobox import GeoBox
+
+import xchmv2
+from xchmv2 import change, plotting, structure, training, validation, zonal
+from xchmv2.errors import CHMv2Error
+
+MODEL = reference.whole_tile_model()
+GRID = dict(tile=64, overlap=16)
+WORDS = {
+    "np": np, "xr": xr, "pd": pd, "pandas": pd, "xchmv2": xchmv2, "rasterio": rasterio,
+    "geopandas": geopandas, "GeoBox": GeoBox, "odc": odc,
+}  # fmt: skip
+
+
+@dataclass
+class Case:
+    """A call that is refused, and what must be true of it once the advice was followed.
+
+    ``call`` takes ``given`` as keywords; ``blanks`` fills what the message leaves to the user;
+    ``which`` is the number of the advice among several; ``words`` are further names in it.
+    """
+
+    call: Callable[..., Any]
+    given: dict[str, Any]
+    right: Callable[[Any], Any]
+    blanks: dict[str, str] = field(default_factory=dict)
+    which: int = 0
+    words: dict[str, Any] = field(default_factory=dict)
+
+
+def read_advice(fix: str) -> list[str]:
+    """Find the calls and arguments in a message's advice, longest first where they nest."""
+    found = []
+    for start in re.finditer(r"(?<![\w.'\"])(?=[A-Za-z_.(])", fix):
+        for end in range(len(fix), start.start(), -1):
+            text = fix[start.start() : end].rstrip(" ,;.")
+            if "(" not in text and "=" not in text:
+                break
+            if " ." not in text and _is_code(text) and not any(text in longer for longer in found):
+                found.append(text)
+                break
+    return found
+
+
+def _is_code(text: str) -> bool:
+    """Whether a text is a call, a comparison of one, or arguments in the form name=value."""
+    return _call(text) is not None or _arguments(text) is not None
+
+
+def _call(text: str) -> ast.expr | None:
+    try:
+        tree = ast.parse("_" + text if text.startswith(".") else text, mode="eval").body
+    except SyntaxError:
+        return None
+    calls = any(isinstance(node, ast.Call) for node in ast.walk(tree))
+    return tree if calls and isinstance(tree, ast.Call | ast.BinOp | ast.Compare) else None
+
+
+def _arguments(text: str) -> list[ast.keyword] | None:
+    try:
+        tree = ast.parse(f"_({text})", mode="eval").body
+    except SyntaxError:
+        return None
+    if not isinstance(tree, ast.Call) or tree.args or ast.unparse(tree.func) != "_":
+        return None
+    return tree.keywords if all(keyword.arg for keyword in tree.keywords) else None
+
+
+def follow(advice: str, case: Case) -> dict[str, Any]:
+    """Return the keywords of the call once an advice has been followed."""
+    given = case.given
+    words = {**WORDS, **given, **case.words}
+    keywords = _arguments(advice)
+    tree = _call(advice)
+    if (
+        keywords is None
+        and isinstance(tree, ast.Call)
+        and (advice.startswith(".") or (tree.keywords and _is_dots(tree.args)))
+    ):  # .predict(..., tile=448): the user's call with that added
+        keywords = tree.keywords
+    if keywords is not None:
+        return given | {k.arg: eval(ast.unparse(k.value), words) for k in keywords}
+    # imagery.odc.reproject(...).chmv2.predict(...): the same call of a new object.
+    if isinstance(tree, ast.Call) and _is_dots(tree.args):
+        tree = tree.func.value.value
+    roots = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in given]
+    return given | {roots[0]: eval(ast.unparse(tree), words)}
+
+
+def _is_dots(args: list[ast.expr]) -> bool:
+    return len(args) == 1 and isinstance(args[0], ast.Constant) and args[0].value is ...
+
+
+# ---- The objects of the cases --------------------------------------------------------------------
+
+
+def heights(times=3, shape=(40, 50), **options):
+    rng = np.random.default_rng(1)
+    like = cube(shape, times=times)["red"]
+    values = rng.uniform(5, 35, like.shape).astype("f4")
+    attrs = {"standard_name": "canopy_height", "long_name": "canopy height", "units": "m"}
+    return like.copy(data=values).rename("canopy_height").assign_attrs(attrs)
+
+
+HEIGHT = heights()
+IMAGERY = cube((100, 120))
+PAIR = change.difference(HEIGHT[0], HEIGHT[1], sigma=2.0)
+WITHOUT_CRS = HEIGHT.drop_vars("spatial_ref").drop_attrs(deep=False)
+LEFT, BOTTOM, RIGHT, TOP = HEIGHT.odc.geobox.extent.boundingbox
+BOX = shapely.box(LEFT + 5, BOTTOM + 5, RIGHT - 5, TOP - 5)
+STANDS = geopandas.GeoDataFrame({"stand": [1]}, geometry=[BOX], crs=32633)
+POINTS = geopandas.GeoDataFrame(
+    {"height": [10.0]}, geometry=[shapely.Point(LEFT + 9, BOTTOM + 9)], crs=32633
+)
+
+
+def predict(imagery=IMAGERY, **options):
+    return imagery.chmv2.predict(MODEL, **{**GRID, **options})
+
+
+def same_heights(found):
+    xr.testing.assert_allclose(found, predict(), atol=5e-4)
+
+
+def zonal_of(height, places=STANDS, **options):
+    return zonal.zonal(height, places, **options)
+
+
+def stored(height, **options):
+    """Write and open again."""
+    store = f"{tempfile.mkdtemp()}/heights.zarr"
+    height.chmv2.to_zarr(store, progress=False, **options)
+    return xchmv2.open_zarr(store)
+
+
+def with_variable(name, dims, values):
+    return HEIGHT.to_dataset().assign({name: (dims, values)})
+
+
+def equals(expected):
+    return lambda found: xr.testing.assert_allclose(found, expected)
+
+
+CASES = {
+    # predict
+    "tile": Case(predict, dict(tile=70), same_heights),
+    "overlap": Case(predict, dict(overlap=40), lambda h: h.attrs["chmv2_overlap"] == 32),
+    "block": Case(predict, dict(block=32), same_heights),
+    "layers": Case(
+        predict, dict(layers=("hight",)), lambda d: set(d) == {"canopy_height", "bin_spread"}
+    ),
+    "batch": Case(predict, dict(batch_size=0), same_heights),
+    "device": Case(predict, dict(device="gpu"), same_heights),
+    "dtype": Case(predict, dict(dtype="float64"), same_heights),
+    "erode": Case(predict, dict(erode=-1), same_heights),
+    # change
+    "no dates": Case(
+        change.align,
+        dict(height=HEIGHT[0]),
+        lambda h: h.sizes == HEIGHT[0].sizes,
+        {"other_height": "height"},
+    ),
+    "align to several": Case(
+        change.align,
+        dict(height=HEIGHT[0], to=HEIGHT),
+        lambda h: h.sizes == HEIGHT[0].sizes,
+        words={"other": HEIGHT},
+        blanks={"2019-07-01": "2020-07-01"},
+    ),
+    "events of one date": Case(
+        change.events,
+        dict(height=HEIGHT[0]),
+        lambda e: "loss_date" in e,
+        {"[...], 'time'": "[height] * 3, YEARS"},
+        words={"YEARS": pd.date_range("2019", periods=3, name="time")},
+    ),
+    "undated": Case(
+        change.events,
+        dict(height=HEIGHT.drop_vars("time")),
+        lambda e: "loss_date" in e,
+        {"[...]": "['2019-07-01', '2020-07-01', '2021-07-01']"},
+    ),
+    "unsorted": Case(change.events, dict(height=HEIGHT[::-1]), equals(change.events(HEIGHT))),
+    "correlation of several": Case(
+        lambda change: xchmv2.change.correlation_length(change, window=16),
+        dict(change=(HEIGHT[1:] - HEIGHT[:2].values).rename("height_change")),
+        lambda length: length >= 0,
+        {".isel": "change.isel"},
+    ),
+    "loss without threshold": Case(
+        change.loss,
+        dict(change=PAIR["height_change"]),
+        lambda m: m.dtype == bool,
+        {"loss(change, ": "", "15)": "15"},
+    ),
+    "threshold 0": Case(change.loss, dict(change=PAIR, threshold=0), lambda m: m.dtype == bool),
+    "opening": Case(change.loss, dict(change=PAIR, opening=4), equals(change.loss(PAIR))),
+    "mask of classes": Case(
+        change.loss,
+        dict(change=PAIR, mask=HEIGHT[0].astype(int)),
+        lambda m: m.dtype == bool,
+        {"[...]": "[3]"},
+        words={"landcover": HEIGHT[0].astype(int)},
+    ),
+    "sigma of three": Case(
+        change.difference,
+        dict(before=HEIGHT[0], after=HEIGHT[1], sigma=(1.0, 2.0, 3.0)),
+        lambda d: "level_of_detection" in d,
+    ),
+    "two dates as one": Case(
+        change.difference,
+        dict(before=HEIGHT, after=HEIGHT[1]),
+        lambda d: "height_change" in d,
+        {"height.sel": "before.sel", "2019-07-01": "2020-07-01"},
+    ),
+    "length of loss area": Case(
+        change.loss_area,
+        dict(change=PAIR, threshold=10.0),
+        lambda d: d["area"] >= 0,
+        {"correlation_length(change)": "correlation_length(change, window=16)"},
+    ),
+    # raster
+    "wrong unit": Case(
+        lambda height: structure.canopy_cover(height, cell=6.0),
+        dict(height=heights() * 100),
+        equals(structure.canopy_cover(HEIGHT, cell=6.0)),
+    ),
+    "undeclared nodata": Case(
+        lambda height: structure.canopy_cover(height, cell=6.0),
+        dict(height=HEIGHT.where(HEIGHT > 32, -9999)),
+        equals(structure.canopy_cover(HEIGHT.where(HEIGHT > 32), cell=6.0)),
+        which=1,
+    ),
+    # zonal
+    "lines": Case(
+        zonal_of,
+        dict(height=HEIGHT[0], places=STANDS.boundary),
+        lambda d: bool((d["mean"] > 0).all()),
+        {"...": "3", "polygons": "places"},
+    ),
+    "polygons beside a raster without CRS": Case(
+        zonal_of,
+        dict(height=WITHOUT_CRS[0]),
+        equals(zonal_of(HEIGHT[0]).drop_vars("spatial_ref", errors="ignore")),
+        {"EPSG:...": "EPSG:32633"},
+    ),
+    "correlation of heights": Case(
+        zonal_of, dict(height=HEIGHT[0], sigma=2.0), lambda d: (d["mean_se"] > 0).all()
+    ),
+    "negative length": Case(
+        zonal_of,
+        dict(height=HEIGHT[0], sigma=2.0, correlation_length=-1.0),
+        lambda d: (d["mean_se"] > 0).all(),
+    ),
+    # plotting
+    "too many maps": Case(
+        lambda height: plotting.plot_height(height),
+        dict(height=xr.concat([HEIGHT] * 20, "time")),
+        lambda drawn: drawn is not None,
+        {"array": "height"},
+    ),
+    # store
+    "encoding": Case(
+        stored, dict(height=HEIGHT, encoding="int8"), lambda h: float(abs(h - HEIGHT).max()) < 0.006
+    ),
+    "regions": Case(
+        stored,
+        dict(height=HEIGHT.chunk(), regions={"z": 0}),
+        lambda h: h.shape == HEIGHT.shape,
+        {"8192": "40"},
+    ),
+    "text variable": Case(
+        lambda height: stored(height),
+        dict(height=with_variable("name", ("time", "y", "x"), np.full(HEIGHT.shape, "a"))),
+        equals(HEIGHT),
+        {"dataset": "height"},
+    ),
+    "variables of other dims": Case(
+        stored,
+        dict(height=with_variable("plane", ("y", "x"), HEIGHT[0].values)),
+        equals(HEIGHT),
+        {"dataset": "height"},
+    ),
+    "two more dims": Case(
+        stored,
+        dict(height=HEIGHT.expand_dims(run=2).transpose("time", "run", "y", "x")),
+        equals(HEIGHT),
+    ),
+    "coordinates of date and place": Case(
+        stored,
+        dict(height=HEIGHT.assign_coords(age=(("time", "y", "x"), HEIGHT.values))),
+        lambda d: {"canopy_height", "age"} <= set(d.data_vars),
+    ),
+    "a date twice": Case(
+        stored, dict(height=xr.concat([HEIGHT, HEIGHT[:1]], "time")), equals(HEIGHT)
+    ),
+    "no date": Case(
+        stored,
+        dict(height=HEIGHT.assign_coords(time=HEIGHT.time.where(HEIGHT.time > HEIGHT.time[0]))),
+        equals(HEIGHT[1:]),
+    ),
+    # validation and training
+    "reference of layers": Case(
+        validation.validate,
+        dict(height=HEIGHT[0], reference=HEIGHT.rename(time="band")),
+        lambda s: float(s["mae"]) == 0,
+    ),
+    "reference in feet": Case(
+        validation.validate,
+        dict(height=HEIGHT[0], reference=HEIGHT[0].where(HEIGHT[0] < 34, 140)),
+        lambda s: float(s["mae"]) == 0,
+    ),
+    "calibrate several dates": Case(
+        training.calibrate,
+        dict(height=HEIGHT, reference=HEIGHT[0] * 1.0),
+        lambda r: r is not None,
+        {"time=0": "time=0, drop=True"},
+    ),
+}
+
+
+def refuse(case: Case) -> str:
+    """Return the advice of the refusal, or the warning."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            case.call(**case.given)
+        except CHMv2Error as error:
+            return error.fix
+    said = [str(warning.message) for warning in told if warning.category is UserWarning]
+    assert said, "neither refused nor warned"
+    return said[-1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_advice_gives_the_right_result(name):
+    case = CASES[name]
+    fix = refuse(case)
+    for blank, filled in case.blanks.items():
+        assert blank in fix, fix
+        fix = fix.replace(blank, filled)
+    advice = read_advice(fix)
+    assert len(advice) > case.which, fix
+    assert case.right(case.call(**follow(advice[case.which], case))) in (None, True)

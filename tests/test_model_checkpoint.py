@@ -6,10 +6,12 @@ import copy
 import json
 import os
 import pickle
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from reference_model import (
@@ -135,6 +137,17 @@ def test_data_types(folder, stored):
         load(folder, dtype="int8")
 
 
+def test_torch_dtype_is_dtype(folder):
+    rewrite(folder, lambda tensors: {key: value.half() for key, value in tensors.items()})
+    assert load(folder, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert load(folder, torch_dtype="auto").dtype == torch.float16
+    assert load(folder, torch_dtype="float16", dtype=torch.float16).dtype == torch.float16
+    with pytest.raises(ConfigError, match=r"one data type, found dtype='auto', torch_dtype='float"):
+        load(folder, dtype="auto", torch_dtype="float16")
+    with pytest.raises(ConfigError, match=r"dtype as 'auto' or one of .*found 'half'"):
+        load(folder, torch_dtype="half")
+
+
 def test_half_precision_is_saved_as_it_is(folder, tmp_path):
     load(folder, dtype="bfloat16").save_pretrained(tmp_path / "half")
     assert load(tmp_path / "half", dtype="auto").dtype == torch.bfloat16
@@ -196,6 +209,97 @@ def test_key_bias_of_another_conversion_is_named(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"5 unexpected \(.*k_proj.bias"):
         load(folder)
+
+
+@torch.inference_mode()
+def test_key_biases_that_the_conversion_leaves_out_are_zeros(folder, tmp_path):
+    def without(tensors):
+        return {key: value for key, value in tensors.items() if "k_proj.bias" not in key}
+
+    def zeros(tensors):
+        return {k: torch.zeros_like(v) if "k_proj.bias" in k else v for k, v in tensors.items()}
+
+    rewrite(folder, zeros)
+    expected = load(folder)(random_pixels()).predicted_depth
+    rewrite(folder, without)
+    message = r"lack backbone.model.layer.0.attention.k_proj.bias and 4 more.*key_bias: true"
+    with pytest.warns(UserWarning, match=message) as caught:
+        model = load(folder)
+    assert Path(caught[0].filename).name == "test_model_checkpoint.py"
+    assert torch.equal(model(random_pixels()).predicted_depth, expected)
+    theirs = published().CHMv2ForDepthEstimation.from_pretrained(folder).eval()
+    assert_heights_close(expected, theirs(random_pixels()).predicted_depth)
+    model.save_pretrained(tmp_path / "whole")  # what the warning says
+    assert torch.equal(load(tmp_path / "whole")(random_pixels()).predicted_depth, expected)
+
+
+def test_some_key_biases_missing_is_damage(folder):
+    rewrite(folder, lambda t: {k: v for k, v in t.items() if k != K_PROJ.replace("weight", "bias")})
+    with pytest.raises(CheckpointError, match=r"1 missing \(backbone.model.layer.1.*k_proj.bias\)"):
+        load(folder)
+
+
+def test_tensors_of_pretraining_are_ignored(folder):
+    expected = state_dict_sha256(load(folder))
+    extra = {
+        "backbone.local_cls_norm.weight": torch.full((32,), torch.nan),
+        "backbone.local_cls_norm.bias": torch.ones(32),
+        "backbone.rope_embed.periods": torch.ones(4),
+        "backbone.rope_embeddings.periods": torch.ones(4),
+    }
+    rewrite(folder, lambda tensors: tensors | extra)
+    assert state_dict_sha256(load(folder)) == expected
+    for name in ("backbone.rope_embed.period", "local_cls_norms.weight", "head.periods"):
+        rewrite(folder, lambda tensors, name=name: tensors | {name: torch.ones(1)})
+        with pytest.raises(CheckpointError, match=rf"1 unexpected \({name}\)"):
+            load(folder)
+        rewrite(folder, lambda tensors, name=name: {k: v for k, v in tensors.items() if k != name})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused(folder, value):
+    def spoil(tensors):
+        tensors[K_PROJ][3, 4] = value
+        return tensors
+
+    rewrite(folder, spoil)
+    message = r"finite weights as float32, in .*found 1 not finite \(.*layer.1.attention.k_proj.wei"
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_weights_too_large_for_a_data_type_are_refused(folder):
+    rewrite(folder, lambda tensors: tensors | {K_PROJ: torch.full((32, 32), 1e6)})
+    with pytest.raises(CheckpointError, match=r"weights as float16.*load with dtype='float32'"):
+        load(folder, dtype="float16")
+    assert load(folder, dtype="float32").dtype == torch.float32
+
+
+def test_sizes_are_checked_before_anything_is_allocated(folder, monkeypatch):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["backbone_config"] |= {"hidden_size": 65_536, "intermediate_size": 99_999}
+    path.write_text(json.dumps(config | {"fusion_hidden_size": 90_000}))  # terabytes
+
+    def allocate(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.nn.Module, "to_empty", allocate)
+    with pytest.raises(
+        CheckpointError, match=r"misshapen \(.*\[1, 1, 32\] instead of \[1, 1, 65536"
+    ):
+        load(folder)
+
+
+def test_a_tensor_stored_twice_is_refused(tmp_path):
+    theirs = write_published(tmp_path / "single")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    first, second = sorted((tmp_path / "shards").glob("model-*.safetensors"))[:2]
+    name, value = next(iter(load_file(first).items()))
+    save_file(load_file(second) | {name: value}, second)
+    message = rf"every tensor once in .*{first.name} and in {second.name}; download or save"
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "shards")
 
 
 def test_truncated_weights(folder):
@@ -284,12 +388,24 @@ def test_mean_and_std(folder):
     assert found.mean_std() == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     path.write_text('{"image_mean": null}')
     assert found.mean_std() == default
-    path.write_text('{"do_normalize": false}')
-    assert found.mean_std() == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    for wrong in ('{"image_mean": [1, 2]}', '{"image_std": [1, 0, 1]}', '{"image_mean": "x"}'):
+    for off in ("false", "null"):
+        path.write_text(f'{{"do_normalize": {off}}}')
+        assert found.mean_std() == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        path.write_text(f'{{"do_rescale": {off}, "image_mean": 102, "image_std": 51}}')
+        assert found.mean_std() == ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+    path.write_text('{"device": "cuda:77"}')  # where the processor works, not the model
+    assert found.mean_std() == default
+    for wrong in (
+        '{"image_mean": [1, 2]}',
+        '{"image_mean": [1, 2], "image_std": [1, 2]}',
+        '{"image_std": [1, 0, 1]}',
+        '{"image_mean": "x"}',
+    ):
         path.write_text(wrong)
-        with pytest.raises(CheckpointError, match=r"correct preprocessor_config.json"):
+        with pytest.raises(ConfigError, match=rf"in {path}; correct preprocessor_config.json"):
             found.mean_std()
+        with pytest.raises(ConfigError, match=r"image_"):  # when planned, not in a worker later
+            resolve_checkpoint(folder)
     path.write_text("{")
     with pytest.raises(CheckpointError, match=r"preprocessor_config.json as JSON"):
         resolve_checkpoint(folder)
@@ -303,7 +419,10 @@ def test_mean_and_std_are_the_processors():
 
 @pytest.mark.parametrize(
     "model",
-    ["./nowhere", "/no/where", "~/no/where", "a/b/c", Path("no"), Path("a/b"), "no", "no/"],
+    [
+        *("./nowhere", "/no/where", "~/no/where", "a/b/c", Path("no"), Path("a/b"), "no", "no/"),
+        *("~nobody-of-this-name/model", "x" * 5_000, "a\0b"),
+    ],
 )
 def test_folders_that_do_not_exist(model):
     message = r"a folder with config.json .*which does not exist here"
@@ -340,6 +459,68 @@ def test_hub(folder, monkeypatch):
     assert not any(pattern.endswith((".bin", "*")) for pattern in asked["patterns"])
     assert found.weights_sha256 == resolve_checkpoint(folder).weights_sha256
     assert load(MODEL, revision="main").config == tiny_config()
+
+
+def test_hub_options(folder, monkeypatch, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "small").symlink_to(folder)
+    asked = {}
+
+    def download(repo_id, **options):
+        asked.clear()
+        asked.update(options, repo_id=repo_id)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    options = {"token": "hf_secret", "cache_dir": tmp_path, "local_files_only": True}
+    model = load("a/b", revision="v1", subfolder="small", torch_dtype="bfloat16", **options)
+    assert model.dtype == torch.bfloat16
+    patterns = asked.pop("allow_patterns")
+    assert asked == options | {"repo_id": "a/b", "revision": "v1"}
+    assert patterns[0] == "small/config.json"
+    assert all(pattern.startswith("small/") for pattern in patterns)
+    found = resolve_checkpoint("a/b", "v1", subfolder="small")
+    assert (found.model_id, found.revision) == ("a/b", "abc123")
+    assert asked.keys() == {"repo_id", "revision", "allow_patterns"}  # what is not given stays out
+    with pytest.raises(CheckpointError, match=r"a folder 'big' in .*found the folders \['small'\]"):
+        load("a/b", subfolder="big")
+
+
+def test_subfolder_of_a_folder(folder):
+    expected = state_dict_sha256(load(folder))
+    for name in (folder.parent, str(folder.parent)):
+        assert state_dict_sha256(load(name, subfolder="model", token=None)) == expected
+    assert resolve_checkpoint(folder.parent, subfolder="model") == resolve_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=r"found the folders \['model'\]; correct subfolder="):
+        load(folder.parent, subfolder="models")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token": 5}, "token as a token, or True for that of `hf auth login`, found int; pass to"),
+        ({"token": ["hf_secret"]}, "found list; pass token=True"),
+        ({"cache_dir": 3}, "cache_dir as a folder, found 3; pass cache_dir='models'"),
+        ({"local_files_only": "yes"}, "as True or False, found 'yes'; pass local_files_only=True"),
+        ({"revision": 2}, "revision as a branch, tag or commit, found 2; pass revision='main'"),
+        ({"subfolder": 1}, "subfolder as the name of a folder inside the checkpoint, found 1"),
+        ({"subfolder": "../model"}, r"subfolder as .*found '../model'; pass subfolder='weights'"),
+        ({"subfolder": "/etc"}, "subfolder as .*found '/etc'"),
+        ({"local_file_only": True}, "arguments named revision, token, .*found 'local_file_only'"),
+    ],
+)
+def test_wrong_options_are_refused(folder, options, message):
+    for model in (folder, "a/b"):
+        with pytest.raises(ConfigError, match=message):
+            load(model, **options)
+
+
+@pytest.mark.parametrize("model", [0.5, None, b"model", ["a/b"], torch.nn.Linear(1, 1)])
+def test_what_is_no_name_is_refused(model):
+    message = r"a folder with config.json in it, or a hub id 'owner/name', found \w+; pass its path"
+    with pytest.raises(CheckpointError, match=message):
+        load(model)
 
 
 @pytest.mark.parametrize("error", ["offline", "gated", "unknown", "invalid"])
@@ -448,3 +629,93 @@ def test_save_and_load_keep_every_bit(tmp_path):
         assert torch.equal(
             again(random_pixels()).predicted_depth, ours(random_pixels()).predicted_depth
         )
+
+
+# --- files that were changed at random -----------------------------------------------------------
+
+ODD = [None, True, False, 0, -1, 1, 2, 3, 17, 10**6, 10**30, 10**400, 1.5, -0.5, 1e-320, 1e300]
+ODD += [float("nan"), float("inf"), "", "x", "gelu", [], [1], [1, 2, 3], [[1]], [None], {}]
+ODD += [{"a": 1}, {"height": 8, "width": 8}, ["stage1"], [1, 2, 4, 5], [-1]]
+
+
+def places(node, path=()):
+    """List the ways to every value of a JSON document."""
+    keys = node if isinstance(node, dict) else range(len(node))
+    for key in keys:
+        yield (*path, key)
+        if isinstance(node[key], dict | list):
+            yield from places(node[key], (*path, key))
+
+
+def mutated(data, rng):
+    """Leave out, scale or replace one or two values of a JSON document."""
+    data = copy.deepcopy(data)
+    for _ in range(rng.choice([1, 1, 1, 2])):
+        *way, last = rng.choice(list(places(data)))
+        node = data
+        for key in way:
+            node = node[key]
+        how = rng.random()
+        if how < 0.15:
+            del node[last]
+        elif how < 0.3 and type(node[last]) in (int, float):
+            node[last] *= rng.choice([-1, 2, 0.5, 1000])
+        else:
+            node[last] = rng.choice(ODD)
+    return data
+
+
+def attempt(read, folder):
+    """Return what a folder gives, or None and the sentence that refuses it."""
+    try:
+        return read(folder), ""
+    except (ConfigError, CheckpointError) as error:
+        return None, str(error)
+
+
+def test_mutated_configurations_are_refused_or_meant(folder):
+    """Every trial gives a sentence that names the file, or the model that the file describes."""
+    path, rng, loaded, refused = folder / "config.json", random.Random(14), 0, 0
+    good = json.loads(path.read_text())
+    pixels = random_pixels(1, 32, 32)
+    for _ in range(200):
+        data = mutated(good, rng)
+        path.write_text(json.dumps(data))
+        model, message = attempt(load, folder)
+        if model is None:
+            assert "config.json" in message
+            refused += 1
+            continue
+        loaded += 1
+        ours = model.config.to_dict()
+        for mine, theirs in ((ours, data), (ours["backbone_config"], data["backbone_config"])):
+            for name in {*mine} & {*theirs} - {"backbone_config"}:
+                assert mine[name] == theirs[name] or theirs[name] is None, name
+        with torch.inference_mode():
+            assert model(pixels).predicted_depth.isfinite().all()
+    assert loaded > 40
+    assert refused > 80
+
+
+def test_mutated_preprocessor_files_mean_the_same_to_both_readers(folder):
+    """Predictions normalise as the image processor does, or both refuse the file."""
+    CHMv2ImageProcessor().save_pretrained(folder)
+    path, rng, loaded, refused = folder / "preprocessor_config.json", random.Random(14), 0, 0
+    good = json.loads(path.read_text())
+    image = np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype="uint8")
+    for _ in range(400):
+        path.write_text(json.dumps(mutated(good, rng)))
+        checkpoint, message = attempt(resolve_checkpoint, folder)
+        processor, _ = attempt(CHMv2ImageProcessor.from_pretrained, folder)
+        if checkpoint is None:
+            assert "preprocessor_config.json" in message
+            refused += 1
+            continue
+        off = {"do_resize": False, "do_center_crop": False, "do_pad": False}
+        (found,) = processor(image, **off).pixel_values
+        mean, std = (np.reshape(colour, (3, 1, 1)) for colour in checkpoint.mean_std())
+        expected = (image / 255 - mean) / std
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+        loaded += 1
+    assert loaded > 50
+    assert refused > 100

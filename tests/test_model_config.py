@@ -12,7 +12,7 @@ import pytest
 from reference_model import BACKBONE, published, tiny_config, tiny_settings
 
 from xchmv2.errors import CheckpointError, ConfigError
-from xchmv2.model import CHMv2Config, DINOv3ViTConfig
+from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, DINOv3ViTConfig
 
 
 @pytest.mark.parametrize("name", ["CHMv2Config", "DINOv3ViTConfig"])
@@ -72,6 +72,39 @@ def test_backbone_as_object_and_dict_are_one():
     assert by_object == tiny_config()
 
 
+def test_configurations_of_transformers_are_taken():
+    given = {key: value for key, value in BACKBONE.items() if key != "model_type"}
+    theirs = published().DINOv3ViTConfig(**given)
+    settings = tiny_settings() | {"backbone_config": theirs}
+    assert CHMv2Config(**settings) == tiny_config()
+    whole = published().CHMv2Config(**settings)
+    assert CHMv2ForDepthEstimation(whole).config == tiny_config()
+    with pytest.raises(ConfigError, match=r"model_type 'dinov3_vit', found 'vit'; give a DINOv3Vi"):
+        CHMv2Config(backbone_config=published().ViTConfig())
+    for wrong in (published().DINOv3ViTConfig, DINOv3ViTConfig, tiny_config):
+        with pytest.raises(ConfigError, match=r"backbone_config as a dict, a DINOv3ViTConfig or N"):
+            CHMv2Config(backbone_config=wrong)
+
+
+def test_read_from_the_hub(tmp_path, monkeypatch):
+    tiny_config().save_pretrained(tmp_path / "small")
+    asked = {}
+
+    def download(repo_id, **options):
+        asked.update(options, repo_id=repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    options = {"revision": "v1", "token": "hf_secret", "subfolder": "small"}
+    assert CHMv2Config.from_pretrained("a/b", **options) == tiny_config()
+    assert asked == {
+        "repo_id": "a/b",
+        "revision": "v1",
+        "token": "hf_secret",
+        "allow_patterns": ["small/config.json"],
+    }
+
+
 def test_files_cross_both_ways(tmp_path):
     settings = tiny_settings(readout_type="add", max_depth=40.0)
     published().CHMv2Config(**settings).save_pretrained(tmp_path)
@@ -117,6 +150,10 @@ def test_a_misspelt_argument_is_an_error():
         ({"min_depth": 5.0, "max_depth": 2.0}, "found min_depth=5.0, max_depth=2.0"),
         ({"min_depth": 0.0}, "0 itself only with bins_strategy='linear'"),
         ({"max_depth": float("nan")}, "max_depth as a finite number"),
+        ({"max_depth": 10**400}, "max_depth as a finite number of at least 0 and at most 1e"),
+        ({"min_depth": 1e-300}, "1e-6 <= min_depth < max_depth .*found min_depth=1e-300"),
+        ({"fusion_hidden_size": 10**6}, "at least 2 and at most 100000, found 1000000"),
+        ({"reassemble_factors": [10**6, 2, 1, 0.5]}, "whole numbers, or fractions between 0 and"),
         ({"initializer_range": "a"}, "initializer_range as a finite number"),
         ({"reassemble_factors": [4, 2.5, 1, 0.5]}, "whole numbers, or fractions between 0 and 1"),
         ({"reassemble_factors": [4, 2]}, "found 4 stages, 4 channels, 2 factors"),
@@ -138,6 +175,8 @@ def test_wrong_values_are_refused(wrong, message):
     [
         ({"hidden_size": 30}, r"a multiple of 4 \* num_attention_heads, found hidden_size=30"),
         ({"hidden_act": "x"}, "hidden_act as one of 'gelu'"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers as a whole number .* at most 1000, fo"),
+        ({"rope_theta": 10**400}, "rope_theta as a finite number"),
         ({"key_bias": 1}, "key_bias as one of True, False, found 1"),
         ({"drop_path_rate": 1.0}, "at least 0 and below 1, found 1.0"),
         ({"pos_embed_jitter": 0.5}, "pos_embed_jitter as a finite number of at least 1"),
@@ -170,6 +209,7 @@ def test_other_models_files_are_refused():
         ('{"patch_size": 16', "config.json as JSON"),
         ("[1, 2]", "a JSON object in config.json, found list"),
         (b"\xff\xfe\x00", "config.json as JSON"),
+        ("[" * 100_000, "config.json as JSON"),
     ],
 )
 def test_broken_files_are_refused(tmp_path, content, message):
@@ -177,6 +217,15 @@ def test_broken_files_are_refused(tmp_path, content, message):
         data = content if isinstance(content, bytes) else content.encode()
         (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
+        CHMv2Config.from_pretrained(tmp_path)
+
+
+def test_a_wrong_value_names_its_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"norm_strategy": "max"}')
+    message = (
+        rf"norm_strategy as one of .*, found 'max' in {tmp_path}/config.json; correct config.json"
+    )
+    with pytest.raises(ConfigError, match=message):
         CHMv2Config.from_pretrained(tmp_path)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from xchmv2.errors import CheckpointError, ConfigError, DeviceError, ImageryError
+from xchmv2.errors import CheckpointError, CHMv2Error, ConfigError, DeviceError, ImageryError
 from xchmv2.model import CHMv2ImageProcessor
 from xchmv2.model.image_processor import BatchFeature
 
@@ -389,6 +389,10 @@ def test_arguments_without_effect_are_taken(image):
         ({"image_std": (1, 0, 1)}, r"image_std as one positive number, or .*found \(1, 0, 1\)"),
         ({"image_mean": ()}, r"image_mean as one number, or one per channel, found \(\)"),
         ({"image_mean": "a"}, "image_mean as one number, or one per channel, found 'a'"),
+        ({"image_mean": 10**400}, "image_mean as one number, or one per channel, found 1000"),
+        ({"image_std": 1e-320}, "image_std as one positive number, or one per channel, found 1e-3"),
+        ({"size_divisor": 10**30}, "size_divisor as a positive integer, found 1000"),
+        ({"image_mean": (1, 2)}, r"values in image_mean as in image_std, found image_mean=\(1.0, "),
         ({"return_tensors": "tf"}, "return_tensors as one of 'pt', 'np', found 'tf'"),
         ({"input_data_format": "last"}, "input_data_format as one of 'channels_first', 'chan"),
         ({"data_format": "channels_last"}, "data_format as one of 'channels_first', found"),
@@ -546,6 +550,36 @@ def test_published_checkpoint_file_with_entries_that_are_no_settings(tmp_path):
     assert processor == CHMv2ImageProcessor(image_mean=(0.4, 0.4, 0.3))
 
 
+@pytest.mark.parametrize("name", ["do_normalize", "do_rescale", "do_pad", "keep_aspect_ratio"])
+def test_a_switch_that_is_null_in_the_file_is_off(tmp_path, image, name):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({name: None}))
+    processor = CHMv2ImageProcessor.from_pretrained(tmp_path)
+    assert processor == CHMv2ImageProcessor(**{name: False})
+    pixels = processor(image, return_tensors="pt").pixel_values
+    expected = CHMv2ImageProcessor()(image, return_tensors="pt", **{name: None}).pixel_values
+    assert torch.equal(pixels, expected)
+    assert getattr(CHMv2ImageProcessor.from_pretrained(tmp_path, **{name: True}), name) is True
+
+
+def test_another_setting_that_is_null_in_the_file_has_its_default(tmp_path):
+    names = ("image_mean", "image_std", "rescale_factor", "size", "crop_size", "do_center_crop")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(dict.fromkeys(names)))
+    assert CHMv2ImageProcessor.from_pretrained(tmp_path) == CHMv2ImageProcessor()
+
+
+def test_a_wrong_value_names_the_file_or_the_argument(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"size": "x", "device": "warp"}')
+    for name in ("size as", "a device of this machine"):
+        given = {"size": 32} if name.startswith("a device") else {"device": "cpu"}
+        message = rf"{name}.*' in {tmp_path}/pre.*; correct preprocessor_config.json, or download"
+        with pytest.raises(CHMv2Error, match=message):
+            CHMv2ImageProcessor.from_pretrained(tmp_path, **given)
+    good = CHMv2ImageProcessor.from_pretrained(tmp_path, size=32, device="cpu")
+    assert good.size == {"height": 32, "width": 32}
+    with pytest.raises(ConfigError, match=r"found 'y'; pass size=\{'height'"):
+        CHMv2ImageProcessor.from_pretrained(tmp_path, size="y", device="cpu")
+
+
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     (path,) = CHMv2ImageProcessor(size=32).save_pretrained(tmp_path)
     before = Path(path).read_bytes()
@@ -586,6 +620,22 @@ def test_missing_folder_is_not_looked_for_on_the_hub(name):
 def test_unknown_argument_of_from_pretrained():
     with pytest.raises(ConfigError, match="found 'use_fats'"):
         CHMv2ImageProcessor.from_pretrained(REFERENCE, use_fats=True)
+
+
+def test_hub_options(monkeypatch, tmp_path):
+    CHMv2ImageProcessor(size=32).save_pretrained(tmp_path / "sub")
+    asked = {}
+
+    def download(repo_id, **options):
+        asked.update(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    options = {"token": False, "cache_dir": tmp_path, "local_files_only": True}
+    found = CHMv2ImageProcessor.from_pretrained("a/b", subfolder="sub", do_pad=False, **options)
+    assert found == CHMv2ImageProcessor(size=32, do_pad=False)
+    assert asked == options | {"revision": None, "allow_patterns": ["sub/preprocessor_config.json"]}
+    assert CHMv2ImageProcessor.from_pretrained(tmp_path, subfolder="sub").size["width"] == 32
 
 
 def test_hub(monkeypatch):

@@ -24,6 +24,7 @@ from xchmv2.model.checkpoint import (
     INDEX_NAME,
     WEIGHTS_NAME,
     Checkpoint,
+    describe,
     json_sha256,
     resolve_checkpoint,
     state_dict_sha256,
@@ -35,6 +36,7 @@ from xchmv2.model.files import (
     IMAGE_STD,
     MODEL,
     PREPROCESSOR_NAME,
+    find_commit,
     find_folder,
     read_json,
 )
@@ -216,7 +218,7 @@ def _resolve(
     validate_device(device, remote=remote)
     if isinstance(model, CHMv2ForDepthEstimation):
         return _resolve_live(model, device, dtype, spread=spread, remote=remote)
-    if model == DEMO:
+    if isinstance(model, str) and model == DEMO:
         warn_of_demo()
     # A client only plans: it needs the hash of the weights, not the weights.
     found = resolve_checkpoint(model) if weights and client is None else _find_unloaded(model)
@@ -504,12 +506,12 @@ def _find_unloaded(model: str | os.PathLike[str], revision: str | None = None) -
         ) from error
     if is_local or (folder / WEIGHTS_NAME).exists():
         return resolve_checkpoint(model, revision)
-    commit = folder.name if folder.parent.name == "snapshots" else revision
+    commit = find_commit(folder, revision)
     # None for weights that the hub stores inside the repository, without a hash: fetch them.
     weights = _published_sha256(str(model), commit, folder)
     if weights is None:
         return resolve_checkpoint(model, revision)
-    return _describe(str(model), commit, folder, weights)
+    return describe(str(model), commit, folder, weights)
 
 
 def _published_sha256(model: str, commit: str | None, folder: Path) -> str | None:
@@ -533,12 +535,3 @@ def _published_sha256(model: str, commit: str | None, folder: Path) -> str | Non
     if not shards or not shards <= set(hashes):
         return None
     return json_sha256({name: hashes[name] for name in shards})
-
-
-def _describe(model_id: str, revision: str | None, folder: Path, weights: str) -> Checkpoint:
-    config = read_json(folder / CONFIG_NAME)
-    CHMv2Config.from_dict(config)
-    preprocessor = folder / PREPROCESSOR_NAME
-    settings = read_json(preprocessor) if preprocessor.exists() else None
-    sha = json_sha256({"config": config, "preprocessor": settings})
-    return Checkpoint(model_id, revision, folder, weights, sha)

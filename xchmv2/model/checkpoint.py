@@ -5,37 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from xchmv2.errors import CheckpointError
+from xchmv2.errors import CheckpointError, ConfigError
 from xchmv2.model.config import CHMv2Config
 from xchmv2.model.files import (
     CONFIG_NAME,
-    IMAGE_MEAN,
-    IMAGE_STD,
     MODEL,
     PREPROCESSOR_NAME,
+    HubOptions,
+    find_commit,
     find_folder,
     read_json,
     write_json,
 )
+from xchmv2.model.image_processor import CHMv2ImageProcessor
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _IN_MEMORY, _ON_DISK = "backbone.model.layer.", "backbone.layer."
-# Derived from the configuration; some conversions store it all the same.
-_IGNORED = ("inv_freq",)
+# Derived from the configuration, or used in pretraining alone; some conversions store them all the
+# same: the periods of the rotary embedding under two names, the norm of local crops.
+_IGNORED = re.compile(r"(inv_freq|\brope_embed(dings)?\.periods|\blocal_cls_norm\.\w+)$")
+_KEY_BIAS = ".attention.k_proj.bias"
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*.safetensors")
@@ -84,27 +89,26 @@ class Checkpoint:
 
         Raises
         ------
-        CheckpointError
-            If the file does not hold one number or three of each.
+        CheckpointError, ConfigError
+            If the file cannot be read, a setting in it is not allowed, or it does not hold one
+            number or three of each.
         """
-        settings = self._preprocessor()
-        white = 255 * _rescale_factor(settings)
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if settings.get("do_normalize", True):
-            mean = _three("image_mean", settings.get("image_mean") or list(IMAGE_MEAN))
-            std = _three("image_std", settings.get("image_std") or list(IMAGE_STD))
-        if min(std) <= 0:
-            raise CheckpointError("image_std above 0", repr(std), f"correct {PREPROCESSOR_NAME}")
-        (m1, m2, m3), (s1, s2, s3) = mean, std
-        return (m1 / white, m2 / white, m3 / white), (s1 / white, s2 / white, s3 / white)
-
-    def _preprocessor(self) -> dict[str, Any]:
         path = self.folder / PREPROCESSOR_NAME
-        return read_json(path) if path.exists() else {}
+        # The device that a file names is the processor's alone.
+        stored = path.exists() and CHMv2ImageProcessor.from_pretrained(path, device="cpu")
+        processor = stored or CHMv2ImageProcessor()
+        white = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
+        if not processor.do_normalize:
+            return (0.0, 0.0, 0.0), (1 / white, 1 / white, 1 / white)
+        m1, m2, m3 = _three("image_mean", processor.image_mean, path)
+        s1, s2, s3 = _three("image_std", processor.image_std, path)
+        return (m1 / white, m2 / white, m3 / white), (s1 / white, s2 / white, s3 / white)
 
 
 def resolve_checkpoint(
-    model: str | os.PathLike[str] = MODEL, revision: str | None = None
+    model: str | os.PathLike[str] = MODEL,
+    revision: str | None = None,
+    **hub: Unpack[HubOptions],
 ) -> Checkpoint:
     """Find a checkpoint's files, downloading them if they are on the hub, and hash them.
 
@@ -115,6 +119,8 @@ def resolve_checkpoint(
         id on the Hugging Face hub.
     revision : str, optional
         Branch, tag or commit on the hub; a local folder has none and ignores it.
+    **hub
+        ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``, see `HubOptions`.
 
     Returns
     -------
@@ -125,33 +131,70 @@ def resolve_checkpoint(
     CheckpointError
         If files are missing, damaged or not safetensors, or the hub cannot be reached or refuses.
     ConfigError
-        If ``config.json`` holds a value that is not allowed.
+        If a file of settings or an argument holds a value that is not allowed.
 
     Notes
     -----
     Hashes are kept per file (path, size, time, inode), so a second call costs little and an
     overwritten folder gives a new hash.
     """
-    folder, is_local = find_folder(model, revision, _FILES)
+    folder, is_local = find_folder(model, revision, _FILES, **hub)
     if is_local:
-        return _describe(str(folder), None, folder)
-    # The hub's cache names a snapshot by its commit.
-    commit = folder.name if folder.parent.name == "snapshots" else revision
-    return _describe(str(model), commit, folder)
+        return describe(str(folder), None, folder)
+    return describe(str(model), find_commit(folder, revision), folder)
 
 
-def _describe(model_id: str, revision: str | None, folder: Path) -> Checkpoint:
-    config = read_json(folder / CONFIG_NAME)
-    CHMv2Config.from_dict(config)  # refuses a wrong one now, not in a worker later
+def describe(
+    model_id: str, revision: str | None, folder: Path, weights_sha256: str | None = None
+) -> Checkpoint:
+    """Describe the checkpoint in a folder, whose weights need not be there if their hash is known.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        As `resolve_checkpoint` does.
+    """
     preprocessor = folder / PREPROCESSOR_NAME
-    settings = read_json(preprocessor) if preprocessor.exists() else None
-    return Checkpoint(
-        model_id=model_id,
-        revision=revision,
-        folder=folder,
-        weights_sha256=_weights_sha256(_weight_files(folder)),
-        config_sha256=json_sha256({"config": config, "preprocessor": settings}),
+    settings = {
+        "config": read_json(folder / CONFIG_NAME),
+        "preprocessor": read_json(preprocessor) if preprocessor.exists() else None,
+    }
+    found = Checkpoint(
+        model_id, revision, folder, weights_sha256 or "", config_sha256=json_sha256(settings)
     )
+    # Refuses wrong settings now, not in a worker later.
+    _ = found.config, found.mean_std()
+    if weights_sha256 is None:
+        weights_sha256 = _weights_sha256(_weight_files(folder))
+    return replace(found, weights_sha256=weights_sha256)
+
+
+class _Stored(NamedTuple):
+    """What a header says of a tensor."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def validate_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Check a checkpoint's tensors against a model, by their header: nothing is allocated.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On any device, "meta" too.
+    checkpoint : Checkpoint
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, unexpected, of another shape or not floating point; the message
+        names the first of them.
+    """
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    _validate(_read_header(checkpoint.folder), wanted, checkpoint.folder)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -165,18 +208,33 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises
     ------
     CheckpointError
-        If a tensor is missing, unexpected, of another shape or not floating point; the message
-        names the first of them.
+        If a tensor does not fit, see `validate_weights`, or holds a value that is not finite.
+
+    Warns
+    -----
+    UserWarning
+        If ``config.json`` says ``key_bias: true`` and no block has one: they are zeros then.
     """
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    validate_weights(model, checkpoint)
+    current = model.state_dict()
+    stored = _read_header(checkpoint.folder)
     found: dict[str, Tensor] = {}
-    for path in _weight_files(checkpoint.folder):
+    for path in sorted({part.path for part in stored.values()}):
         with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                if not name.endswith(_IGNORED):
-                    found[_in_memory_name(name)] = file.get_tensor(name)
-    _validate(found, wanted, checkpoint.folder)
-    model.load_state_dict(found)
+            for key, part in stored.items():
+                if part.path == path:
+                    found[key] = file.get_tensor(part.name).to(current[key].dtype)
+    _refuse_not_finite(found, checkpoint.folder)
+    without = [key for key in current if key not in found]
+    if without:
+        warnings.warn(
+            f"the weights in {checkpoint.folder} lack {without[0]} and {len(without) - 1} more, "
+            "which config.json asks for by key_bias: true. They are zeros here, as they were when "
+            "DINOv3 was trained; the conversion in transformers leaves them out. "
+            "model.save_pretrained(folder) writes them, and that folder loads without this warning",
+            stacklevel=3,
+        )
+    model.load_state_dict(found | {key: torch.zeros_like(current[key]) for key in without})
 
 
 def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -207,8 +265,8 @@ def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 def weights_dtype(folder: Path) -> torch.dtype:
     """Return the data type of a checkpoint's first tensor."""
-    with _opened(_weight_files(folder)[0]) as file:
-        return _dtype(file, next(iter(file.keys())))
+    first = next(iter(_read_header(folder).values()), None)
+    return _DTYPES.get(first.dtype if first else "F32", torch.float32)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -289,24 +347,43 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _dtype(file: Any, name: str) -> torch.dtype:
-    stored = file.get_slice(name).get_dtype()
-    return _DTYPES.get(stored, torch.float32)
+def _read_header(folder: Path) -> dict[str, _Stored]:
+    """Read what a checkpoint's tensors are, by their names in memory."""
+    found: dict[str, _Stored] = {}
+    for path in _weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if _IGNORED.search(name):
+                    continue
+                part, key = file.get_slice(name), _in_memory_name(name)
+                if key in found:
+                    raise CheckpointError(
+                        f"every tensor once in {folder}",
+                        f"{key} in {found[key].path.name} and in {path.name}",
+                        "download or save it again",
+                    )
+                found[key] = _Stored(path, name, tuple(part.get_shape()), part.get_dtype())
+    return found
 
 
 def _validate(
-    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], folder: Path
+    found: Mapping[str, _Stored], wanted: Mapping[str, tuple[int, ...]], folder: Path
 ) -> None:
     shared = [key for key in wanted if key in found]
+    missing = [key for key in wanted if key not in found]
+    if not any(key.endswith(_KEY_BIAS) for key in found):
+        missing = [key for key in missing if not key.endswith(_KEY_BIAS)]
     problems = {
-        "missing": [key for key in wanted if key not in found],
+        "missing": missing,
         "unexpected": [key for key in found if key not in wanted],
         "misshapen": [
             f"{key} {list(found[key].shape)} instead of {list(wanted[key])}"
             for key in shared
-            if tuple(found[key].shape) != wanted[key]
+            if found[key].shape != wanted[key]
         ],
-        "not floating point": [key for key in shared if not found[key].is_floating_point()],
+        "not floating point": [
+            f"{key} {found[key].dtype}" for key in shared if found[key].dtype not in _DTYPES
+        ],
     }
     found_wrong = [_listed(kind, names) for kind, names in problems.items() if names]
     if found_wrong:
@@ -314,6 +391,17 @@ def _validate(
             f"the {len(wanted)} tensors that config.json describes, in {folder}",
             "; ".join(found_wrong),
             "use the config.json that was saved with these weights",
+        )
+
+
+def _refuse_not_finite(found: Mapping[str, Tensor], folder: Path) -> None:
+    wrong = [key for key, tensor in found.items() if not tensor.isfinite().all()]
+    if wrong:
+        dtypes = sorted({str(found[key].dtype).removeprefix("torch.") for key in wrong})
+        raise CheckpointError(
+            f"finite weights as {', '.join(dtypes)}, in {folder}",
+            _listed("not finite", wrong),
+            "download or save it again; weights too large for float16 load with dtype='float32'",
         )
 
 
@@ -379,23 +467,11 @@ def json_sha256(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _rescale_factor(settings: Mapping[str, Any]) -> float:
-    """Factor by which 8-bit values are multiplied before they are normalised."""
-    if not settings.get("do_rescale", True):
-        return 1.0
-    factor = settings.get("rescale_factor") or 1 / 255
-    if type(factor) not in (int, float) or factor <= 0:
-        raise CheckpointError(
-            "rescale_factor as one number above 0", repr(factor), f"correct {PREPROCESSOR_NAME}"
+def _three(name: str, value: float | tuple[float, ...], path: Path) -> _Colour:
+    values = value if isinstance(value, tuple) else (value,)
+    if len(values) not in (1, 3):
+        raise ConfigError(
+            f"{name} as one number or three", f"{list(values)} in {path}", f"correct {path.name}"
         )
-    return float(factor)
-
-
-def _three(name: str, value: Any) -> _Colour:
-    values = value if isinstance(value, list) else [value] * 3
-    if len(values) != 3 or not all(type(v) in (int, float) for v in values):
-        raise CheckpointError(
-            f"{name} as one number or three", repr(value), f"correct {PREPROCESSOR_NAME}"
-        )
-    red, green, blue = map(float, values)
+    red, green, blue = values * (3 // len(values))
     return red, green, blue

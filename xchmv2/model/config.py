@@ -7,10 +7,17 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, Unpack, cast
 
 from xchmv2.errors import ConfigError
-from xchmv2.model.files import CONFIG_NAME, read_json, write_json
+from xchmv2.model.files import (
+    CONFIG_NAME,
+    HubOptions,
+    find_folder,
+    naming,
+    read_json,
+    write_json,
+)
 
 _READOUT_TYPES = ("ignore", "add", "project")
 _BINS_STRATEGIES = ("linear", "log", "chmv2_mixlog")
@@ -30,6 +37,9 @@ _LEAST = {
     "pos_embed_jitter": 1,
     "pos_embed_rescale": 1,
 }
+# The largest allowed value; of other counts it is the default. No array of these sizes overflows.
+_MOST = {"num_hidden_layers": 1_000, "patch_size": 1_000, "min_depth": 1e6, "max_depth": 1e6}
+_MOST_COUNT = 100_000
 _RATES = ("attention_dropout", "drop_path_rate")
 _ReadoutType = Literal["ignore", "add", "project"]
 BinsStrategy = Literal["linear", "log", "chmv2_mixlog"]
@@ -71,17 +81,36 @@ class _Settings:
         return values | {"model_type": self.model_type}
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read ``config.json`` from a checkpoint folder.
+    def from_pretrained(
+        cls,
+        id_or_folder: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        **hub: Unpack[HubOptions],
+    ) -> Self:
+        """Read the ``config.json`` of a checkpoint.
+
+        Parameters
+        ----------
+        id_or_folder : str or path
+            Hub id, or folder with ``config.json``.
+        revision : str, optional
+            Branch, tag or commit on the hub.
+        **hub
+            ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``, as in
+            `CHMv2ForDepthEstimation.from_pretrained`.
 
         Raises
         ------
         CheckpointError
             If the file is missing or is not a JSON object.
         ConfigError
-            If a value is not allowed.
+            If a value is not allowed; the message names file and field.
         """
-        return cls.from_dict(read_json(Path(folder) / CONFIG_NAME))
+        path = find_folder(id_or_folder, revision, [CONFIG_NAME], **hub)[0] / CONFIG_NAME
+        data = read_json(path)
+        with naming(path):
+            return cls.from_dict(data)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into a folder, which is made if it does not exist."""
@@ -96,7 +125,8 @@ class CHMv2Config(_Settings):
     ----------
     backbone_config : DINOv3ViTConfig, mapping or None
         The backbone; a mapping is completed from the defaults of `DINOv3ViTConfig`; ``None`` is
-        the published ViT-L/16 with stages 6, 12, 18 and 24.
+        the published ViT-L/16 with stages 6, 12, 18 and 24. The DINOv3ViTConfig of transformers
+        is taken too.
     patch_size : int
         Published setting without effect; the backbone's own ``patch_size`` counts.
     initializer_range : float
@@ -173,7 +203,7 @@ class CHMv2Config(_Settings):
         for channel in channels:
             _check_number("post_process_channels", channel, whole=True, least=1)
         for factor in map(_as_float, factors):
-            if not (0 < factor < 1 or (factor >= 1 and factor.is_integer())):
+            if not (1e-3 <= factor < 1 or (1 <= factor <= 1_000 and factor.is_integer())):
                 raise ConfigError(
                     "reassemble_factors as whole numbers, or fractions between 0 and 1",
                     repr(list(factors)),
@@ -191,9 +221,9 @@ class CHMv2Config(_Settings):
 
     def _check_depths(self) -> None:
         takes_log = self.bins_strategy != "linear" and self.number_output_channels > 1
-        if not ((self.min_depth > 0 or not takes_log) and self.min_depth < self.max_depth):
+        if not ((self.min_depth >= 1e-6 or not takes_log) and self.min_depth < self.max_depth):
             raise ConfigError(
-                "0 < min_depth < max_depth (0 itself only with bins_strategy='linear')",
+                "1e-6 <= min_depth < max_depth (0 itself only with bins_strategy='linear')",
                 f"min_depth={self.min_depth}, max_depth={self.max_depth}",
                 "use the published 0.001 and 96.0",
             )
@@ -202,15 +232,22 @@ class CHMv2Config(_Settings):
 def _as_backbone(value: Any) -> DINOv3ViTConfig:
     if value is None:
         return _default_backbone()
-    if isinstance(value, Mapping):
-        return DINOv3ViTConfig.from_dict(value)
     if isinstance(value, DINOv3ViTConfig):
         return value
+    found = value if isinstance(value, Mapping) else published_settings(value)
+    if found is not None:
+        return DINOv3ViTConfig.from_dict(found)
     raise ConfigError(
         "backbone_config as a dict, a DINOv3ViTConfig or None",
         type(value).__name__,
         "pass DINOv3ViTConfig(...)",
     )
+
+
+def published_settings(config: Any) -> Mapping[str, Any] | None:
+    """Return the settings in a configuration object of transformers; None for other objects."""
+    is_one = isinstance(getattr(config, "model_type", None), str) and not isinstance(config, type)
+    return config.to_dict() if is_one else None
 
 
 def _default_backbone() -> DINOv3ViTConfig:
@@ -392,7 +429,7 @@ def _normalise_fields(config: Any) -> None:
         if isinstance(value, list | tuple):
             object.__setattr__(config, field.name, _FrozenList(value))
         elif str(field.type).startswith("float") and type(value) is int:
-            object.__setattr__(config, field.name, float(value))
+            object.__setattr__(config, field.name, _as_float(value))
 
 
 def _check_fields(config: Any) -> None:
@@ -424,13 +461,14 @@ def _check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 
 def _check_number(name: str, value: Any, *, whole: bool, least: float | None) -> None:
-    """Check that a number is finite, large enough, whole if need be, and a rate below 1."""
+    """Check that a number is finite, in its range, whole if need be, and a rate below 1."""
     least = least if least is not None else 1 if whole else 0
+    most = _MOST.get(name, _MOST_COUNT if whole else math.inf)
     number = _as_float(value)
-    fits = math.isfinite(number) and number >= least and (not whole or isinstance(value, int))
-    if not fits or (name in _RATES and number >= 1):
+    fits = math.isfinite(number) and least <= number <= most
+    if not fits or (whole and not isinstance(value, int)) or (name in _RATES and number >= 1):
         kind = "a whole number" if whole else "a finite number"
-        below = " and below 1" if name in _RATES else ""
+        below = " and below 1" if name in _RATES else f" and at most {most:g}" * (number > most)
         raise ConfigError(
             f"{name} as {kind} of at least {least:g}{below}",
             repr(value),
@@ -441,7 +479,10 @@ def _check_number(name: str, value: Any, *, whole: bool, least: float | None) ->
 def _as_float(value: Any) -> float:
     """Return a number as float, and NaN for anything else (booleans too)."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if numeric else math.nan
+    try:
+        return float(value) if numeric else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf
 
 
 def _check_list(name: str, value: Any) -> None:

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from xchmv2.errors import CheckpointError
+from xchmv2.errors import CheckpointError, CHMv2Error, ConfigError
 
 #: Name and folder of the demonstration model.
 DEMO = "demo"
@@ -29,10 +30,42 @@ CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+#: Types of the arguments that say where files are, what each is, and an example.
+_SOURCE: dict[str, tuple[type | tuple[type, ...], str, str]] = {
+    "revision": (str, "a branch, tag or commit", "'main'"),
+    "token": ((str, bool), "a token, or True for that of `hf auth login`", "True"),
+    "cache_dir": ((str, os.PathLike), "a folder", "'models'"),
+    "local_files_only": (bool, "True or False", "True"),
+    "subfolder": (str, "the name of a folder inside the checkpoint", "'weights'"),
+}
+
+
+class HubOptions(TypedDict, total=False):
+    """Where a checkpoint's files are, in the words of ``huggingface_hub``.
+
+    Attributes
+    ----------
+    token : str or bool
+        Access token; True for the stored one, False for none.
+    cache_dir : str or path
+        Folder of downloaded files, instead of the hub's own cache.
+    local_files_only : bool
+        Whether to use downloaded files alone, without asking the hub.
+    subfolder : str
+        Folder inside the repository, or inside a local folder, that holds the files.
+    """
+
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
+    subfolder: str
 
 
 def find_folder(
-    model: str | os.PathLike[str], revision: str | None, files: Sequence[str]
+    model: str | os.PathLike[str],
+    revision: str | None,
+    files: Sequence[str],
+    **hub: Unpack[HubOptions],
 ) -> tuple[Path, bool]:
     """Find a checkpoint's folder, downloading its files if they are on the hub.
 
@@ -45,6 +78,8 @@ def find_folder(
         Branch, tag or commit on the hub; a local folder has none and ignores it.
     files : sequence of str
         Names or patterns of the files wanted; error messages name the first.
+    **hub
+        See `HubOptions`; for a local folder only ``subfolder`` counts.
 
     Returns
     -------
@@ -57,26 +92,84 @@ def find_folder(
     ------
     CheckpointError
         If there is no such folder, or the hub cannot be reached or refuses.
+    ConfigError
+        If another argument is unknown or of the wrong type.
     """
-    if model == DEMO:
-        return DEMO_FOLDER, False
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path.resolve(), True
-    if not isinstance(model, str) or path.exists() or not _HUB_ID.fullmatch(model):
+    options = _checked_options({**hub, "revision": revision})
+    subfolder = options.pop("subfolder", "")
+    folder, is_local = _find_local(model, files), True
+    if folder is None:
+        patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
+        folder, is_local = _download(str(model), patterns, options), False
+    if subfolder and not (folder / subfolder).is_dir():
+        raise CheckpointError(
+            f"a folder {subfolder!r} in {folder}",
+            f"the folders {sorted(path.name for path in folder.glob('*/'))}",
+            "correct subfolder=, or leave it out",
+        )
+    return folder / subfolder, is_local and model != DEMO
+
+
+def find_commit(folder: Path, revision: str | None) -> str | None:
+    """Tell the commit of downloaded files: the hub's cache names a snapshot by it."""
+    snapshots = (part for part in (folder, *folder.parents) if part.parent.name == "snapshots")
+    return next((part.name for part in snapshots), revision)
+
+
+def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check arguments for the hub, and leave out those that are None."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if name not in _SOURCE:
+            raise ConfigError(f"arguments named {', '.join(_SOURCE)}", repr(name), "leave it out")
+        types, wanted, example = _SOURCE[name]
+        inside = name != "subfolder" or _is_inside(value)
+        if not (isinstance(value, types) and inside):
+            # A token must not be printed.
+            found = type(value).__name__ if name == "token" else repr(value)
+            raise ConfigError(f"{name} as {wanted}", found, f"pass {name}={example}")
+    return given
+
+
+def _is_inside(subfolder: Any) -> bool:
+    path = Path(str(subfolder))
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _find_local(model: Any, files: Sequence[str]) -> Path | None:
+    """Find a folder of this machine; None for an id on the hub."""
+    if not isinstance(model, str | os.PathLike):
         raise CheckpointError(
             f"a folder with {files[0]} in it, or a hub id 'owner/name'",
-            f"{str(model)!r}, which " + ("is a file" if path.exists() else "does not exist here"),
+            type(model).__name__,
+            "pass its path; of a model in memory, the folder that "
+            "model.save_pretrained(folder) wrote",
+        )
+    if model == DEMO:
+        return DEMO_FOLDER
+    try:
+        path = Path(model).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (RuntimeError, OSError):  # nobody's home, or too long for a name
+        is_folder = exists = False
+    if is_folder:
+        return path.resolve()
+    if not isinstance(model, str) or exists or not _HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"a folder with {files[0]} in it, or a hub id 'owner/name'",
+            f"{str(model)!r}, which " + ("is a file" if exists else "does not exist here"),
             "correct the path; for a file, give the folder that holds it",
         )
-    return _download(model, revision, files), False
+    return None
 
 
-def _download(model: str, revision: str | None, files: Sequence[str]) -> Path:
+def _download(model: str, files: list[str], options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(model, revision=revision, allow_patterns=list(files))
+        found = snapshot_download(
+            model, revision=options.pop("revision", None), allow_patterns=files, **options
+        )
     except Exception as error:  # the client's errors have no base class but this
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CheckpointError(
@@ -107,7 +200,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{type(error).__name__} for {path}",
             "give a folder that holds it, as save_pretrained(folder) or `hf download` writes one",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name} as JSON in {str(path.parent)!r}",
             str(error),
@@ -120,6 +213,19 @@ def read_json(path: Path) -> dict[str, Any]:
             "fetch or write the file again",
         )
     return data
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in errors about values that it holds."""
+    try:
+        yield
+    except CHMv2Error as error:
+        raise type(error)(
+            error.expected,
+            f"{error.found} in {path}",
+            f"correct {path.name}, or download or save it again",
+        ) from error
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

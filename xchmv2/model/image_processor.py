@@ -29,7 +29,9 @@ from xchmv2.model.files import (
     IMAGE_MEAN,
     IMAGE_STD,
     PREPROCESSOR_NAME,
+    HubOptions,
     find_folder,
+    naming,
     read_json,
     write_json,
 )
@@ -65,6 +67,8 @@ _WANTED = {
     "image_mean": ("one number, or one per channel", str(IMAGE_MEAN)),
     "image_std": ("one positive number, or one per channel", str(IMAGE_STD)),
 }
+#: Beyond this, and for a factor below its inverse, float32 and array sizes overflow.
+_MOST = 1e9
 #: Numbers of channels by which the channel axis of an array is found.
 _CHANNELS = (1, 3, 4)
 #: Below 1, so that the largest value falls just short of the next integer before truncation.
@@ -149,6 +153,7 @@ class CHMv2ImageProcessor:
             value = settings.get(name)
             value = getattr(type(self), name) if value is None else value
             setattr(self, name, _validated(name, value))
+        self._check_channels()
 
     def preprocess(
         self, images: Any, segmentation_maps: Any = None, **overrides: Any
@@ -257,23 +262,35 @@ class CHMv2ImageProcessor:
             A folder with ``preprocessor_config.json``, that file, or an id on the Hugging Face
             hub, of which `revision` is a branch, tag or commit.
         **overrides
-            Settings that replace those of the file.
+            Settings that replace those of the file; and ``token``, ``cache_dir``,
+            ``local_files_only`` and ``subfolder``, as in
+            `CHMv2ForDepthEstimation.from_pretrained`.
 
         Returns
         -------
         CHMv2ImageProcessor
             Settings that the file leaves out have their defaults; its other entries are ignored.
+            A switch (True or False) that is null in the file is off; another setting that is null
+            has its default.
 
         Raises
         ------
         CheckpointError, ConfigError
             If the file cannot be found, downloaded or read, or a setting is not allowed.
         """
+        hub: Any = {n: overrides.pop(n) for n in HubOptions.__annotations__ if n in overrides}
         _refuse_unknown(overrides)
-        stored = read_json(_find_file(pretrained_model_name_or_path, revision))
+        path = _find_file(pretrained_model_name_or_path, revision, hub)
         # The published processor carries a stored data_format along and never looks at it.
-        known = {n: v for n, v in stored.items() if n in _names() and n != "data_format"}
-        return cls(**{**known, **overrides})
+        names = {*_names()} - {"data_format"} - {*overrides}
+        known = {
+            name: False if value is None and getattr(cls, name) is True else value
+            for name, value in read_json(path).items()
+            if name in names
+        }
+        with naming(path):
+            cls(**known)
+        return cls(**known, **overrides)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write ``preprocessor_config.json``, for xchmv2 and transformers, and return its path.
@@ -296,6 +313,7 @@ class CHMv2ImageProcessor:
         call = copy.copy(self)
         for name in _names():
             setattr(call, name, _validated(name, overrides.get(name, getattr(self, name))))
+        call._check_channels()
         for switch, needed in _NEEDED.items():
             missing = [name for name in needed if getattr(call, name) is None]
             if getattr(call, switch) and missing:
@@ -305,6 +323,15 @@ class CHMv2ImageProcessor:
                     f"pass {missing[0]}=... or {switch}=False",
                 )
         return call
+
+    def _check_channels(self) -> None:
+        mean, std = self.image_mean, self.image_std
+        if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
+            raise ConfigError(
+                "as many values in image_mean as in image_std",
+                f"image_mean={mean}, image_std={std}",
+                f"pass image_mean={IMAGE_MEAN}, image_std={IMAGE_STD}",
+            )
 
     def _process_image(self, image: Any) -> Tensor:  # [C, H', W']
         pixels = _read(image, self.input_data_format, convert_rgb=bool(self.do_convert_rgb))
@@ -609,7 +636,7 @@ def _validated(name: str, value: Any) -> Any:
         example = repr(_CHOICES[name][-1])
     try:
         return _convert(name, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name} as {wanted}", repr(value), f"pass {name}={example}") from None
 
 
@@ -628,7 +655,7 @@ def _convert(name: str, value: Any) -> Any:
         return {"height": _as_count(height), "width": _as_count(width)}
     if name in ("size_divisor", "ensure_multiple_of"):
         return _as_count(value)
-    least = -math.inf if name == "image_mean" else 0.0
+    least = -_MOST if name == "image_mean" else 1 / _MOST
     if name == "rescale_factor" or isinstance(value, Real):
         return _as_number(value, least)
     values = tuple(_as_number(item, least) for item in value)
@@ -638,14 +665,14 @@ def _convert(name: str, value: Any) -> Any:
 
 
 def _as_count(value: Any) -> int:
-    if isinstance(value, bool) or operator.index(value) < 1:
+    if isinstance(value, bool) or not 1 <= operator.index(value) <= _MOST:
         raise ValueError
     return operator.index(value)
 
 
 def _as_number(value: Any, least: float) -> float:
     number = float(value) if isinstance(value, Real) else math.nan
-    if isinstance(value, bool) or not least < number < math.inf:
+    if isinstance(value, bool) or not least <= number <= _MOST:
         raise ValueError
     return number
 
@@ -661,8 +688,7 @@ def _as_device(value: Any) -> str:
     return str(device)
 
 
-def _find_file(name: str | os.PathLike[str], revision: str | None) -> Path:
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    return find_folder(name, revision, [PREPROCESSOR_NAME])[0] / PREPROCESSOR_NAME
+def _find_file(name: str | os.PathLike[str], revision: str | None, hub: HubOptions) -> Path:
+    if isinstance(name, str | os.PathLike) and os.path.isfile(os.path.expanduser(name)):
+        return Path(name).expanduser()
+    return find_folder(name, revision, [PREPROCESSOR_NAME], **hub)[0] / PREPROCESSOR_NAME

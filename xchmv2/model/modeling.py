@@ -11,16 +11,22 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from xchmv2.errors import ConfigError, DeviceError, ImageryError
 from xchmv2.model.backbone import Attention, DINOv3ViTBackbone, Embeddings, LayerScale
-from xchmv2.model.checkpoint import load_weights, resolve_checkpoint, save_checkpoint, weights_dtype
-from xchmv2.model.config import CHMv2Config
-from xchmv2.model.files import MODEL
+from xchmv2.model.checkpoint import (
+    load_weights,
+    resolve_checkpoint,
+    save_checkpoint,
+    validate_weights,
+    weights_dtype,
+)
+from xchmv2.model.config import CHMv2Config, published_settings
+from xchmv2.model.files import MODEL, HubOptions
 from xchmv2.model.head import DPTHead
 from xchmv2.model.height import FeaturesToHeight
 from xchmv2.model.loss import chmv2_loss
@@ -40,7 +46,8 @@ class CHMv2ForDepthEstimation(nn.Module):
     Parameters
     ----------
     config : CHMv2Config, optional
-        The published architecture by default. Weights are random until they are loaded.
+        Ours or that of transformers; the published architecture by default. Weights are random
+        until they are loaded.
 
     References
     ----------
@@ -214,6 +221,8 @@ class CHMv2ForDepthEstimation(nn.Module):
         revision: str | None = None,
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,
         dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Load a checkpoint, ready for inference.
 
@@ -227,6 +236,12 @@ class CHMv2ForDepthEstimation(nn.Module):
             "auto" is CUDA where there is one; ``None`` is the CPU.
         dtype : torch.dtype, str or None
             Data type of the weights in memory: float32 by default, "auto" for the file's.
+        torch_dtype : torch.dtype, str or None
+            Older name of `dtype`.
+        **hub
+            Where the files are: ``token`` (str or bool), ``cache_dir`` (str or path) and
+            ``local_files_only`` (bool), as in ``huggingface_hub``; and ``subfolder`` (str), a
+            folder inside the repository or inside a local folder.
 
         Returns
         -------
@@ -238,18 +253,29 @@ class CHMv2ForDepthEstimation(nn.Module):
         CheckpointError
             If files are missing or damaged, or tensors do not fit the configuration.
         ConfigError
-            If ``config.json`` or ``dtype`` holds a value that is not allowed.
+            If ``config.json`` or an argument holds a value that is not allowed.
         DeviceError
             If there is no such device.
+
+        Warns
+        -----
+        UserWarning
+            If the weights lack the key biases that ``config.json`` asks for: they are zeros then.
         """
         device = _find_device(device_map)
-        checkpoint = resolve_checkpoint(id_or_folder, revision)
-        to = weights_dtype(checkpoint.folder) if dtype == "auto" else _as_dtype(dtype)
+        dtypes = {_as_dtype(given) for given in (dtype, torch_dtype) if given is not None}
+        if len(dtypes) > 1:
+            raise ConfigError(
+                "one data type", f"dtype={dtype!r}, torch_dtype={torch_dtype!r}", "pass dtype alone"
+            )
+        checkpoint = resolve_checkpoint(id_or_folder, revision, **hub)
         # Weights made in inference mode could not be trained.
         with torch.inference_mode(False):
             with torch.device("meta"):
                 model = cls(checkpoint.config)  # shapes alone: random weights would be overwritten
-            model = model.to(to).to_empty(device=device)
+            validate_weights(model, checkpoint)
+            to = dtypes.pop() if dtypes else torch.float32
+            model = model.to(to or weights_dtype(checkpoint.folder)).to_empty(device=device)
             load_weights(model, checkpoint)
         return model.eval()
 
@@ -292,17 +318,23 @@ def _find_device(device: str | int | torch.device | Mapping[str, Any] | None) ->
 def _as_config(config: CHMv2Config | None) -> CHMv2Config:
     if config is None:
         return CHMv2Config()
-    if not isinstance(config, CHMv2Config):
+    if isinstance(config, CHMv2Config):
+        return config
+    found = published_settings(config)
+    if found is None:
         raise ConfigError(
             "a CHMv2Config",
             type(config).__name__,
             "pass CHMv2Config(...), or CHMv2Config.from_dict(...)",
         )
-    return config
+    return CHMv2Config.from_dict(found)
 
 
-def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    found = _DTYPES["float32"] if dtype is None else _DTYPES.get(str(dtype).split(".")[-1])
+def _as_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """Name a data type; None is that of the file."""
+    if dtype == "auto":
+        return None
+    found = _DTYPES.get(str(dtype).split(".")[-1])
     if found is None:
         raise ConfigError(
             f"dtype as 'auto' or one of {', '.join(_DTYPES)}", repr(dtype), "pass dtype='float32'"

@@ -14,10 +14,12 @@ import catalogue
 import geopandas
 import numpy as np
 import rioxarray  # noqa: F401  gives .rio
+import torch
 from shapely.geometry import box
 
 import xchmv2
 from xchmv2.datasets import Disturbance, synthetic_forest
+from xchmv2.model import CHMv2ForDepthEstimation
 from xchmv2.training import fine_tune
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +45,7 @@ def blocks(page):
 
 def stand_in(code):
     """Put the demonstration model where a page leaves the published one to be the default."""
+    code = code.replace("CHMv2Config()", 'CHMv2Config.from_pretrained("demo")')
     return re.sub(r"\.predict\((?!\"demo\"|model=)", '.predict("demo", ', code)
 
 
@@ -137,6 +140,57 @@ def source(path, *, size=96, pixel=0.6, crs=26917, extra=None, dtype="uint8", fa
     catalogue.raster(path, values, origin=(400_000.0, 3_290_000.0), pixel=pixel, crs=crs)
 
 
+def write_original(folder):
+    """Write the demonstration model as the authors publish theirs: two files, names of their own.
+
+    The names are those that the conversion script of transformers expects.
+    """
+    backbone, head = {}, {}
+    tensors = CHMv2ForDepthEstimation.from_pretrained("demo").state_dict()
+    layers = "backbone.model.layer."
+    of_block = {
+        "attention.o_proj": "attn.proj",
+        "mlp.up_proj": "mlp.fc1",
+        "mlp.down_proj": "mlp.fc2",
+    }
+    of_block |= {f"layer_scale{i}.lambda1": f"ls{i}.gamma" for i in (1, 2)}
+    for name, tensor in tensors.items():
+        if name.startswith("head."):
+            head[_original_name(name)] = tensor
+        elif not name.startswith(layers):
+            short = name.removeprefix("backbone.").removeprefix("embeddings.")
+            short = short.replace("patch_embeddings", "patch_embed.proj")
+            backbone[short.replace("register_tokens", "storage_tokens")] = tensor
+        elif "q_proj" in name:
+            index, kind = name.removeprefix(layers).split(".")[0], name.rpartition(".")[2]
+            parts = [tensors[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            backbone[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
+        elif "k_proj" not in name and "v_proj" not in name:
+            short = name.replace(layers, "blocks.")
+            for ours, theirs in of_block.items():
+                short = short.replace(ours, theirs)
+            backbone[short] = tensor
+    backbone["mask_token"] = backbone["mask_token"][0]
+    size = backbone["cls_token"].shape[-1]
+    backbone |= {f"local_cls_norm.{kind}": torch.ones(size) for kind in ("weight", "bias")}
+    backbone["rope_embed.periods"] = torch.ones(8)
+    backbone["blocks.0.attn.qkv.bias_mask"] = torch.full((3 * size,), torch.nan)
+    torch.save(backbone, folder / "backbone.pth")
+    torch.save(head, folder / "dpt_head.pth")
+
+
+def _original_name(name):
+    *_, layer, part, kind = name.split(".")
+    if "reassemble_stage.layers" in name:
+        original = {"projection": f"projects.{layer}.conv", "resize": f"resize_layers.{layer}"}
+        return f"reassemble_blocks.{original[part]}.{kind}"
+    name = name.removeprefix("head.").replace("reassemble_stage", "reassemble_blocks")
+    name = name.replace("fusion_layers", "fusion_blocks").replace("projection.", "project.conv.")
+    name = name.replace("residual_layer", "res_conv_unit")
+    name = re.sub(r"convolution(\d)\.", r"conv\1.conv.", name)
+    return re.sub(r"^convs\.(\d)\.", r"convs.\1.conv.", name)
+
+
 def names(folder):
     """The objects that pages take as given."""
     heights = predicted()["canopy_height"]
@@ -160,6 +214,8 @@ def prepare(page, folder):
     """Write all that a page needs and return the names that it takes as given."""
     write_files(folder)
     text = "".join(block["code"] for block in blocks(page))
+    if "torch.load" in text:
+        write_original(folder)
     if 'open_zarr("canopy.zarr")' in text and 'to_zarr("canopy.zarr")' not in text:
         predicted().chmv2.to_zarr(folder / "canopy.zarr", progress=False)
     return names(folder)

@@ -88,6 +88,20 @@ def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch):
     plt.close("all")
 
 
+def test_the_converted_original_files_are_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    documented.write_original(tmp_path)
+    code = next(
+        b["code"] for b in documented.blocks("docs/installation.md") if "torch.load" in b["code"]
+    )
+    exec(documented.stand_in(code), {})
+    load = import_module("xchmv2.model").CHMv2ForDepthEstimation.from_pretrained
+    expected, found = (load(name).state_dict() for name in ("demo", tmp_path / "chmv2"))
+    for name, tensor in expected.items():
+        assert found[name].equal(tensor * 0 if "k_proj.bias" in name else tensor), name
+    assert len(found) == len(expected)
+
+
 def figure_script(name):
     """Import a script that draws a figure of the site."""
     spec = spec_from_file_location(name, DOCS / f"{name}.py")

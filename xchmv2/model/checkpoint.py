@@ -193,8 +193,7 @@ def validate_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         If a tensor is missing, unexpected, of another shape or not floating point; the message
         names the first of them.
     """
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    _validate(_read_header(checkpoint.folder), wanted, checkpoint.folder)
+    _read_fitting(model, checkpoint.folder)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -215,9 +214,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     UserWarning
         If ``config.json`` says ``key_bias: true`` and no block has one: they are zeros then.
     """
-    validate_weights(model, checkpoint)
-    current = model.state_dict()
-    stored = _read_header(checkpoint.folder)
+    stored, current = _read_fitting(model, checkpoint.folder), model.state_dict()
     found: dict[str, Tensor] = {}
     for path in sorted({part.path for part in stored.values()}):
         with _opened(path) as file:
@@ -327,7 +324,8 @@ def _no_weights(folder: Path) -> CheckpointError:
         f"{WEIGHTS_NAME} in {folder}",
         f"{', '.join(unsafe)}, blocked because loading a pickle can run any code; nothing was "
         "unpickled",
-        "load it where you trust it and write safetensors: model.save_pretrained(folder)",
+        "convert it once where you trust it: 'Converting the original files' in the documentation "
+        "(Installation) has the script",
     )
 
 
@@ -366,9 +364,10 @@ def _read_header(folder: Path) -> dict[str, _Stored]:
     return found
 
 
-def _validate(
-    found: Mapping[str, _Stored], wanted: Mapping[str, tuple[int, ...]], folder: Path
-) -> None:
+def _read_fitting(model: nn.Module, folder: Path) -> dict[str, _Stored]:
+    """Read a header, and check it against the names and shapes of a model's tensors."""
+    found = _read_header(folder)
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     shared = [key for key in wanted if key in found]
     missing = [key for key in wanted if key not in found]
     if not any(key.endswith(_KEY_BIAS) for key in found):
@@ -392,6 +391,7 @@ def _validate(
             "; ".join(found_wrong),
             "use the config.json that was saved with these weights",
         )
+    return found
 
 
 def _refuse_not_finite(found: Mapping[str, Tensor], folder: Path) -> None:

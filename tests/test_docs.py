@@ -88,6 +88,29 @@ def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch):
     plt.close("all")
 
 
+SOURCES = {
+    "[NAIP](naip.md), file": "naip.tif",
+    "[Maxar](maxar.md)": "visual.tif",
+    "[Planet](planet.md)": "ortho_analytic.tif",
+    "[Aerial orthophotos](aerial-orthophotos.md)": "ortho.tif",
+    "[Drones](drones.md)": "odm_orthophoto.tif",
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("source", SOURCES)
+def test_calls_by_source_run_on_imagery_of_that_source(source, tmp_path):
+    import rioxarray
+
+    documented.write_files(tmp_path)
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith(f"| {source} |"))
+    (call,) = re.findall(r"`(image\.chmv2\.predict\(.*\))`", row)
+    image = rioxarray.open_rasterio(tmp_path / SOURCES[source], chunks={"x": 4096, "y": 4096})
+    height = eval(documented.stand_in(call), {"image": image}).compute()
+    assert 0 < float(height.mean()) < 60
+
+
 def test_the_converted_original_files_are_the_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     documented.write_original(tmp_path)

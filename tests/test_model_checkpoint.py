@@ -480,7 +480,8 @@ def test_hub_options(folder, monkeypatch, tmp_path):
     assert asked == options | {"repo_id": "a/b", "revision": "v1"}
     assert patterns[0] == "small/config.json"
     assert all(pattern.startswith("small/") for pattern in patterns)
-    found = resolve_checkpoint("a/b", "v1", subfolder="small")
+    found = resolve_checkpoint("a/b", "v1", subfolder="./small/")
+    assert asked["allow_patterns"] == patterns
     assert (found.model_id, found.revision) == ("a/b", "abc123")
     assert asked.keys() == {"repo_id", "revision", "allow_patterns"}  # what is not given stays out
     with pytest.raises(CheckpointError, match=r"a folder 'big' in .*found the folders \['small'\]"):
@@ -505,7 +506,7 @@ def test_subfolder_of_a_folder(folder):
         ({"local_files_only": "yes"}, "as True or False, found 'yes'; pass local_files_only=True"),
         ({"revision": 2}, "revision as a branch, tag or commit, found 2; pass revision='main'"),
         ({"subfolder": 1}, "subfolder as the name of a folder inside the checkpoint, found 1"),
-        ({"subfolder": "../model"}, r"subfolder as .*found '../model'; pass subfolder='weights'"),
+        ({"subfolder": "../model"}, r"subfolder as .*found '../model'; pass subfolder=''"),
         ({"subfolder": "/etc"}, "subfolder as .*found '/etc'"),
         ({"local_file_only": True}, "arguments named revision, token, .*found 'local_file_only'"),
     ],

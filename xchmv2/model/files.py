@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict, Unpack
 
 from xchmv2.errors import CheckpointError, CHMv2Error, ConfigError
@@ -36,7 +36,7 @@ _SOURCE: dict[str, tuple[type | tuple[type, ...], str, str]] = {
     "token": ((str, bool), "a token, or True for that of `hf auth login`", "True"),
     "cache_dir": ((str, os.PathLike), "a folder", "'models'"),
     "local_files_only": (bool, "True or False", "True"),
-    "subfolder": (str, "the name of a folder inside the checkpoint", "'weights'"),
+    "subfolder": (str, "the name of a folder inside the checkpoint", "''"),
 }
 
 
@@ -96,14 +96,14 @@ def find_folder(
         If another argument is unknown or of the wrong type.
     """
     options = _checked_options({**hub, "revision": revision})
-    subfolder = options.pop("subfolder", "")
+    subfolder = PurePosixPath(options.pop("subfolder", ""))
     folder, is_local = _find_local(model, files), True
     if folder is None:
-        patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
+        patterns = [str(subfolder / name) for name in files]
         folder, is_local = _download(str(model), patterns, options), False
-    if subfolder and not (folder / subfolder).is_dir():
+    if subfolder.parts and not (folder / subfolder).is_dir():
         raise CheckpointError(
-            f"a folder {subfolder!r} in {folder}",
+            f"a folder {str(subfolder)!r} in {folder}",
             f"the folders {sorted(path.name for path in folder.glob('*/'))}",
             "correct subfolder=, or leave it out",
         )

@@ -9,6 +9,7 @@ import structure
 TESTS = Path(__file__).parent
 #: Prefixes of test files that belong to no room of the package.
 BESIDE_THE_ROOMS = {
+    "advice",
     "benchmarks",
     "docs",
     "evaluation",

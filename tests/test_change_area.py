@@ -3,10 +3,11 @@ import pytest
 import scipy.stats
 import xarray as xr
 from conftest import no_compute
+from reference import follow
 from scipy import ndimage
 
 from xchmv2.change import correlation_length, difference, loss, loss_area
-from xchmv2.change.correlation import effective_cells
+from xchmv2.change.correlation import independent_area
 from xchmv2.errors import CHMv2Error
 
 # Private imports: the formula alone is held against a plain sum.
@@ -45,9 +46,9 @@ def test_white_noise_has_the_length_of_a_pixel():
     assert np.isnan(correlation_length(field * np.nan))
 
 
-def test_effective_cells():
-    assert effective_cells(0.36, None) == 0.36
-    assert effective_cells(0.36, 10.0) == pytest.approx(314.16, abs=0.01)
+def test_independent_area():
+    assert independent_area(0.36, None) == 0.36
+    assert independent_area(0.36, 10.0) == pytest.approx(314.16, abs=0.01)
 
 
 def test_the_interval_holds_the_truth():
@@ -110,7 +111,7 @@ def test_labels():
 
 def test_bad_input():
     change = difference(*forest(4), sigma=2)
-    with pytest.raises(CHMv2Error, match="without which an area has no honest interval"):
+    with pytest.raises(CHMv2Error, match="interval of an area needs the correlation length"):
         loss_area(change)
     with pytest.raises(CHMv2Error, match="correlation_length of at least 0 m, found -3"):
         loss_area(change, correlation_length=-3)
@@ -120,5 +121,7 @@ def test_bad_input():
         loss_area(change, correlation_length=3, threshold=-2)
     with pytest.raises(CHMv2Error, match="height_change or magnitude, found variables"):
         correlation_length(change[["z_score"]])
-    with pytest.raises(CHMv2Error, match="the change between two dates, found dims"):
-        correlation_length(change["height_change"].expand_dims("time"))
+    several = change["height_change"].expand_dims("period")
+    with pytest.raises(CHMv2Error, match="the change between two dates, found dims") as raised:
+        correlation_length(several)
+    assert correlation_length(follow(raised, change=several)) == correlation_length(change)

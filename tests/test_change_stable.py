@@ -4,6 +4,7 @@ import xarray as xr
 from conftest import no_compute
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import follow
 
 from xchmv2.change import ComparisonWarning, stable_bias
 from xchmv2.errors import CHMv2Error
@@ -99,8 +100,11 @@ def test_a_date_without_heights_is_told_and_hinders_no_other():
     heights = pair()
     empty = heights[:1].where(False).assign_coords(time=[np.datetime64("2021-07-01", "ns")])
     cube = xr.concat([heights[:1], empty, heights[1:]], "time")
-    with pytest.warns(ComparisonWarning, match="no heights on 2021-07-01: no offset there"):
-        found = stable_bias(cube)
+    with pytest.warns(
+        ComparisonWarning, match="no heights on 2021-07-01, so their offset is unknown"
+    ) as warned:
+        found = cube.chmv2.stable_bias()
+    assert warned[0].filename == __file__  # not a line of the package
     assert found["removed_offset"].isnull().values.tolist() == [False, True, False]
     xr.testing.assert_equal(found[[0, 2]], stable_bias(heights))
     xr.testing.assert_equal(stable_bias(cube.chunk(y=70)).compute(), found)
@@ -108,21 +112,26 @@ def test_a_date_without_heights_is_told_and_hinders_no_other():
 
 def test_bad_input():
     heights = pair()
-    with pytest.raises(CHMv2Error, match="True and False, found float32"):
+    with pytest.raises(
+        CHMv2Error, match="a boolean DataArray, True on stable ground, found float32"
+    ):
         stable_bias(heights, heights[0])
-    with pytest.raises(CHMv2Error, match="a mask of dims"):
+    with pytest.raises(CHMv2Error, match="a mask of dims") as raised:
         stable_bias(heights, heights > 2)
+    assert follow(raised, stable=heights > 2).dims == ("y", "x")
     with pytest.raises(CHMv2Error, match="same grid, found"):
         stable_bias(heights, heights[0, 1:] > 2)
-    with pytest.raises(CHMv2Error, match="did not change, found none; pass other dates"):
+    with pytest.raises(
+        CHMv2Error, match="no pixel is valid and stable on both dates; pass other dates"
+    ):
         stable_bias(heights.where(heights.time < heights.time[1]))
-    with pytest.raises(CHMv2Error, match="did not change, found none"):
+    with pytest.raises(CHMv2Error, match="no pixel is valid and stable on both dates"):
         stable_bias(heights, heights[0] > 1000)
     known = xr.zeros_like(heights[0], dtype=bool).drop_vars("time")
     known[:5] = True
     three = xr.concat([heights, heights[1:].assign_coords(time=heights.time[1:] + 1)], "time")
     three[1, :5] = np.nan
-    with pytest.raises(CHMv2Error, match="did not change, found none on 2024-07-01; pass other"):
+    with pytest.raises(CHMv2Error, match="stable on the reference and on 2024-07-01; pass other"):
         stable_bias(three, known)
     with pytest.raises(CHMv2Error, match="exactly one date, '2020', found none"):
         stable_bias(heights, to="2020")

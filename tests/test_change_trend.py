@@ -9,6 +9,7 @@ import xarray as xr
 from conftest import no_compute
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import follow
 
 from xchmv2.change import trend
 from xchmv2.errors import CHMv2Error
@@ -117,6 +118,10 @@ def test_memory_is_bounded_by_slabs(monkeypatch):
     xr.testing.assert_identical(trend(heights), expected)
 
 
+def undated(heights):
+    return heights.assign_coords(time=heights.time.where(np.arange(len(heights)) > 0))
+
+
 def test_bad_input():
     heights = series()
     with pytest.raises(CHMv2Error, match="at least 3 dates, found 1 along 'time'"):
@@ -125,8 +130,14 @@ def test_bad_input():
         trend(heights[:4], 5)
     with pytest.raises(CHMv2Error, match=r"strictly increasing order, found .*sort them"):
         trend(heights[::-1])
-    with pytest.raises(CHMv2Error, match="strictly increasing order"):
-        trend(heights[[0, 1, 1, 2]])
+    for wrong in (heights[::-1], heights[[0, 1, 1, 2]], undated(heights)):
+        with pytest.raises(CHMv2Error, match="strictly increasing order") as raised:
+            trend(wrong)
+        assert set(trend(follow(raised, height=wrong)).data_vars) >= {"slope"}
+    layers = heights.expand_dims(layer=2, axis=1)
+    with pytest.raises(CHMv2Error, match=r"dims \(time, y, x\), found dims") as raised:
+        trend(layers)
+    xr.testing.assert_equal(trend(follow(raised, height=layers)), trend(heights))
     with pytest.raises(CHMv2Error, match=r"dims \(time, y, x\), found dims"):
         trend(heights[0])
     with pytest.raises(CHMv2Error, match="dates along 'time', found int64"):

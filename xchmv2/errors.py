@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+from importlib import import_module
+
 __all__ = [
     "CHMv2Error",
     "CheckpointError",
@@ -21,8 +26,8 @@ class CHMv2Error(ValueError):
     Parameters
     ----------
     expected : str
-        What was expected, without the leading word "expected".
-    found : str
+        What was expected, without the leading word "expected"; without `found`, a plain sentence.
+    found : str, optional
         What was found instead: names, sizes, dims.
     fix : str
         The call or step that corrects it.
@@ -31,9 +36,11 @@ class CHMv2Error(ValueError):
     --------
     >>> str(CHMv2Error("a tile of a multiple of 32 px", "450", "pass tile=448"))
     'expected a tile of a multiple of 32 px, found 450; pass tile=448'
+    >>> str(CHMv2Error("the heights do not vary", fix="pass sigma=4.0"))
+    'the heights do not vary; pass sigma=4.0'
     """
 
-    def __init__(self, expected: str, found: str, fix: str) -> None:
+    def __init__(self, expected: str, found: str | None = None, fix: str = "") -> None:
         # All three stay in ``args``, so that the error survives pickling from a dask worker.
         super().__init__(expected, found, fix)
         self.expected = expected
@@ -41,7 +48,30 @@ class CHMv2Error(ValueError):
         self.fix = fix
 
     def __str__(self) -> str:
+        if self.found is None:
+            return f"{self.expected}; {self.fix}"
         return f"expected {self.expected}, found {self.found}; {self.fix}"
+
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+
+def require_library(name: str, purpose: str, extra: str) -> None:
+    """Check that an optional library is installed, and name the extra that brings it."""
+    try:
+        import_module(name)
+    except ImportError:
+        raise CHMv2Error(
+            f"{name}, which {purpose}, is not installed", fix=f'pip install "xchmv2[{extra}]"'
+        ) from None
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the package, however deep in it the reason was found."""
+    depth, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=depth)
 
 
 class DemoModelWarning(UserWarning):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import xarray as xr
 
 from xchmv2.change.dates import ComparisonWarning, find_dates, list_dates, select_date
 from xchmv2.change.registration import Shift, Windows, estimate_shift
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
     HEIGHT_NAME,
     Raster,
@@ -170,10 +169,11 @@ def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | No
     if isinstance(to, xr.DataArray):
         other = read_raster(to)
         if set(other.dims) != set(dims):
+            extra = next((dim for dim in other.dims if dim not in dims), "time")
             raise CHMv2Error(
                 f"a raster of dims {dims} as to=",
                 f"dims {other.dims}",
-                "choose one of its dates: to=other.sel(time='2019-07-01')",
+                f"choose one of its dates: other.isel({extra}=0)",
             )
         return on_same_grid(other, array).transpose(*dims), dim
     chosen = array.isel({dim: 0}) if to is None else choose_heights(select_date(array, to))
@@ -205,9 +205,8 @@ def _estimate(
     still, *dates = (spread.padded(patches, shape) for patches in cut)
     if not any(np.isfinite(patch).any() for patch in still):
         raise CHMv2Error(
-            "a reference with heights in it",
-            "NaN in all windows",
-            "choose another date: align(height, to='...')",
+            "the reference is NaN in all windows",
+            fix="choose another one, such as to=height.time.values[-1]",
         )
     return [estimate_shift(still, moving, spread, max_shift) for moving in dates]
 
@@ -217,11 +216,7 @@ def _warn_unknown(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> 
     if not unknown:
         return
     named = "the raster" if dim is None else list_dates(array.isel({dim: unknown}), dim)
-    warnings.warn(
-        f"no shift that enough windows agree on: {named}; left where it is",
-        ComparisonWarning,
-        stacklevel=3,
-    )
+    warn(f"too few windows agree on a shift of {named}, which is not moved", ComparisonWarning)
 
 
 def _report(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.Dataset:
@@ -290,7 +285,7 @@ def _move(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.DataA
         f"removed_shift_{axis}": np.array([getattr(s, name) for s in shifts])
         for axis, name in (("y", "dy"), ("x", "dx"))
     }
-    words = {"long_name": "displacement that was taken out", "units": "px"}
+    words = {"long_name": "removed displacement", "units": "px"}
     dims = spatial_dims(array)
     if dim is None:
         coords = {name: ((), values[0], words) for name, values in taken.items()}

@@ -13,7 +13,7 @@ from scipy import fft, ndimage
 
 from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import cell_areas, read_change
+from xchmv2.raster import cell_areas, read_change, spatial_dims
 
 _Floats = npt.NDArray[np.float64]
 
@@ -59,8 +59,11 @@ def correlation_length(
     """
     plane = read_change(change)
     if plane.ndim != 2:
+        extra = [dim for dim in plane.dims if dim not in spatial_dims(plane)]
         raise CHMv2Error(
-            "the change between two dates", f"dims {plane.dims}", "choose one: .isel(time=0)"
+            "the change between two dates",
+            f"dims {plane.dims}",
+            f"choose one: change.isel({extra[0]}=0)",
         )
     shape = (plane.shape[0], plane.shape[1])
     spread = Windows.spread_over(shape, window, windows, 0)
@@ -113,7 +116,7 @@ def _autocovariance(patch: _Floats) -> tuple[_Floats, _Floats] | None:
     return np.asarray(shared), np.asarray(count)
 
 
-def effective_cells(area: Any, length: float | None) -> Any:
+def independent_area(area: Any, length: float | None) -> Any:
     """Return the area that counts as one independent error [the units of `area`].
 
     Parameters

@@ -44,17 +44,20 @@ def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> st
     """
     others = [str(dim) for dim in array.dims if dim not in spatial_dims(array)]
     if len(others) != 1:
+        others.sort(key=lambda dim: _is_dated(array, dim))
         raise CHMv2Error(
             "heights of dims (time, y, x)",
             f"dims {array.dims}",
-            "put the dates together: xr.concat([...], 'time')",
+            f"choose one: height.isel({others[0]}=0)"
+            if others
+            else "join the dates: xr.concat([before, after], 'time')",
         )
     dim = others[0]
     if array.sizes[dim] < least:
         raise CHMv2Error(
             f"at least {least} dates",
             f"{array.sizes[dim]} along {dim!r}",
-            "add dates: xr.concat([...], 'time')",
+            f"add dates: xr.concat([height, other], {dim!r})",
         )
     if dated or _is_dated(array, dim):
         _require_order(array, dim)
@@ -74,11 +77,14 @@ def _require_order(array: xr.DataArray, dim: str) -> None:
             f"give them: height.assign_coords({dim}=pd.to_datetime([...]))",
         )
     times = array[dim].values
-    if np.isnat(times).any() or not (np.diff(times) > np.timedelta64(0)).all():
+    undated = np.isnat(times).any()
+    if undated or not (np.diff(times) > np.timedelta64(0)).all():
         raise CHMv2Error(
             "dates in strictly increasing order",
             list_dates(array, dim),
-            f"sort them: height.sortby({dim!r}), and drop duplicates",
+            f"leave out those without a date: height.sel({dim}=height.{dim}.notnull())"
+            if undated
+            else f"sort them: height.sortby({dim!r}).drop_duplicates({dim!r})",
         )
 
 
@@ -132,7 +138,7 @@ def select_date(height: Raster, label: Any) -> Raster:
         fix = "choose one of these"
     else:
         found = f"{len(chosen)} of them: {list_dates(array.isel({dim: chosen}), dim)}"
-        fix = "write more of the date"
+        fix = "write more of the date, such as the day"
     raise CHMv2Error(f"a label of exactly one date, {str(label)!r}", found, fix)
 
 

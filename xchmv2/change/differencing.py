@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from xchmv2.change.stable_ground import (
     nothing_stable,
     read_mask,
 )
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
     Raster,
     choose_heights,
@@ -113,7 +112,7 @@ def difference(
     _validate(confidence, correlation_length, error_correlation)
     said = doubts(first, second)
     if said:
-        warnings.warn("; ".join(said), ComparisonWarning, stacklevel=2)
+        warn("; ".join(said), ComparisonWarning)
     change = second - first
     require_heights(change)
     coords = {}
@@ -223,9 +222,8 @@ def _measured(
     """Return the error of the difference, by pixel or for all, and its offset on stable ground."""
     if correlation:
         raise CHMv2Error(
-            "no error_correlation with sigma=None, whose measure holds it already",
-            f"{correlation}",
-            "leave it out, or pass the sigma of one date",
+            "sigma=None measures the error of the difference, which includes the correlation",
+            fix="leave error_correlation out, or pass the error of one date, such as sigma=4.0",
         )
     mask = None if stable is None else read_mask(stable, first)
     found = StableGround(*measure_spread(first, second, mask))
@@ -245,14 +243,15 @@ def _require_scatter(found: StableGround) -> None:
         raise nothing_stable()
     if not found.nmad > 0:
         raise CHMv2Error(
-            "height changes that vary on stable ground", "an NMAD of 0 m", "pass sigma=... [m]"
+            "the heights do not vary on stable ground, so their error cannot be estimated",
+            fix="pass it in metres, such as sigma=4.0",
         )
 
 
 def _refuse_stable(stable: xr.DataArray | None) -> None:
     if stable is not None:
         raise CHMv2Error(
-            "no stable= with a sigma that is given", "both", "leave out one of the two"
+            "stable= is used for sigma=None only", fix="leave out either stable= or sigma="
         )
 
 
@@ -348,7 +347,7 @@ def _spread_of(height: Raster) -> xr.DataArray:
     raise CHMv2Error(
         f"a Dataset with {_BIN_SPREAD!r}",
         name_contents(height),
-        f"predict it: .chmv2.predict(layers=('height', {_BIN_SPREAD!r}))",
+        f"predict it: imagery.chmv2.predict(layers=('height', {_BIN_SPREAD!r}))",
     )
 
 

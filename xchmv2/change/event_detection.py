@@ -90,10 +90,9 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
         keep_attrs=True,  # also those of coordinates, which hold the CRS
         output_dtypes=[np.dtype("datetime64[ns]")] * 2 + [array.dtype] * 4 + [np.dtype(bool)],
     )
-    mapping = label_quantity(array, "any", {}).attrs
     return xr.Dataset(
         {
-            name: label_quantity(layer, name, {**attrs, **mapping})
+            name: label_quantity(layer, name, attrs)
             for (name, attrs), layer in zip(_LAYERS.items(), layers, strict=True)
         },
         attrs={"threshold": float(threshold)},

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.change.masks import Change
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import require_library
 from xchmv2.raster import (
     Connectivity,
     find_grid,
@@ -106,7 +106,7 @@ def label_events(
     >>> largest = table.nlargest(10, "area")
     """
     if polygons:
-        _require_geopandas()
+        require_library("geopandas", "holds the outlines of events", "zonal")
     values = {"magnitude": abs(read_change(change))}
     if isinstance(change, xr.Dataset) and "loss_date" in change:
         values["date"] = _seconds(change["loss_date"])
@@ -138,15 +138,6 @@ def _seconds(dates: xr.DataArray) -> xr.DataArray:
     """Count seconds since 1970, which a float64 holds exactly; NaN for no date."""
     seconds = dates.astype("datetime64[s]")
     return seconds.astype("int64").astype("float64").where(seconds.notnull())
-
-
-def _require_geopandas() -> None:
-    try:
-        import geopandas  # noqa: F401
-    except ImportError:
-        raise CHMv2Error(
-            "geopandas, to make polygons", "that it is not installed", 'pip install "xchmv2[zonal]"'
-        ) from None
 
 
 def _with_outlines(labels: xr.DataArray, table: pd.DataFrame) -> gpd.GeoDataFrame:

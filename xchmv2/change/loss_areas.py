@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import ndtr, ndtri
 
-from xchmv2.change.correlation import effective_cells
+from xchmv2.change.correlation import independent_area
 from xchmv2.change.masks import (
     MIN_AREA,
     OPENING,
@@ -102,7 +102,7 @@ def loss_area(
     limit = np.maximum(change["level_of_detection"], threshold)
     over = _chance((-drop - limit) / error)
     undecided = (over * (1 - over)).where(sure | likely, 0.0)
-    sd = np.sqrt((undecided * cells * effective_cells(cells, length)).sum())
+    sd = np.sqrt((undecided * cells * independent_area(cells, length)).sum())
     area, both = (cells * sure).sum(), (cells * likely).sum() - (cells * risen).sum()
     rim = _rim(likely, mask)
     missed = (cells * _chance((-drop - threshold) / error).where(rim, 0.0)).sum()
@@ -153,9 +153,8 @@ def _resolve_length(change: xr.Dataset, length: float | None) -> float:
     found = change.attrs.get("correlation_length") if length is None else length
     if found is None:
         raise CHMv2Error(
-            "a correlation_length [m], without which an area has no honest interval",
-            "none",
-            "measure it: correlation_length=xchmv2.change.correlation_length(change)",
+            "the interval of an area needs the correlation length of the errors",
+            fix="estimate it: correlation_length=xchmv2.change.correlation_length(change)",
         )
     if not (np.isfinite(found) and found >= 0):
         raise CHMv2Error(

@@ -164,9 +164,7 @@ def _candidates(kind: str, change: Change, signed: xr.DataArray, threshold: floa
         return found & _towards(kind, signed) & change.get("significant", True)
     if kind == "gain":
         raise CHMv2Error(
-            "the change between two dates for a gain",
-            "the events of a series, which are losses",
-            "pass what difference() returns",
+            "the events of a series are losses, never gains", fix="pass what difference() returns"
         )
     return found & change["loss_date"].notnull()
 
@@ -179,9 +177,8 @@ def _validate_threshold(kind: str, change: Change, threshold: float | None) -> f
     if threshold is None:
         if isinstance(change, xr.DataArray) or not {"significant", "loss_date"} & set(change):
             raise CHMv2Error(
-                "a threshold, as the change has no significance or loss date",
-                "none",
-                f"pass {kind}(change, threshold=15), or what difference() returns",
+                "the change has neither significance nor loss dates, so a threshold must be given",
+                fix=f"pass {kind}(change, threshold=15), or what difference() returns",
             )
         return 0.0
     size = abs(threshold) if kind == "loss" else threshold

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import require_library
 
 _Floats = npt.NDArray[np.float64]
 
@@ -207,13 +207,8 @@ def _majority(shifts: _Floats, max_shift: float) -> Shift:
 
 @cache
 def _phase_correlation() -> Callable[..., Any]:
-    try:
-        from skimage.registration import phase_cross_correlation
-    except ImportError as error:
-        raise CHMv2Error(
-            "scikit-image, which estimates the shift",
-            "none installed",
-            'install it: pip install "xchmv2[change]"',
-        ) from error
+    require_library("skimage", "estimates the shifts", "change")
+    from skimage.registration import phase_cross_correlation
+
     correlate: Callable[..., Any] = phase_cross_correlation
     return correlate

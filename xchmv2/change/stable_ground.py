@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from scipy.special import erf, ndtri
 
 from xchmv2.change.alignment import find_reference
 from xchmv2.change.dates import ComparisonWarning, list_dates
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import Raster, label_quantity, on_same_grid, read_heights, spatial_dims
 
 _Floats = npt.NDArray[np.float64]
@@ -112,11 +111,16 @@ def read_mask(stable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     if not isinstance(stable, xr.DataArray) or stable.dtype != bool:
         kind = stable.dtype if isinstance(stable, xr.DataArray) else type(stable).__name__
         raise CHMv2Error(
-            "stable as a DataArray of True and False", f"{kind}", "pass stable=(land_cover == 3)"
+            "stable as a boolean DataArray, True on stable ground",
+            f"{kind}",
+            "pass such as stable=(land_cover == 3)",
         )
     if set(stable.dims) != set(like.dims):
+        extra = next((dim for dim in stable.dims if dim not in like.dims), "time")
         raise CHMv2Error(
-            f"a mask of dims {like.dims}", f"dims {stable.dims}", "choose one date of it: .isel()"
+            f"a mask of dims {like.dims}",
+            f"dims {stable.dims}",
+            f"choose one date of it: stable.isel({extra}=0)",
         )
     return on_same_grid(stable, like).transpose(*like.dims)
 
@@ -130,16 +134,15 @@ def _require_stable(found: list[Any], array: xr.DataArray, dim: str | None, *, o
         raise nothing_stable()
     named = list_dates(array.isel({dim: unknown}), dim)
     if bool(np.isfinite(array.isel({dim: unknown}).values).any()):
-        raise nothing_stable(f" on {named}")
-    warnings.warn(f"no heights on {named}: no offset there", ComparisonWarning, stacklevel=3)
+        raise nothing_stable(f"the reference and on {named}")
+    warn(f"there are no heights on {named}, so their offset is unknown", ComparisonWarning)
 
 
-def nothing_stable(where: str = "") -> CHMv2Error:
+def nothing_stable(dates: str = "both dates") -> CHMv2Error:
     """Return the error for dates without stable pixels."""
     return CHMv2Error(
-        "pixels that are valid on both dates and did not change",
-        f"none{where}",
-        "pass other dates, or stable= with ground that has heights on both",
+        f"no pixel is valid and stable on {dates}",
+        fix="pass other dates, or stable= with ground that has heights on both",
     )
 
 
@@ -164,7 +167,7 @@ def _report(measured: StableGround, array: xr.DataArray, dim: str | None) -> xr.
 
 def _correct(height: Raster, array: xr.DataArray, offset: Any, dim: str | None) -> Raster:
     """Remove the offsets from the heights."""
-    words = {"long_name": "offset that was taken out", "units": "m"}
+    words = {"long_name": "removed offset", "units": "m"}
     removed = xr.DataArray(offset, dims=() if dim is None else (dim,))
     corrected = (array - removed).astype(array.dtype).transpose(*array.dims)
     labelled = label_quantity(corrected, str(array.name or "height"), array.attrs)

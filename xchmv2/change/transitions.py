@@ -116,7 +116,9 @@ def _validate_classes(classes: Sequence[float]) -> tuple[float, ...]:
     ascending = all(low < high for low, high in pairwise(bounds))
     if not bounds or not all(map(math.isfinite, bounds)) or not ascending:
         raise CHMv2Error(
-            "ascending heights that divide classes [m]", f"{classes}", "pass such as (2, 5, 20)"
+            "ascending heights that divide classes [m]",
+            f"{classes}",
+            "pass such as classes=(2, 5, 20)",
         )
     return bounds
 

@@ -92,11 +92,10 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
         keep_attrs=True,  # also those of coordinates, which hold the CRS
         output_dtypes=[*[array.dtype] * 6, np.int32],
     )
-    mapping = label_quantity(array, "any", {}).attrs
     attrs = _attrs(confidence, str(np.datetime_as_string(times[0], "s")))
     return xr.Dataset(
         {
-            name: label_quantity(layer, name, {**attrs[name], **mapping})
+            name: label_quantity(layer, name, attrs[name])
             for name, layer in zip(_VARIABLES, layers, strict=True)
         }
     )

@@ -9,6 +9,7 @@ import rioxarray  # noqa: F401  (registers .rio)
 import shapely
 import xarray as xr
 from conftest import cube
+from reference import follow
 
 from xchmv2 import plotting
 from xchmv2.change import difference
@@ -130,9 +131,7 @@ class TestImagery:
 
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    message = (
-        r'matplotlib, to draw with, found that it is not installed; pip install "xchmv2\[plot\]"'
-    )
+    message = r'matplotlib, which draws the figures, is not installed; pip install "xchmv2\[plot\]"'
     for draw in (plotting.require_matplotlib, plotting.missing_patch):
         with pytest.raises(CHMv2Error, match=message):
             draw()
@@ -306,7 +305,9 @@ class TestMaps:
             plotting.plot_change(plane().values)
         with pytest.raises(CHMv2Error, match="a Dataset with height_change"):
             plotting.plot_change(plane().to_dataset(name="canopy_height"))
-        with pytest.raises(CHMv2Error, match="a Dataset with significant, found a DataArray"):
+        with pytest.raises(
+            CHMv2Error, match="a Dataset with 'significant', found a DataArray; pass what"
+        ):
             plotting.plot_change(plane(), only_significant=True)
 
 
@@ -402,12 +403,19 @@ class TestSeries:
             plotting.plot_series(plane(), [(50, 100)])
         with pytest.raises(CHMv2Error, match=r"points, or polygons, found Point, Polygon"):
             plotting.plot_series(dates(), [shapely.Point(50, 100), shapely.box(49, 97, 53, 101)])
-        with pytest.raises(CHMv2Error, match="at most 36 lines"):
-            plotting.plot_series(dates(), [(50, 100)] * 40)
+        cube = dates().expand_dims(layer=2, axis=1)
+        with pytest.raises(CHMv2Error, match="heights of several dates") as raised:
+            plotting.plot_series(cube, [(50, 100)])
+        assert follow(raised, height=cube).ndim == 3
+        many = [(50, 100)] * 40
+        for places in (many, gpd.GeoSeries(gpd.points_from_xy(*zip(*many, strict=True)))):
+            with pytest.raises(CHMv2Error, match="at most 36 lines") as raised:
+                plotting.plot_series(dates(), places)
+            plotting.plot_series(dates(), follow(raised, places=places))
         points = gpd.GeoDataFrame(geometry=gpd.points_from_xy([50], [100]), crs=32633)
         with pytest.raises(CHMv2Error, match="a column 'plot'"):
             plotting.plot_series(dates(), points, label="plot")
-        with pytest.raises(CHMv2Error, match="a CRS on the raster, to bring points"):
+        with pytest.raises(CHMv2Error, match=r"points are in .*, but the heights have no CRS"):
             plotting.plot_series(bare(dates()), points)
 
 

@@ -347,6 +347,10 @@ def test_bad_input():
     height = forest()
     with pytest.raises(CHMv2Error, match=r"at least as large as a pixel, found cell=0\.5"):
         structure.canopy_cover(height, cell=0.5)
+    coarse = forest(pixel=100.0)
+    with pytest.raises(CHMv2Error, match=r"such as cell=\d+$") as raised:
+        structure.canopy_cover(coarse)
+    structure.canopy_cover(coarse, cell=float(raised.value.fix.partition("cell=")[2]))
     with pytest.raises(CHMv2Error, match="pass their side in metres"):
         structure.rumple(height, cell=float("nan"))
     for function in CELL_FUNCTIONS.values():

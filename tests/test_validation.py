@@ -10,6 +10,7 @@ import xarray as xr
 from conftest import no_compute
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import follow
 from scipy import ndimage
 from sklearn import metrics
 
@@ -345,7 +346,9 @@ class TestPoints:
         assert np.isfinite(found.height).tolist() == [True, False, False]
         assert match(height.where(height.x > LEFT + 49), points).known.sum() == 1
         holed = height.where(height.x > LEFT + 60)
-        with pytest.raises(CHMv2Error, match="reference heights where there are heights"):
+        with pytest.raises(
+            CHMv2Error, match="do not overlap where both are valid; check their bounds"
+        ):
             match(holed, points)
 
     def test_many_points_in_batches(self):
@@ -372,11 +375,11 @@ class TestErrors:
             validate(raster(), raster(), **change)
 
     def test_no_common_ground(self):
-        with pytest.raises(CHMv2Error, match="none: the two do not overlap"):
+        with pytest.raises(CHMv2Error, match="heights and reference do not overlap"):
             validate(raster(), raster(left=LEFT + 1000))
-        with pytest.raises(CHMv2Error, match="none: the two do not overlap"):
+        with pytest.raises(CHMv2Error, match="heights and reference do not overlap"):
             validate(raster() * np.nan, raster())
-        with pytest.raises(CHMv2Error, match="none: the two do not overlap"):
+        with pytest.raises(CHMv2Error, match="heights and reference do not overlap"):
             validate(raster(crs=None), raster(crs=None, left=LEFT + 1000))
 
     def test_crs(self):
@@ -385,7 +388,9 @@ class TestErrors:
         with pytest.raises(CHMv2Error, match="none on the heights"):
             validate(raster(crs=None), raster())
         points = gpd.GeoDataFrame({"rh98": [1.0]}, geometry=[shapely.Point(15, 48)], crs=4326)
-        with pytest.raises(CHMv2Error, match="a CRS on the heights, to bring points"):
+        with pytest.raises(
+            CHMv2Error, match=r"points are in .*, but the heights have no CRS; write it"
+        ):
             validate(raster(crs=None), points)
 
     def test_heights_no_canopy_has(self):
@@ -428,6 +433,30 @@ class TestErrors:
         squares = gpd.GeoDataFrame({"height": [1.0]}, geometry=[shapely.box(0, 0, 1, 1)], crs=32633)
         with pytest.raises(CHMv2Error, match="points, found Polygon"):
             validate(raster(), squares)
+
+    def test_advice(self):
+        """The calls that messages name, on what was refused."""
+        height = raster()
+        at = shapely.Point(LEFT + 50, TOP - 50)
+        table = pd.DataFrame({"height": [20.0, -50.0], "lon": 15.0003, "lat": 47.85})
+        squares = gpd.GeoDataFrame({"height": [20.0]}, geometry=[at.buffer(2)], crs=32633)
+        points = gpd.GeoDataFrame({"height": [20.0, -50.0]}, geometry=[at, at], crs=32633)
+        cube = height.expand_dims(layer=2)
+        feet = height.assign_attrs(units="m") * 3.2808
+        for wrong, message in (
+            (squares, "take their centres"),
+            (points, "leave them out"),
+            (cube, "choose one"),
+            (feet, "if they are in feet"),
+        ):
+            with pytest.raises(CHMv2Error, match=message) as raised:
+                validate(height, wrong)
+            assert validate(height, follow(raised, reference=wrong))["count"] > 0
+        with pytest.raises(CHMv2Error, match="make points") as raised:
+            validate(height, table)
+        made = follow(raised, reference=table, geopandas=gpd)
+        assert made.crs == 4326
+        assert made.geometry.x[0] == 15.0003
 
 
 def test_reference_stays_lazy_until_cut():

@@ -14,6 +14,7 @@ import shapely
 import xarray as xr
 from conftest import no_compute
 from hypothesis import given, settings
+from reference import follow
 from scipy import ndimage
 
 from xchmv2.change import correlation_length, difference
@@ -550,14 +551,14 @@ class TestErrors:
             ({"stats": ("mean", "modus")}, r"statistics among mean, .*found \['modus'\]"),
             ({"stats": ()}, r"statistics among"),
             ({"stats": "p101"}, r"found \['p101'\]"),
-            ({"stats": "loss_area"}, "a change, to sum up loss_area, found heights"),
+            ({"stats": "loss_area"}, "a change, for loss_area, found heights"),
             ({"sigma": -1.0}, "a standard deviation of 0 m or more, found -1.0"),
             ({"sigma": np.nan}, "a standard deviation"),
-            ({"sigma": 1.0}, "a correlation length of the errors, with sigma"),
+            ({"sigma": 1.0}, "heights need the correlation length of their errors"),
             ({"sigma": 1.0, "correlation_length": -2.0}, "a correlation length of 0 m or more"),
             (
                 {"threshold": 5.0},
-                r"a change, where there is a threshold.*rename\('height_change'\)",
+                r"a change of height with threshold=.*rename\('height_change'\)",
             ),
         ],
     )
@@ -577,14 +578,20 @@ class TestErrors:
     def test_points_are_no_polygons(self):
         with pytest.raises(CHMv2Error, match="polygons and multipolygons, found 1 of Point"):
             zonal(raster(), [shapely.Point(LEFT + 2, TOP - 2), circle(5, 5, 2)])
+        points = gpd.GeoSeries([shapely.Point(LEFT + 5, TOP - 5)], crs=CRS)
+        with pytest.raises(CHMv2Error, match=r"turn them into areas: polygons\.buffer") as raised:
+            zonal(raster(), points)
+        assert zonal(raster(), follow(raised, polygons=points))["count"] > 1
 
     def test_crs_on_polygons_only(self):
-        with pytest.raises(CHMv2Error, match=r"a CRS on the raster, .*write_crs"):
+        with pytest.raises(
+            CHMv2Error, match=r"polygons are in .*, but the raster has no CRS; .*write_crs"
+        ):
             zonal(raster(crs=None), gpd.GeoSeries([circle(5, 5, 2)], crs=CRS))
 
     def test_places_that_cannot_be(self):
         nowhere = gpd.GeoSeries([shapely.box(0, 95, 10, 99)], crs=4326)
-        with pytest.raises(CHMv2Error, match="polygons that the raster's CRS can place"):
+        with pytest.raises(CHMv2Error, match="cannot be reprojected to the raster's CRS; check"):
             zonal(raster(crs=3857), nowhere)
 
     def test_sigma_below_0_somewhere(self):
@@ -610,9 +617,8 @@ class TestErrors:
 
     def test_missing_library(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "exactextract", None)
-        with pytest.raises(
-            CHMv2Error, match=r'exactextract is not installed; pip.*xchmv2\[zonal\]"'
-        ):
+        message = r'exactextract, .* is not installed; pip install "xchmv2\[zonal\]"'
+        with pytest.raises(CHMv2Error, match=message):
             zonal(raster(), SHAPES["tilted"])
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 from odc.geo.xr import xr_coords
 
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, require_library
 from xchmv2.raster import Grid, find_grid, ground_scale, has_true_areas
 
 if TYPE_CHECKING:
@@ -34,12 +34,7 @@ def require_matplotlib() -> None:
     CHMv2Error
         If it is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise CHMv2Error(
-            "matplotlib, to draw with", "that it is not installed", 'pip install "xchmv2[plot]"'
-        ) from None
+    require_library("matplotlib", "draws the figures", "plot")
 
 
 def new_figure(width: float, height: float) -> Figure:

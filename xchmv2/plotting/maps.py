@@ -176,9 +176,9 @@ def _read_change(change: Raster, only_significant: bool) -> tuple[xr.DataArray, 
     """Return the array to draw, and whether it holds heights, whose dates are to be subtracted."""
     if only_significant and not (isinstance(change, xr.Dataset) and "significant" in change):
         raise CHMv2Error(
-            "a Dataset with significant",
+            "a Dataset with 'significant'",
             name_contents(change),
-            "pass the result of difference(before, after)",
+            "pass what difference() returns",
         )
     if isinstance(change, xr.DataArray) and tell_kind(change) == "height":
         further = [dim for dim in change.dims if dim not in find_grid(change).dims]

@@ -1,8 +1,7 @@
-"""Time series of canopy height at points or under polygons."""
+"""Time series of canopy height at points or in polygons."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.plotting.canvas import Drawing, panels
 from xchmv2.raster import Grid, Raster, find_grid, read_heights
+from xchmv2.validation.matching import place_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def plot_series(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Drawing:
-    """Draw canopy height over time at points, or its mean under polygons.
+    """Draw canopy height over time at points, or its mean in polygons.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def plot_series(
 
     Notes
     -----
-    The height at a point is that of the pixel there. Only pixels under the places are computed.
+    The height at a point is that of the pixel there. Only pixels at the places are computed.
 
     Examples
     --------
@@ -80,7 +80,9 @@ def plot_series(
         raise CHMv2Error(
             f"heights of several dates, dims {('time', *grid.dims)}",
             f"dims {height.dims}",
-            "put dates together: xr.concat([...], 'time'), or choose: height.isel(...=0)",
+            f"choose one: height.isel({further[0]}=0)"
+            if further
+            else "join the dates: xr.concat([before, after], 'time')",
         )
     height = height.transpose(further[0], *grid.dims)
     series, names = _read(places, label)
@@ -95,7 +97,7 @@ def plot_series(
         if low is not None and high is not None:
             band = panel.fill_between(times, low[:, k], high[:, k], color=colour, alpha=0.2, lw=0)
             artists.append(band)
-    _dress(panel, height, str(further[0]), kind, len(names))
+    _label_axes(panel, height, str(further[0]), kind, len(names))
     return Drawing(figure, [panel], artists)
 
 
@@ -109,7 +111,7 @@ def _read(places: Any, label: str | None) -> tuple[Any, list[str]]:
         raise CHMv2Error(
             f"at most {_MOST_LINES} lines in a figure",
             f"{len(series)} places",
-            "choose some: places.iloc[:9]",
+            "choose some: places[:9]",
         )
     if label is not None and label not in labels:
         raise CHMv2Error(f"a column {label!r}", f"columns {list(labels)}", "choose one of these")
@@ -141,33 +143,22 @@ def _kind(series: Any) -> str:
     raise CHMv2Error(
         "points, or polygons",
         ", ".join(sorted(kinds)) or "nothing",
-        "draw one kind at a time; lines can be given a width: places.buffer(10)",
+        "draw one kind at a time; lines become polygons: places.buffer(10)",
     )
 
 
 def _points(height: xr.DataArray, series: Any, grid: Grid) -> tuple[npt.NDArray[Any], None, None]:
     """Take the pixel under each point, (dates, points)."""
-    if series.crs is not None:
-        if grid.crs is None:
-            raise CHMv2Error(
-                "a CRS on the raster, to bring points of another CRS to it",
-                f"none, with points in {series.crs.name}",
-                "write it: height.rio.write_crs('EPSG:...')",
-            )
-        series = series.to_crs(grid.crs.proj)
+    x, y = place_points(series, grid)
     index = [
-        np.floor((values.to_numpy() - edge) / pixel)
-        for values, edge, pixel in zip((series.y, series.x), grid.edges, grid.pixel, strict=True)
+        np.floor((values - edge) / pixel)
+        for values, edge, pixel in zip((y, x), grid.edges, grid.pixel, strict=True)
     ]
     inside = np.logical_and.reduce(
         [(i >= 0) & (i < size) for i, size in zip(index, grid.shape, strict=True)]
     )
     if not inside.all():
-        warnings.warn(
-            f"{int((~inside).sum())} of {len(inside)} points are outside the raster",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"{int((~inside).sum())} of {len(inside)} points are outside the raster")
     where = {
         dim: xr.DataArray(np.where(inside, i, 0).astype(int), dims="point")
         for dim, i in zip(grid.dims, index, strict=True)
@@ -179,14 +170,14 @@ def _points(height: xr.DataArray, series: Any, grid: Grid) -> tuple[npt.NDArray[
 def _polygons(
     height: xr.DataArray, series: Any, grid: Grid
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Average under each polygon, with the 10th and the 90th percentile, (dates, polygons)."""
+    """Average in each polygon, with the 10th and the 90th percentile, (dates, polygons)."""
     from xchmv2.zonal import zonal
 
     found = zonal(height, series, stats=("mean", "p10", "p90")).compute()
     return found["mean"].values, found["p10"].values, found["p90"].values
 
 
-def _dress(panel: Axes, height: xr.DataArray, dim: str, kind: str, count: int) -> None:
+def _label_axes(panel: Axes, height: xr.DataArray, dim: str, kind: str, count: int) -> None:
     name = str(height.attrs.get("long_name", "canopy height"))
     panel.set_ylabel(f"{name} [{height.attrs.get('units', 'm')}]")
     if height[dim].dtype.kind != "M":

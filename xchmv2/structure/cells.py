@@ -52,7 +52,7 @@ def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
         raise CHMv2Error(
             "cells at least as large as a pixel",
             f"cell={cell} with pixels of {sides[0]:.3g} x {sides[1]:.3g}",
-            "pass their side in metres, such as cell=30",
+            f"pass their side in metres, such as cell={max(30.0, 2 * max(sides)):.3g}",
         )
     y, x = (
         _lay(edge, pixel, size, cell / scale)

@@ -59,7 +59,7 @@ def forest_mask(
     Raises
     ------
     CHMv2Error
-        If a parameter makes no sense, or the cell is smaller than a pixel.
+        If a parameter is out of range, or the cell is smaller than a pixel.
 
     Notes
     -----
@@ -126,7 +126,7 @@ def gaps(
     Raises
     ------
     CHMv2Error
-        If the area bounds make no sense.
+        If an area is negative, or `min_area` is above `max_area`.
 
     Notes
     -----

@@ -148,7 +148,7 @@ def _validate_reference(reference: xr.DataArray) -> None:
             "a raster of reference heights (y, x)",
             "points, whose heights describe footprints of many pixels and cannot be compared with "
             "single ones",
-            "pass a raster, such as lidar; compare points by height.chmv2.validate(points)",
+            "pass a raster, such as lidar, or compare points: height.chmv2.validate(points)",
         )
 
 
@@ -159,7 +159,7 @@ def _split(height: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArra
         raise CHMv2Error(
             "a Dataset with canopy_height",
             f"{list(height.data_vars)}",
-            "predict it too: .predict(..., layers=('height', 'bin_spread'))",
+            "predict it too: imagery.chmv2.predict(layers=('height', 'bin_spread'))",
         )
     return read_heights(height), height.get("bin_spread")
 
@@ -173,11 +173,12 @@ def _matched(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Match reference, predicted height and spread where both are known, float64 (N,)."""
     grid = find_grid(height)
-    if set(height.dims) != set(grid.dims):
+    further = [dim for dim in height.dims if dim not in grid.dims]
+    if further:
         raise ImageryError(
             "heights of one date, dims y and x",
             f"dims {height.dims}",
-            "choose one: height.isel(time=0)",
+            f"choose one: height.isel({further[0]}=0)",
         )
     layers = [array.transpose(*grid.dims) for array in (height, spread) if array is not None]
     heights, where = place_reference(reference, grid)
@@ -185,11 +186,16 @@ def _matched(
     # Together, because one run of the network gives height and spread.
     predicted, *deviation = dask.compute(*(array.data for array in picked))
     usable = np.isfinite(heights) & np.isfinite(predicted)
-    if usable.sum() < _FEWEST or np.ptp(predicted[usable]) == 0:
+    if usable.sum() < _FEWEST:
         raise ImageryError(
-            f"at least {_FEWEST} reference heights on predicted ones that differ",
+            f"at least {_FEWEST} reference heights on predicted ones",
             f"{int(usable.sum())}",
-            "give more reference heights inside the predicted area, in its CRS",
+            "pass more reference heights inside the predicted area, in its CRS",
+        )
+    if np.ptp(predicted[usable]) == 0:
+        raise ImageryError(
+            "the predicted heights under the reference are all equal, so no line can be fitted",
+            fix="pass a reference over taller and lower canopy",
         )
     found = [array[usable].astype(np.float64) for array in (heights, predicted, *deviation)]
     return found[0], found[1], found[2] if deviation else None

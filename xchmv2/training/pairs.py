@@ -86,7 +86,7 @@ def read_pair(
     further = [str(dim) for dim in scene.template.dims if dim not in scene.grid.dims]
     if further:
         raise ImageryError(
-            "one image: dims y and x beside the bands",
+            "imagery of one date, dims y and x beside the bands",
             f"further dims {further}",
             f"choose one: imagery.isel({further[0]}=0)",
         )
@@ -100,9 +100,8 @@ def read_pair(
     height[~ok] = np.nan
     if not np.isfinite(height).any():
         raise ImageryError(
-            "reference heights under the imagery",
-            "none: the two do not overlap, or only where one of them is nodata",
-            "check their bounds and CRS: imagery.odc.geobox.boundingbox, "
+            "imagery and reference heights do not overlap where both are valid",
+            fix="check their bounds and CRS: imagery.odc.geobox.boundingbox, "
             "reference.odc.geobox.boundingbox",
         )
     return Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target)
@@ -254,8 +253,8 @@ def _validate_enough(blocks: list[Crop], held_out: int, candidates: list[Crop], 
         raise ImageryError(
             f"at least two tiles of {tile} px with reference heights to train on",
             f"{len(blocks)} in all, {left} after {held_out} were held out for validation",
-            f"half of a tile's pixels must have heights: take a smaller tile, such as "
-            f"tile={max(32, tile // 64 * 32)}, or more reference data",
+            "half of a tile's pixels must have heights: pass a smaller tile, such as "
+            f"tile={max(32, tile // 64 * 32)}, or more reference heights",
         )
 
 

@@ -37,8 +37,8 @@ from xchmv2.training.run_state import (
     save_state,
 )
 
-# How many times an epoch looks at the training area, by number of pixels.
-_LOOKS_PER_EPOCH = 4
+# Pixels drawn in an epoch, as a multiple of those with a reference height.
+_PASSES_PER_EPOCH = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,10 +202,10 @@ def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: b
             row = trainer.run_epoch(state.epoch + 1, lambda loss: bar.update())
             state.history.append(row)
             save_state(folder, state, trainer.model, trainer.optimizer)
-            told = {"loss": f"{row['loss']:.3f}"}
+            shown = {"loss": f"{row['loss']:.3f}"}
             if math.isfinite(row["validation_mae"]):  # something is held out
-                told["mae"] = f"{row['validation_mae']:.2f} m"
-            bar.set_postfix(told)
+                shown["mae"] = f"{row['validation_mae']:.2f} m"
+            bar.set_postfix(shown)
     restore_best(folder, trainer.model)
     trainer.model.eval()
     return state
@@ -270,15 +270,14 @@ def _settings(
 
 def _steps(sampler: CropSampler, batch_size: int) -> int:
     pixels = sum(int(np.isfinite(pair.height).sum()) for pair in sampler.pairs)
-    return max(1, math.ceil(_LOOKS_PER_EPOCH * pixels / (sampler.tile**2 * batch_size)))
+    return max(1, math.ceil(_PASSES_PER_EPOCH * pixels / (sampler.tile**2 * batch_size)))
 
 
 def _validate_output(folder: Path, train: str) -> None:
     if folder.exists():
         raise CHMv2Error(
-            "an output folder that does not exist yet",
-            f"{folder}, which does",
-            "choose another name, or delete it: nothing is overwritten",
+            f"the output folder {folder} exists already, and nothing is overwritten",
+            fix="choose another name, or delete it",
         )
     if train not in ("head", "all"):
         raise CHMv2Error("train='head' or train='all'", f"train={train!r}", "pass one of the two")
@@ -423,9 +422,8 @@ class Trainer:
         )
         if not loss.isfinite():
             raise CHMv2Error(
-                "a finite loss",
-                f"{loss.item()} at {progress:.0%} of the training: it has diverged",
-                "delete the .partial folder and train slower: "
+                f"training has diverged: the loss is {loss.item()} at {progress:.0%} of its steps",
+                fix="delete the .partial folder and lower the learning rate: "
                 f"fine_tune(..., lr={self.schedule.lr / 10:g})",
             )
         self.optimizer.zero_grad(set_to_none=True)

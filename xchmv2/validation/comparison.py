@@ -207,7 +207,7 @@ def _reference_of(reference: Any, height: xr.DataArray, dim: Any, k: int) -> Any
     if not same:
         raise CHMv2Error(
             f"a reference of one date, or of the dates of the heights along {dim!r}",
-            f"{reference.sizes[dim]} others",
+            f"{reference.sizes[dim]} other dates",
             f"choose one: reference.isel({dim}=0)",
         )
     return reference.isel({dim: k})

@@ -105,16 +105,15 @@ def match(
         found = Matched(*_under_footprints(plane, grid, reference, column, radius, percentile))
     if not found.known.any():
         raise CHMv2Error(
-            "reference heights where there are heights",
-            "none: the two do not overlap where both are valid",
-            "check their bounds and CRS: height.odc.geobox.boundingbox, "
+            "heights and reference do not overlap where both are valid",
+            fix="check their bounds and CRS: height.odc.geobox.boundingbox, "
             "reference.odc.geobox.boundingbox (of points: reference.total_bounds)",
         )
     return found
 
 
 def _read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
-    """Check that heights are of one date.
+    """Read heights, and check that they are of one date.
 
     Parameters
     ----------
@@ -232,11 +231,12 @@ def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
     # A spatial dim of one row or column is kept.
     single = [dim for dim in reference.dims if dim not in grid.dims and reference.sizes[dim] == 1]
     flat = reference.squeeze(single, drop=True)
-    if set(flat.dims) - set(grid.dims):
+    further = [dim for dim in flat.dims if dim not in grid.dims]
+    if further:
         raise CHMv2Error(
             "reference heights of one date, dims y and x",
             f"sizes {dict(reference.sizes)}",
-            "choose one layer: reference.isel(band=0)",
+            f"choose one: reference.isel({further[0]}=0)",
         )
     return read_heights(flat).transpose(*grid.dims).astype(np.float32)
 
@@ -288,21 +288,20 @@ def _on_grid(reference: xr.DataArray, grid: Grid) -> _Floats:
     return _average_onto(_checked(part), _crop(there, *spans).geobox, grid.geobox)
 
 
-def _checked(values: npt.NDArray[np.floating]) -> _Floats:
-    _validate_heights(values)
-    return np.clip(values.astype(np.float64), _LOWEST, None)
-
-
-def _validate_heights(values: npt.NDArray[np.floating]) -> None:
-    """Refuse impossible reference heights: outside 0 to 120 m."""
+def _checked(
+    values: npt.NDArray[np.floating],
+    fix: str = "mask them: reference.where((reference >= 0) & (reference <= 120)); or, if they are "
+    "in feet: reference.assign_attrs(units='ft')",
+) -> _Floats:
+    """Refuse impossible reference heights, outside 0 to 120 m; lidar noise becomes 0 m."""
     wrong = (values < _LOWEST - _GROUND_NOISE) | (values > _HIGHEST)
     if wrong.any():
         raise CHMv2Error(
             f"reference heights of {_LOWEST:g} to {_HIGHEST:g} m",
             f"{int(wrong.sum())} outside, from {np.nanmin(values):g} to {np.nanmax(values):g}",
-            "mask them: reference.where((reference >= 0) & (reference <= 120)); heights in feet: "
-            "reference * 0.3048",
+            fix,
         )
+    return np.clip(values.astype(np.float64), _LOWEST, None)
 
 
 def _average_onto(heights: _Floats, source: GeoBox, target: GeoBox) -> _Floats:
@@ -368,7 +367,7 @@ def _under_footprints(
     CHMv2Error
         If points, heights, radius or percentile are invalid.
     """
-    x, y = _places(points, grid)
+    x, y = _coordinates(points, grid)
     reference = _heights(points, column)
     radii = _radii(points, radius)
     if not 0 <= percentile <= 100:
@@ -427,10 +426,10 @@ def _batch(
     return found
 
 
-def _places(points: Any, grid: Grid) -> tuple[_Floats, _Floats]:
+def _coordinates(points: Any, grid: Grid) -> tuple[_Floats, _Floats]:
     """Return x and y of points in the CRS of the heights."""
     if isinstance(points, pd.DataFrame) and hasattr(points, "geometry"):
-        return _geometry_places(points, grid)
+        return place_points(points.geometry, grid)
     if isinstance(points, pd.DataFrame) and {"x", "y"} <= set(points.columns):
         return points["x"].to_numpy(np.float64), points["y"].to_numpy(np.float64)
     found = list(points.columns) if isinstance(points, pd.DataFrame) else type(points).__name__
@@ -438,22 +437,25 @@ def _places(points: Any, grid: Grid) -> tuple[_Floats, _Floats]:
         "a reference as a DataArray, or points as a GeoDataFrame or a DataFrame with x, y and "
         "height",
         f"{found}",
-        "make points: geopandas.GeoDataFrame(table, geometry=geopandas.points_from_xy(lon, lat), "
-        "crs=4326)",
+        "make points: geopandas.GeoDataFrame(reference, geometry=geopandas.points_from_xy("
+        "reference['lon'], reference['lat']), crs=4326)",
     )
 
 
-def _geometry_places(points: Any, grid: Grid) -> tuple[_Floats, _Floats]:
-    series = points.geometry
+def place_points(series: Any, grid: Grid) -> tuple[_Floats, _Floats]:
+    """Return x and y of a GeoSeries of points in the CRS of a grid."""
     kinds = sorted(set(series.geom_type.dropna()) - {"Point"})
     if kinds:
-        raise CHMv2Error("points", f"{', '.join(kinds)}", "take their centres: points.centroid")
+        raise CHMv2Error(
+            "points",
+            f"{', '.join(kinds)}",
+            "take their centres: reference.set_geometry(reference.centroid)",
+        )
     if series.crs is not None:
         if grid.crs is None:
             raise CHMv2Error(
-                "a CRS on the heights, to bring points of another CRS to it",
-                f"none, with points in {series.crs.name}",
-                "write it: height.rio.write_crs('EPSG:...')",
+                f"the points are in {series.crs.name}, but the heights have no CRS",
+                fix="write it: height.rio.write_crs('EPSG:...')",
             )
         series = series.to_crs(grid.crs.proj)
     return series.x.to_numpy(np.float64), series.y.to_numpy(np.float64)
@@ -467,12 +469,13 @@ def _heights(points: pd.DataFrame, column: str | None) -> _Floats:
             if column is None
             else f"a column {column!r}",
             f"columns {[str(name) for name in points.columns]}",
-            "name it: column='rh98'",
+            "name the one that holds them, such as column='rh98'",
         )
     heights = points[names[0]].to_numpy(np.float64, na_value=np.nan)
     heights = np.where(np.isfinite(heights), heights, np.nan)
-    _validate_heights(heights)
-    return np.clip(heights, 0, None)
+    return _checked(
+        heights, f"leave them out: reference[reference[{names[0]!r}].between(0, {_HIGHEST:g})]"
+    )
 
 
 def _radii(points: pd.DataFrame, radius: float) -> _Floats:

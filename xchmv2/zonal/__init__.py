@@ -1,4 +1,4 @@
-"""Numbers per polygon: heights and changes summed up under polygons, with standard errors."""
+"""Zonal statistics of heights and changes, with standard errors."""
 
 from xchmv2.zonal.summary import to_table, zonal
 from xchmv2.zonal.zone_statistics import effective_samples

@@ -1,9 +1,8 @@
-"""Polygons as users give them, where they lie on a raster's pixels, and the windows to read."""
+"""Polygons in any CRS: read, placed on the pixels of a raster, and cut into pieces."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, require_library, warn
 from xchmv2.raster import Grid
 
-#: Sides of polygons of another CRS are straight there: they are bent at points so far apart, which
-#: leaves them less than a tenth of a metre off [degrees, m].
-_BEND = 0.01, 1000.0
-#: What lies further from the raster than this is cut off: projections end somewhere [degrees].
+#: Distance of the vertices that are added to sides before a polygon is reprojected, which keeps the
+#: sides within a tenth of a metre [degrees, m].
+_SPACING = 0.01, 1000.0
+#: Polygons are clipped at this distance from the raster, since a projection is valid in its own
+#: region only [degrees].
 _REACH = 10.0
 
 #: Side of the squares, counted from the raster's first pixel, that polygons are cut into [px].
@@ -45,17 +45,9 @@ class Polygons:
 
 
 def require_zonal() -> None:
-    """Refuse to go on without the libraries that polygons need."""
-    try:
-        import exactextract  # noqa: F401
-        import geopandas  # noqa: F401
-        import xvec  # noqa: F401
-    except ImportError as error:
-        raise CHMv2Error(
-            "geopandas, exactextract and xvec, to work with polygons",
-            f"that {error.name} is not installed",
-            'pip install "xchmv2[zonal]"',
-        ) from None
+    """Check that the libraries that polygons need are installed."""
+    for name in ("exactextract", "geopandas", "xvec"):
+        require_library(name, "polygons and points need", "zonal")
 
 
 def read_polygons(polygons: Any, grid: Grid) -> Polygons:
@@ -74,17 +66,16 @@ def read_polygons(polygons: Any, grid: Grid) -> Polygons:
     if series.crs is not None:
         if grid.crs is None:
             raise CHMv2Error(
-                "a CRS on the raster, to bring polygons of another CRS to it",
-                f"none, with polygons in {series.crs.name}",
-                "write it: height.rio.write_crs('EPSG:...')",
+                f"the polygons are in {series.crs.name}, but the raster has no CRS",
+                fix="write it: height.rio.write_crs('EPSG:...')",
             )
-        placed = _bring(series, grid)
+        placed = _reproject(series, grid)
     crs = series.crs if series.crs is not None else grid.crs and grid.crs.proj
     return Polygons(given, crs, _on_pixels(np.asarray(placed.array, object), grid), labels)
 
 
-def _bring(series: Any, grid: Grid) -> Any:
-    """Bring polygons to the CRS of a raster, along their sides as they are in their own."""
+def _reproject(series: Any, grid: Grid) -> Any:
+    """Reproject polygons to the CRS of a raster; their sides are straight in their own CRS."""
     import shapely
 
     target = grid.crs.proj
@@ -92,22 +83,22 @@ def _bring(series: Any, grid: Grid) -> Any:
         return series
     found = np.asarray(series.array, dtype=object)
     if series.crs.is_geographic:
-        found = shapely.segmentize(_near(found, grid, series.crs), _BEND[0])
+        found = shapely.segmentize(_clip(found, grid, series.crs), _SPACING[0])
     else:
         metre = float(series.crs.axis_info[0].unit_conversion_factor)
-        found = shapely.segmentize(found, _BEND[1] / metre)
+        found = shapely.segmentize(found, _SPACING[1] / metre)
     return type(series)(found, crs=series.crs).to_crs(target)
 
 
-def _near(geometries: Geometries, grid: Grid, crs: Any) -> Geometries:
-    """Cut off what lies a continent away from a raster: its CRS may have no place for it."""
+def _clip(geometries: Geometries, grid: Grid, crs: Any) -> Geometries:
+    """Clip polygons that reach far beyond a raster, where its CRS may not be defined."""
     import shapely
 
     box = grid.geobox.footprint(crs).boundingbox
     low, high = np.array(box.bbox[:2]) - _REACH, np.array(box.bbox[2:]) + _REACH
     bounds = shapely.bounds(geometries)
     far = (bounds[:, :2] < low).any(axis=1) | (bounds[:, 2:] > high).any(axis=1)
-    # Not what is nowhere on the Earth: that is a wrong CRS, and to be refused.
+    # Coordinates outside the Earth's are kept: the CRS is wrong, and reprojection will refuse it.
     far &= (np.abs(bounds) <= (360.0, 90.0, 360.0, 90.0)).all(axis=1)
     found = geometries.copy()
     found[far] = shapely.clip_by_rect(geometries[far], *low, *high)
@@ -115,7 +106,7 @@ def _near(geometries: Geometries, grid: Grid, crs: Any) -> Geometries:
 
 
 def as_series(polygons: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
-    """Return a GeoSeries, and what names its members."""
+    """Return geometries as a GeoSeries, and their index and columns by name."""
     import geopandas
     import shapely
 
@@ -131,7 +122,7 @@ def as_series(polygons: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
         if isinstance(members, str) or not hasattr(members, "__len__"):
             raise _no_polygons(type(polygons).__name__)
         if not all(member is None or isinstance(member, shapely.Geometry) for member in members):
-            raise _no_polygons(f"a {type(members).__name__} of other things")
+            raise _no_polygons(f"a {type(members).__name__} of other objects")
         series, columns = geopandas.GeoSeries(list(members)), {}
     if not len(series):
         raise _no_polygons("none")
@@ -161,7 +152,7 @@ def _validate(geometries: Geometries) -> None:
         raise CHMv2Error(
             "polygons and multipolygons",
             f"{int(wrong.sum())} of {' and '.join(kinds)}",
-            "turn them into areas: polygons.buffer(...)",
+            "turn them into areas: polygons.buffer(10)",
         )
 
 
@@ -175,17 +166,15 @@ def _on_pixels(geometries: Geometries, grid: Grid) -> Geometries:
     flat = shapely.transform(flat, lambda xy: (xy - (left, top)) / (dx, -dy))
     if not np.isfinite(shapely.bounds(flat[~shapely.is_empty(flat)])).all():
         raise CHMv2Error(
-            "polygons that the raster's CRS can place",
-            "coordinates that are not finite",
-            "check the CRS of the polygons: polygons.crs",
+            "the polygons cannot be reprojected to the raster's CRS",
+            fix="check whether polygons.crs is theirs; if not: polygons.set_crs('EPSG:...', "
+            "allow_override=True)",
         )
     broken = ~shapely.is_valid(flat)
     if broken.any():
-        warnings.warn(
+        warn(
             f"{int(broken.sum())} polygons cross themselves and were repaired by "
-            "shapely.make_valid: check their areas",
-            UserWarning,
-            stacklevel=4,
+            "shapely.make_valid; check their areas"
         )
         flat[broken] = [_keep_areas(repaired) for repaired in shapely.make_valid(flat[broken])]
     return flat
@@ -229,7 +218,7 @@ def cut_pieces(geometries: Geometries, shape: tuple[int, int]) -> Iterator[Piece
 
 
 def _window(geometry: Any, within: Window) -> Window:
-    """Return the pixels a polygon reaches into."""
+    """Return the window of pixels that a polygon reaches into."""
     if geometry.is_empty:
         return (0, 0, 0, 0)
     west, south, east, north = geometry.bounds
@@ -238,7 +227,7 @@ def _window(geometry: Any, within: Window) -> Window:
 
 
 def _keep_areas(geometry: Any) -> Any:
-    """Drop the lines and points that cutting and repairing leave."""
+    """Drop the lines and points that remain after cutting and repairing."""
     import shapely
 
     parts = shapely.get_parts(shapely.get_parts(geometry))

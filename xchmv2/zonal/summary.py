@@ -1,9 +1,8 @@
-"""Zonal statistics: heights, changes and any other raster summed up under polygons."""
+"""Zonal statistics of heights, changes and any other raster."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ import xarray as xr
 from scipy.stats import norm
 
 from xchmv2.change.masks import THRESHOLD
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
     HEIGHT_NAME,
     cell_areas,
@@ -49,7 +48,7 @@ def zonal(
     sigma: float | xr.DataArray | None = None,
     correlation_length: float | None = None,
 ) -> xr.Dataset:
-    """Sum up heights or changes under polygons, each pixel by the share that is covered.
+    """Compute statistics of heights or changes in polygons, weighted by the covered area.
 
     Parameters
     ----------
@@ -86,27 +85,27 @@ def zonal(
     Raises
     ------
     CHMv2Error
-        If an argument cannot be, the raster has no CRS and the polygons do, or sigma is given for
-        heights without a correlation length.
+        If an argument is out of range, the polygons have a CRS and the raster has none, or sigma is
+        given for heights without a correlation length.
 
     Warns
     -----
     UserWarning
-        If polygons lie outside the raster: their statistics are NaN. If polygons cross themselves.
+        If polygons lie outside the raster, so that their statistics are NaN, or cross themselves.
 
     Notes
     -----
-    Means and deviations are weighted by covered area on the ground. ``loss`` and ``gain`` are
-    gross: of the pixels that count. ``net_volume`` is of all pixels, so it is not the difference
-    of the two, which depend on what counts.
+    Means and standard deviations are weighted by covered area on the ground. Loss and gain are
+    gross sums over the pixels that count. ``net_volume`` is the sum over all pixels, so it is not
+    the difference of the two.
 
-    Standard errors are those of repeated measurement, for errors with the given deviation and
-    correlation length (:func:`xchmv2.zonal.effective_samples`). Those of areas come from pixels
-    so near the threshold that another measurement might have called them otherwise. An error that
-    all pixels share, or a bias of the change, is not in them.
+    Standard errors are those of repeated measurement, for errors with the given standard deviation
+    and correlation length (:func:`xchmv2.zonal.effective_samples`). Those of areas come from pixels
+    so near the threshold that another measurement might have put them on its other side. They do
+    not include an error that all pixels share, or a bias of the change.
 
-    Only windows under polygons are read, in pieces of at most 1024 px. Percentiles hold the
-    values under a polygon in memory, other statistics do not.
+    Only windows over polygons are read, in pieces of at most 1024 px. Percentiles keep the values
+    in a polygon in memory, other statistics do not.
 
     References
     ----------
@@ -169,11 +168,9 @@ def _warn_outside(polygons: Polygons, pieces: Sequence[Piece]) -> None:
     if outside:
         names = next(iter(polygons.labels.values()))
         shown = ", ".join(str(names[k]) for k in outside[:5]) + ("..." if len(outside) > 5 else "")
-        warnings.warn(
-            f"{len(outside)} of {len(polygons.given)} polygons are empty or outside the raster, "
-            f"and NaN in the result: {shown}",
-            UserWarning,
-            stacklevel=3,
+        warn(
+            f"{len(outside)} of {len(polygons.given)} polygons are empty or outside the raster; "
+            f"their statistics are NaN: {shown}"
         )
 
 
@@ -191,10 +188,10 @@ def _resolve_length(quantity: _Quantity, given: float | None, names: Sequence[st
         return float(given if given is not None else quantity.length or 0.0)
     if not quantity.change:
         raise CHMv2Error(
-            "a correlation length of the errors, with sigma",
-            "none, and heights, whose own pattern says nothing of their errors",
-            "give it: correlation_length=10.0, or estimate it from the difference to a reference: "
-            "xchmv2.change.correlation_length(height - reference)",
+            "standard errors of heights need the correlation length of their errors, which heights "
+            "alone do not show",
+            fix="pass such as correlation_length=10.0, or estimate it from the difference to a "
+            "reference: xchmv2.change.correlation_length(height - reference)",
         )
     return math.nan
 
@@ -224,7 +221,7 @@ def _summarize(
 
 
 def _place_layers(layers: dict[str, Any], values: xr.DataArray) -> dict[str, Any]:
-    """Bring layers onto the values' grid: numbers, or dask arrays (H, W) or (D, H, W)."""
+    """Return layers on the grid of the values: numbers, or dask arrays (H, W) or (D, H, W)."""
     placed = {}
     dims = values.dims[-2:]
     plane = values.isel({dim: 0 for dim in values.dims[:-2]}, drop=True)
@@ -236,7 +233,7 @@ def _place_layers(layers: dict[str, Any], values: xr.DataArray) -> dict[str, Any
             layer,
             values,
             expected=f"{name} on the grid of the values, {dict(values.sizes)}",
-            fix=f"bring it there: {name}.interp_like(values)",
+            fix=f"interpolate it: {name}.interp_like(height)",
         )
         whole = plane if set(layer.dims) <= set(dims) else values
         layer = layer.broadcast_like(whole).transpose(*whole.dims).chunk()
@@ -275,7 +272,7 @@ def _label(
 
 
 def _square(values: xr.DataArray) -> str | None:
-    """Return the unit of areas, known with a CRS or where the coordinates are said to be metres."""
+    """Return the unit of areas, which a CRS or the units of the coordinates tell."""
     if has_true_areas(values):
         return "m2"
     units = {values[dim].attrs.get("units") for dim in values.dims[-2:] if dim in values.coords}
@@ -283,7 +280,7 @@ def _square(values: xr.DataArray) -> str | None:
 
 
 def _kept(values: xr.DataArray) -> dict[Any, xr.DataArray]:
-    """Return the coordinates that are not of the pixels, such as time."""
+    """Return the coordinates without a spatial dim, such as time."""
     plane = set(values.dims[-2:])
     return {
         name: coord.drop_vars([other for other in coord.coords if other != name])
@@ -295,7 +292,7 @@ def _kept(values: xr.DataArray) -> dict[Any, xr.DataArray]:
 def _names(
     polygons: Polygons, taken: Sequence[str], values: xr.DataArray
 ) -> dict[str, tuple[str, Any]]:
-    """Return what names the polygons, under names that nothing else has."""
+    """Return the index and the columns of the polygons, under names that are free."""
     used = {*taken, "geometry", "correlation_length", *values.coords, *values.dims}
     return {
         f"polygon_{name}" if name in used else name: ("geometry", column)
@@ -305,7 +302,7 @@ def _names(
 
 @dataclass(frozen=True, eq=False)
 class _Quantity:
-    """Values with spatial dims last, what they are called, and what is known of them."""
+    """Values with spatial dims last, with their name, unit and errors."""
 
     values: xr.DataArray
     of: str
@@ -314,7 +311,7 @@ class _Quantity:
     #: pixels and their level of detection [m].
     layers: dict[str, Any]
     change: bool = False
-    #: Change from which on a pixel is lost or gained; None: the layer ``changed`` tells.
+    #: Change from which on a pixel is lost or gained; None where the layer ``changed`` says so.
     threshold: float | None = None
     #: Correlation length that came with the values [m].
     length: float | None = None
@@ -323,7 +320,7 @@ class _Quantity:
 def _read_quantity(
     given: xr.DataArray | xr.Dataset, threshold: float | None, sigma: float | xr.DataArray | None
 ) -> _Quantity:
-    """Tell heights, changes and other rasters apart, and find what comes with them."""
+    """Read heights, a change or another raster, with the error and significance it carries."""
     layers: dict[str, Any] = {} if sigma is None else {"sigma": sigma}
     if isinstance(sigma, xr.DataArray):
         layers["sigma"] = read_numbers(sigma)
@@ -345,15 +342,15 @@ def _read_quantity(
         given = _only_height(given)
     if threshold is not None:
         raise CHMv2Error(
-            "a change, where there is a threshold of loss and gain",
+            "a change of height with threshold=",
             f"an array named {given.name!r}",
-            f"if it is a change, say so: change.rename({_CHANGE_NAME!r})",
+            f"if it is a change, name it so: change.rename({_CHANGE_NAME!r})",
         )
     return _Quantity(*_read_values(given), layers)
 
 
 def _read_values(array: xr.DataArray) -> tuple[xr.DataArray, str, str | None]:
-    """Read values that are no change, what they are called, and their unit."""
+    """Read values other than a change, with their name and unit."""
     kind, called = tell_kind(array), array.attrs.get("long_name")
     if kind == "mask":
         shares = array.astype(np.float32)
@@ -397,7 +394,7 @@ def _only_height(dataset: xr.Dataset) -> xr.DataArray:
 def _with_significance(
     quantity: _Quantity, dataset: xr.Dataset, threshold: float | None
 ) -> _Quantity:
-    """Add what ``difference`` says of its change: its error, and which pixels have changed."""
+    """Add the error and the significant pixels that ``difference`` found."""
     layers = dict(quantity.layers)
     detection = dataset.get("level_of_detection")
     confidence = _find_attr(dataset, "confidence")

@@ -1,4 +1,4 @@
-"""Sums under polygons, piece by piece, and the statistics and standard errors they give."""
+"""Sums over polygons, piece by piece, and the statistics and standard errors derived from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Floats = npt.NDArray[np.float64]
 #: Layers by name: of a window, or for each pixel under a piece; a number holds for all.
 _Read = Mapping[str, npt.NDArray[Any]]
 
-#: What is summed up by default.
+#: Statistics of any raster, computed by default.
 _HEIGHT_STATS = ("mean", "std", "min", "max", "count", "area", "valid_fraction")
 #: Areas and volumes of change.
 _CHANGE_STATS = tuple(
@@ -73,10 +73,9 @@ def resolve_stats(
     wrong = [stat for stat in wanted if stat not in every and _percentile_of(stat) is None]
     if wrong and set(wrong) <= set(_CHANGE_STATS):
         raise CHMv2Error(
-            f"a change, to sum up {', '.join(wrong)}",
+            f"a change, for {', '.join(wrong)}",
             "heights",
-            "give zonal the result of difference(before, after), or a DataArray named "
-            "'height_change'",
+            "pass what difference() returns, or a DataArray named 'height_change'",
         )
     if wrong or not wanted:
         raise CHMv2Error(
@@ -107,16 +106,16 @@ def label_stat(stat: str, of: str, units: str | None, square: str | None) -> dic
 
 @dataclass(frozen=True)
 class Rules:
-    """What is summed up."""
+    """The statistics wanted, and the rule for loss and gain."""
 
     #: Statistics, with ``_se`` for standard errors.
     names: tuple[str, ...]
-    #: Change [m] from which on a pixel is lost or gained; None: the layer ``changed`` tells.
+    #: Change [m] from which on a pixel is lost or gained; None where the layer ``changed`` says so.
     threshold: float | None
 
     @property
     def change(self) -> bool:
-        """Whether loss and gain are told apart."""
+        """Whether loss and gain are wanted."""
         return any(name.removesuffix("_se") in _CHANGE_STATS for name in self.names)
 
     @property
@@ -204,7 +203,7 @@ def _read_and_call(
     spans: tuple[tuple[int, int], tuple[int, int]],
     chunks: Sequence[Sequence[Chunks]],
 ) -> Any:
-    """Task: put windows together from the chunks over them, and do something with them."""
+    """Task: assemble windows from the chunks over them, and call a function with them."""
     read = {}
     for name, begin, dates in zip(names, begins, chunks, strict=True):
         planes = [assemble(date, begin, None, spans) for date in dates]
@@ -212,12 +211,12 @@ def _read_and_call(
     return function(read)
 
 
-#: Shares of a pixel below this are rounding of coordinates, not land.
-_NOTHING = 1e-9
+#: Covered shares of a pixel below this are rounding of coordinates.
+_LEAST_SHARE = 1e-9
 
 
 def _sum_piece(piece: Piece, rules: Rules, numbers: _Read, read: _Read) -> dict[str, list[Any]]:
-    """Sum up the pixels under a piece, for each date."""
+    """Add up the pixels in a piece, for each date."""
     layers = {**numbers, **read}
     cells, share = _cover(piece, layers["area"])
     dates = []
@@ -239,15 +238,15 @@ def _cover(piece: Piece, plane: _Floats) -> tuple[npt.NDArray[np.int64], _Floats
         NumPyRasterSource(plane, left, -bottom, right, -top),
         {"type": "Feature", "geometry": shapely.geometry.mapping(piece.geometry), "properties": {}},
         ["cell_id", "coverage"],
-        # Cells are counted from the window's first only where it is looked at as a whole.
+        # exactextract counts cells from the window's first one only if it reads it in one part.
         max_cells_in_memory=4 * plane.size,
     )[0]["properties"]
-    kept = found["coverage"] >= _NOTHING
+    kept = found["coverage"] >= _LEAST_SHARE
     return found["cell_id"][kept], found["coverage"][kept]
 
 
 def _sum_pixels(share: _Floats, layers: _Read, rules: Rules) -> dict[str, Any]:
-    """Sum up the pixels of one date, each by its share."""
+    """Add up the pixels of one date, each by its share."""
     value = layers["value"].astype(np.float64)
     known = np.isfinite(value)
     value[~known] = 0.0
@@ -311,7 +310,7 @@ def _finish(
         else:
             under = [[parts[k]["values"] for k in pieces] for pieces in values]
             statistic = np.array([_quantiles(pieces, share) for pieces in under])
-        # A polygon on the raster without data has an area of data, and it is 0.
+        # Without valid pixels in a polygon, the area with data is 0 and other statistics are NaN.
         known = (sums["area"] > 0) | (name in ("count", "area", "valid_fraction"))
         row[:, inside] = np.where(known, statistic, np.nan).T
     return found
@@ -334,7 +333,7 @@ def _join(parts: Sequence[Mapping[str, Any]], starts: npt.NDArray[np.int_]) -> d
 
 
 def _quantiles(pieces: Sequence[Any], q: float) -> list[float]:
-    """Find each date's least value that so much of the area does not exceed (inverted_cdf)."""
+    """Return each date's quantile, weighted by area (numpy's "inverted_cdf")."""
     found = []
     for date in zip(*pieces, strict=True):
         value, weight = (np.concatenate(each) for each in zip(*date, strict=True))
@@ -366,7 +365,7 @@ def _standard_error(sums: Mapping[str, _Floats], name: str, length: float) -> _F
         error = np.sqrt(sums["variance"] / area / independent)
         return error if name == "mean" else error * area
     sides = ("loss", "gain") if name.startswith("net") else (name.partition("_")[0],)
-    # Neighbours are in doubt together: as many pixels go together as make one measurement.
+    # The errors of neighbours are correlated: this many pixels count as one measurement.
     together = count / independent
     doubt = sum(sums[f"{side}_{name.partition('_')[2]}_doubt"] for side in sides) * together
     if name.endswith("area"):
@@ -379,7 +378,7 @@ def _standard_error(sums: Mapping[str, _Floats], name: str, length: float) -> _F
 def _height_variance(
     sums: Mapping[str, _Floats], side: str, pixel: _Floats, length: float
 ) -> _Floats:
-    """Variance of the volume over the area called loss or gain, by the error of its heights."""
+    """Return the variance of the volume of loss or gain that the error of heights causes."""
     area = sums[f"{side}_area"]
     independent = effective_samples(area, length, area / pixel)
     mean = np.divide(sums[f"{side}_variance"], area, out=np.zeros_like(area), where=area > 0)

@@ -313,7 +313,7 @@ class TestPredict:
             (["image.tif", "h.tif", "--tile", "50"], 1, "multiple of 32"),
             (["image.tif", "h.tif", "--block", "-5"], 2, "-5 is not in the range"),
             (["image.tif", "h.tif", "--encoding", "rounded"], 1, "a GeoTIFF keeps float32"),
-            (["image.tif", "no/h.tif"], 1, "expected the folder no, found that it does not exist"),
+            (["image.tif", "no/h.tif"], 1, "error: the folder no does not exist; create it"),
             (["image.tif", "h.tif", "--bands", "1,2"], 2, "not 3 whole numbers between commas"),
             (["image.tif", "h.tif", "--layers", "depth"], 2, "none of height"),
             (["image.tif", "h.tif", "--value-range", "0;255"], 2, "not 2 numbers"),

@@ -103,8 +103,8 @@ class TestRun:
     def test_nothing_is_overwritten_unless_asked(self, made, tiny_checkpoint, monkeypatch):
         folder = made[0].store.parent
         message = (
-            r"no demo.zarr or demo.png in '.*new folder', found demo.zarr and demo.png; "
-            r"name another folder, or replace them: xchmv2 demo --overwrite"
+            r"demo.zarr and demo.png in '.*new folder' would be overwritten; "
+            r"name another folder, or replace them: xchmv2 demo '.*new folder' --overwrite"
         )
         with pytest.raises(CHMv2Error, match=message):
             run_demonstration(folder, model=tiny_checkpoint, **SMALL)

@@ -686,7 +686,7 @@ def test_network_that_goes_away_is_an_error_and_never_nan(tmp_path, monkeypatch)
         opened = xchmv2.open_published(bbox_of(EAST), base_url=address, time="2019")
         name = f"{address}/chm/{mercantile.quadkey(EAST)}.tif"
     monkeypatch.setenv("NO_PROXY", "*")
-    with pytest.raises(CHMv2Error, match=f"the published map to be readable.* at {name}"):
+    with pytest.raises(CHMv2Error, match=f"the published map cannot be read: .* at {name}"):
         opened["canopy_height"].compute()
     with pytest.raises(CHMv2Error, match=rf"refused.* at {address}/metadata/\d{{10}}.geojson"):
         opened["acquisition_date"].compute()

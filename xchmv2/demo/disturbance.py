@@ -82,14 +82,14 @@ class Disturbance:
             raise CHMv2Error(
                 f"a disturbance of kind {', '.join(KINDS)}",
                 repr(self.kind),
-                'pass e.g. Disturbance("clear_cut", ...)',
+                'pass such as kind="clear_cut"',
             )
         severity = _SEVERITY[self.kind] if self.severity is None else float(self.severity)
         if not (0.0 < severity <= 1.0 and self.area > 0.0 and self.elongation > 0.0):
             raise CHMv2Error(
                 "0 < severity <= 1, area > 0 m2 and elongation > 0",
                 f"severity {severity}, area {self.area}, elongation {self.elongation}",
-                "pass e.g. area=8_000, severity=1.0",
+                "pass such as area=8_000, severity=1.0, elongation=1.6",
             )
         object.__setattr__(self, "severity", severity)
         object.__setattr__(self, "date", str(self.day))
@@ -279,13 +279,13 @@ class Chronicle:
         Seed of the world.
     kinds : tuple of str
         Kinds of random events; none if empty.
-    told : tuple of Disturbance
+    given : tuple of Disturbance
         Events in addition to the random ones.
     """
 
     seed: int
     kinds: tuple[Kind, ...] = KINDS
-    told: tuple[Disturbance, ...] = ()
+    given: tuple[Disturbance, ...] = ()
 
     def up_to(
         self, until: np.datetime64, window: Cutout, after: np.datetime64 | None = None
@@ -307,7 +307,7 @@ class Chronicle:
             In order of date, then from north to south.
         """
         last = (int(decimal_year(until)) - _FIRST_EPOCH) // _EPOCH_YEARS
-        events = [*self.told]
+        events = [*self.given]
         if self.kinds and last >= 0:
             events += _random_events(self.seed, window, last, self.kinds)
         day, start = until.astype("datetime64[D]"), np.datetime64("0001-01-01", "D")

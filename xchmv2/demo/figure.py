@@ -92,7 +92,7 @@ def _local(cube: xr.Dataset) -> xr.Dataset:
 
 def _show_imagery(ax: Axes, scene: xr.Dataset, score: HeightScore) -> None:
     plotting.show_imagery(ax, scene[["red", "green", "blue"]], valid=scene["valid"])
-    _dress(ax, score.date, size=14)
+    _set_title(ax, score.date, size=14)
 
 
 def _show_heights(
@@ -103,8 +103,8 @@ def _show_heights(
         scene = cube.isel(time=k)
         plotting.show_height(axes[1][k], scene["true_height"], limits=_HEIGHTS)
         image = plotting.show_height(axes[2][k], scene["canopy_height"], limits=_HEIGHTS)
-        _dress(axes[1][k], f"height {score.date[:4]}")
-        _dress(axes[2][k], f"height {score.date[:4]}: off by {score.mae:.1f} m on average")
+        _set_title(axes[1][k], f"height {score.date[:4]}")
+        _set_title(axes[2][k], f"height {score.date[:4]}: off by {score.mae:.1f} m on average")
     return image
 
 
@@ -122,8 +122,8 @@ def _show_changes(
         image = plotting.show_change(axes[1][k], predicted, limit=_CHANGE)
         for row in axes:
             _outline(row[k], cube.isel(time=k + 1))
-        _dress(axes[0][k], f"change {score.years}: {score.true_area:.1f} ha lost")
-        _dress(axes[1][k], f"change {score.years}: {score.found_area:.1f} ha found")
+        _set_title(axes[0][k], f"change {score.years}: {score.true_area:.1f} ha lost")
+        _set_title(axes[1][k], f"change {score.years}: {score.found_area:.1f} ha found")
     return image
 
 
@@ -136,7 +136,7 @@ def _outline(ax: Axes, scene: xr.Dataset) -> None:
         ax.contour(scene["x"], scene["y"], struck, [0.5], colors="black", linewidths=0.8)
 
 
-def _dress(ax: Axes, title: str, size: int = 10) -> None:
+def _set_title(ax: Axes, title: str, size: int = 10) -> None:
     ax.set_title(title, fontsize=size)
     ax.set_xlabel("")
     ax.set_ylabel("")

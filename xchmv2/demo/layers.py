@@ -59,7 +59,7 @@ class Forest:
         )
 
 
-def made_layers(scene: Forest) -> dict[str, npt.NDArray[Any]]:
+def eager_layers(scene: Forest) -> dict[str, npt.NDArray[Any]]:
     """Return all layers of a scene as arrays.
 
     Parameters

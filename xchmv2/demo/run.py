@@ -115,7 +115,7 @@ def run_demonstration(
     store, picture = Path(folder) / "demo.zarr", Path(folder) / "demo.png"
     plotting.require_matplotlib()
     forest = _make_forest(seed, size)
-    _make_way([store, picture], overwrite)
+    _clear_paths([store, picture], overwrite)
     side = size * _RESOLUTION
     report(f"Growing a synthetic forest of {side:.0f} x {side:.0f} m, seen on {len(_TIMES)} dates")
     forest.to_zarr(store, mode="w", zarr_format=3, consolidated=False)
@@ -132,14 +132,14 @@ def run_demonstration(
     return _Demonstration(store, picture, heights, losses, megapixels, seconds)
 
 
-def _make_way(paths: list[Path], overwrite: bool) -> None:
+def _clear_paths(paths: list[Path], overwrite: bool) -> None:
     """Create the folder, and remove existing files only if they may be overwritten."""
-    there = [path for path in paths if path.exists()]
+    there, folder = [path for path in paths if path.exists()], str(paths[0].parent)
     if there and not overwrite:
         raise CHMv2Error(
-            f"no {' or '.join(path.name for path in paths)} in {str(paths[0].parent)!r}",
-            " and ".join(path.name for path in there),
-            "name another folder, or replace them: xchmv2 demo --overwrite",
+            f"{' and '.join(path.name for path in there)} in {folder!r} would be overwritten",
+            fix="name another folder, or replace them: xchmv2 demo "
+            f"{shlex.quote(folder)} --overwrite",
         )
     for path in there:
         if path.is_dir():

@@ -111,7 +111,9 @@ def _resolve_times(times: Sequence[Any]) -> list[np.datetime64]:
     ordered = all(a < b for a, b in pairwise(instants))
     if not instants or np.isnat(instants).any() or not ordered:
         found = ", ".join(str(t) for t in instants) or "none"
-        raise _error("one date or more, in strictly increasing order", found, "times=sorted(times)")
+        raise _error(
+            "one date or more, in strictly increasing order", found, "times=sorted(set(times))"
+        )
     return instants
 
 
@@ -130,7 +132,7 @@ def _resolve_chronicle(seed: int, disturbances: Any) -> Chronicle:
         disturbances = (disturbances,)
     if isinstance(disturbances, str):
         disturbances = KINDS if disturbances == "random" else (disturbances,)
-    told = tuple(d for d in disturbances if isinstance(d, Disturbance))
+    given = tuple(d for d in disturbances if isinstance(d, Disturbance))
     kinds = tuple(d for d in disturbances if not isinstance(d, Disturbance))
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
@@ -139,7 +141,7 @@ def _resolve_chronicle(seed: int, disturbances: Any) -> Chronicle:
             ", ".join(repr(kind) for kind in unknown),
             "disturbances=('clear_cut',)",
         )
-    return Chronicle(seed, kinds, told)
+    return Chronicle(seed, kinds, given)
 
 
 def _latitude(crs: Any, origin: tuple[float, float]) -> float:
@@ -147,7 +149,7 @@ def _latitude(crs: Any, origin: tuple[float, float]) -> float:
     from pyproj import CRS, Transformer
     from pyproj.exceptions import CRSError
 
-    fix = "pass a UTM zone, e.g. crs='EPSG:32633'"
+    fix = "pass a UTM zone, such as crs='EPSG:32633'"
     try:
         system = CRS.from_user_input(crs)
     except CRSError as error:
@@ -157,7 +159,9 @@ def _latitude(crs: Any, origin: tuple[float, float]) -> float:
         raise CHMv2Error("a projected CRS in metres", found, fix)
     _, latitude = Transformer.from_crs(system, "EPSG:4326", always_xy=True).transform(*origin)
     if not np.isfinite(latitude):
-        raise CHMv2Error(f"an origin inside {system.name}", repr(origin), "pass origin=(x, y)")
+        raise CHMv2Error(
+            f"an origin inside {system.name}", repr(origin), "pass coordinates [m] of it"
+        )
     return float(round(latitude))
 
 

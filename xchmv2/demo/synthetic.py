@@ -12,8 +12,8 @@ import xarray as xr
 from xchmv2._version import __version__
 from xchmv2.demo.colour import COVERS
 from xchmv2.demo.disturbance import Disturbance, Kind
-from xchmv2.demo.layers import Forest, lazy_layers, made_layers
-from xchmv2.demo.requests import resolve_chunks, resolve_scene
+from xchmv2.demo.layers import Forest, eager_layers, lazy_layers
+from xchmv2.demo.scene_arguments import resolve_chunks, resolve_scene
 
 _BANDS = {"red": 0.65, "green": 0.56, "blue": 0.48}  # centre wavelength [um]
 _GRID = {"grid_mapping": "spatial_ref"}
@@ -121,7 +121,7 @@ def synthetic_forest(
         nodata_edge=nodata_edge,
     )
     layers = (
-        made_layers(scene) if chunks is None else lazy_layers(scene, resolve_chunks(chunks, shape))
+        eager_layers(scene) if chunks is None else lazy_layers(scene, resolve_chunks(chunks, shape))
     )
     return _label(layers, scene, crs)
 

@@ -69,7 +69,8 @@ class Target:
             raise CHMv2Error(
                 f"pixels of at most {_COARSEST} x {_COARSEST} of the map's",
                 f"pixels of {self.frame.ratio:.0f} x {self.frame.ratio:.0f}",
-                "open a finer grid and coarsen it: height.coarsen(y=10, x=10).mean()",
+                "open a finer grid and coarsen it: "
+                "height.coarsen(y=10, x=10, boundary='trim').mean()",
             )
 
     @cached_property

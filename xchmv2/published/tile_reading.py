@@ -147,14 +147,14 @@ def resolve_time(
     Raises
     ------
     CHMv2Error
-        If ``time`` is no date, too many footprints would have to be read, or they cannot be.
+        If ``time`` is no date, or footprints are too many or cannot be read.
     """
     if time is not None:
         return _validate_time(time), "date given for the whole map", {}
     parts = reader.parts(window)
     if len(parts) > _MOST_TILES:
         raise CHMv2Error(
-            f"at most {_MOST_TILES} tiles, to look up the median acquisition date in",
+            f"at most {_MOST_TILES} tiles for the median acquisition date",
             f"{len(parts)}",
             "give a date: open_published(..., time='2019-07-01')",
         )
@@ -185,7 +185,7 @@ def _validate_time(time: Any) -> np.datetime64:
         return np.datetime64(stamp.to_datetime64(), "ns")
     except (ValueError, TypeError, OverflowError) as error:
         raise CHMv2Error(
-            "time= one date", f"time={time!r}", "for example open_published(..., time='2019-07-01')"
+            "one date as time=", f"{time!r}", "for example open_published(..., time='2019-07-01')"
         ) from error
 
 

@@ -245,7 +245,6 @@ def unreachable(address: str, error: Exception) -> CHMv2Error:
     reason = getattr(error, "reason", None) or error.__cause__ or error
     status = f"HTTP status {error.code}, " if isinstance(error, urllib.error.HTTPError) else ""
     return CHMv2Error(
-        "the published map to be readable",
-        f"{status}{reason} ({type(error).__name__}) at {address}",
-        "check the network and any proxy, or pass base_url= of a mirror or a folder with a copy",
+        f"the published map cannot be read: {status}{reason} ({type(error).__name__}) at {address}",
+        fix="check the network and any proxy, or pass base_url= of a mirror or a local copy",
     )

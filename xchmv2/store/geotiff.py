@@ -66,23 +66,22 @@ def write_cog(
     """
     target = Path(path)
     if target.exists() and not overwrite:
-        raise CHMv2Error(f"that {target} does not exist", "that it does", "pass overwrite=True")
+        raise CHMv2Error(f"{target} exists already", fix="replace it: overwrite=True")
     if not target.parent.is_dir():
         raise CHMv2Error(
-            f"the folder {target.parent}", "that it does not exist", "create it, or give another"
+            f"the folder {target.parent} does not exist", fix="create it, or give another"
         )
     if leaves_process():
         raise CHMv2Error(
-            "to compute in this process, since GDAL writes here",
-            "a distributed client, or a scheduler of processes",
-            "write to Zarr, or compute here: with dask.config.set(scheduler='threads'): ...",
+            "a GeoTIFF is written by one process, but dask computes in others",
+            fix="write to Zarr, or compute here: with dask.config.set(scheduler='threads'): ...",
         )
     cube = read_cube(height)
     if len(cube.labels) > 1:
         raise CHMv2Error(
             "heights of one date",
             f"{len(cube.labels)} along {cube.date_dim}",
-            "write one file each, such as height.isel(time=0), or .chmv2.to_zarr(store)",
+            f"write each to its own file, such as height.isel({cube.date_dim}=0), or write to Zarr",
         )
     # Beside its destination, so that a rename on the same disk completes it.
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:

@@ -59,24 +59,23 @@ class WriterLock:
         self._release()
 
     def validate(self) -> None:
-        """Refuse to go on if another process took the store over, after minutes without renewal."""
+        """Check that no other process took the store over, after minutes without renewal."""
         if self._lost:
             raise StoreError(
-                f"to be the only writer of {self._store}",
-                "that another process took it over while this one was suspended",
-                "let that process finish; regions already written are intact",
+                f"another process took over writing {self._store} while this one was suspended",
+                fix="let that process finish; regions already written are intact",
             )
 
     def _take(self) -> None:
         """Write the lock, unless another writer is active."""
-        sure = _create(self._store, self._content())
+        exclusive = _create(self._store, self._content())
         holder = self._holder()
         if holder is not None and not self._is_mine(holder):
             if _lives(holder):
                 raise _refusal(self._store, holder)
             write_object(self._store, LOCK, self._content())
-            sure = False
-        if not sure:
+            exclusive = False
+        if not exclusive:
             time.sleep(_CONFIRM)  # another may be doing the same: the last one to write owns it
             holder = self._holder()
         if holder is None or not self._is_mine(holder):
@@ -117,7 +116,7 @@ class WriterLock:
 
 
 def _this_process() -> dict[str, Any]:
-    """Identify this process, and the machine and container in which its number is unique."""
+    """Identify this process, and the machine and container in which its id is unique."""
     return {
         "host": socket.gethostname(),
         "place": _boot_and_namespace(),
@@ -127,7 +126,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the owner of a lock is running, as far as this process can tell."""
+    """Return whether the owner of a lock is running, as far as this process can tell."""
     here = _this_process()
     same_place = all(holder.get(key) == here[key] for key in ("host", "place"))
     if same_place and holder.get("pid") == here["pid"]:
@@ -146,7 +145,7 @@ def _runs(pid: int) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Start time of a process, to tell it from a later one of the same number; "" if unknown."""
+    """Return the start time of a process, which a later one of its id lacks; "" if unknown."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "dead" if fields[0] in "ZX" else fields[19]
@@ -163,14 +162,13 @@ def _boot_and_namespace() -> str:
 
 
 def _create(store: Store, content: bytes) -> bool:
-    """Write the lock if there is none; returns whether the store guarantees that."""
+    """Write the lock if there is none; return whether the store guarantees that."""
     try:
         write_object(store, LOCK, content, new=True)
     except OSError as error:
         raise StoreError(
-            f"to write to {store}",
-            f"{type(error).__name__}: {error}",
-            "check permissions and free space; a local disk must support hard links",
+            f"{store} cannot be written ({type(error).__name__}: {error})",
+            fix="check permissions and free space; a local disk must support hard links",
         ) from error
     return type(store).__name__ in ("LocalStore", "ObjectStore", "MemoryStore")
 
@@ -178,8 +176,7 @@ def _create(store: Store, content: bytes) -> bool:
 def _refusal(store: Store, holder: dict[str, Any]) -> StoreError:
     who = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else "another process"
     return StoreError(
-        f"to be the only writer of {store}",
-        f"that {who} is writing to it",
-        "let it finish, or stop it and call again; if it died on another machine, the lock "
+        f"{who} is writing to {store}",
+        fix="let it finish, or stop it and call again; if it died on another machine, the lock "
         f"{LOCK} is taken over after {_STALE / 60:.0f} minutes",
     )

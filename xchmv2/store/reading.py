@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xchmv2.errors import IncompleteStoreWarning, StoreError
+from xchmv2.errors import IncompleteStoreWarning, StoreError, warn
 from xchmv2.raster import HEIGHT_NAME
 from xchmv2.store.records import Manifest, open_manifest
 from xchmv2.store.storage import StoreLike, resolve_store
@@ -53,11 +52,10 @@ def open_zarr(
     total = len(manifest.dates) * math.prod(manifest.blocks)
     missing = total - len(manifest.done())
     if missing:
-        warnings.warn(
+        warn(
             f"{missing} of {total} regions of {source} are not written yet and read as NaN; the "
             "same call of .chmv2.to_zarr() writes them",
             IncompleteStoreWarning,
-            stacklevel=2,
         )
     content = manifest.fingerprint
     chunks = dict(zip(content["grid"]["dims"][-2:], content["block"], strict=True))
@@ -79,15 +77,13 @@ def _find(store: Any) -> Manifest:
         manifest = None
     if manifest is None:
         raise StoreError(
-            "a store that .chmv2.to_zarr() wrote",
-            f"nothing at {store}",
-            "correct its name, or write it: height.chmv2.to_zarr(store)",
+            f"there is no store at {store}",
+            fix="correct its name, or write it: height.chmv2.to_zarr(store)",
         )
     if manifest.pending is not None:
         raise StoreError(
-            "a store whose dates are complete",
-            f"one to which dates are just being added, or were when its writer was killed: {store}",
-            "wait for the writer; if it was killed, the same call of .chmv2.to_zarr() completes it",
+            f"dates are just being added to {store}, or were when its writer was killed",
+            fix="wait for the writer; if it was killed, the same .chmv2.to_zarr() completes it",
         )
     return manifest
 

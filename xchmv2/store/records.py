@@ -124,9 +124,8 @@ def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | Non
         return None
     if state == "removing":
         raise StoreError(
-            "a whole store",
-            f"one that is half removed, because its removal was interrupted: {store}",
-            "remove it again: xchmv2.store.remove_store(...), or xchmv2 predict --overwrite",
+            f"{store} is half removed, because its removal was interrupted",
+            fix="remove it again: xchmv2.store.remove_store(...), or xchmv2 predict --overwrite",
         )
     if state != "ready":
         foreign = _foreign_names(store)

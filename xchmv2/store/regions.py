@@ -63,9 +63,8 @@ class WriteBlock:
         """Write the blocks, one of each variable; returns the number of pixels."""
         if Manifest(self.record.store).generation != self.generation:
             raise StoreError(
-                "the store's dates in the order in which they were when this run was planned",
-                "that another run has added dates since",
-                "call .chmv2.to_zarr() again",
+                "another run has added dates to the store since this one was planned",
+                fix="call .chmv2.to_zarr() again",
             )
         for date in self.dates:
             for array, encode, block in zip(self.arrays, self.encodings, blocks, strict=True):
@@ -100,9 +99,8 @@ class WriteBlock:
 
     def _failure(self, what: str, error: Exception) -> StoreError:
         return StoreError(
-            f"to write {what}",
-            f"{type(error).__name__}: {error}",
-            "correct the cause and make the same call again: regions already written are kept, "
+            f"{what} could not be written ({type(error).__name__}: {error})",
+            fix="correct the cause and make the same call again: regions already written are kept, "
             "and only the missing ones are computed",
         )
 

@@ -78,8 +78,8 @@ def _writable(store: Store, read_only: bool) -> Store:
         raise StoreError(
             "a store that can be written",
             f"the read-only {store}",
-            "open it for writing; an icechunk session is read-only once it is committed: open a "
-            "new one with repo.writable_session(branch)",
+            "open it for writing; a committed icechunk session is read-only: open a new one with "
+            "repo.writable_session(branch)",
         )
     return store
 

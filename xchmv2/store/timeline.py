@@ -140,9 +140,9 @@ def _missing(like: xr.DataArray, count: int) -> np.ndarray[Any, Any]:
     if like.dtype.kind == "f":
         return np.full(count, np.nan, like.dtype)
     raise StoreError(
-        f"the coordinate {like.name!r} on both old and new dates",
-        f"it on some of them only; {like.dtype} has no missing value",
-        f"add it to the other dates, or leave it out: height.drop_vars({like.name!r})",
+        f"the coordinate {like.name!r} must be on both old and new dates, as {like.dtype} has no "
+        "missing value",
+        fix=f"add it to the other dates, or leave it out: height.drop_vars({like.name!r})",
     )
 
 

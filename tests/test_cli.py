@@ -150,7 +150,7 @@ class TestFineTune:
         (tmp_path / "tuned").mkdir()
         again = run("fine-tune", *rasters, tmp_path / "tuned", "--model", tiny_checkpoint, *FAST)
         assert again.exit_code == 1
-        assert "error: expected an output folder that does not exist yet" in again.stderr
+        assert "exists already, and nothing is overwritten" in again.stderr
 
     def test_options_reach_the_training(self, rasters, tmp_path, monkeypatch):
         seen = {}

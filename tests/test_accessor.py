@@ -445,7 +445,7 @@ class TestErrors:
 
     def test_what_is_no_change(self):
         array = differ(HEIGHT)["height_change"]
-        with pytest.raises(CHMv2Error, match="a threshold, as the change has no significance"):
+        with pytest.raises(CHMv2Error, match="nor loss dates, so a threshold must be given"):
             array.chmv2.loss()
         with pytest.raises(CHMv2Error, match="height_change or magnitude, found variables"):
             HEIGHT.to_dataset().chmv2.loss(threshold=5)

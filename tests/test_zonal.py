@@ -1,4 +1,4 @@
-"""Numbers per polygon, against shapely's exact areas, supersampling and simulated errors."""
+"""Zonal statistics, against shapely's exact areas, supersampling and simulated errors."""
 
 import json
 import subprocess

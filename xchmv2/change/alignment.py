@@ -173,7 +173,7 @@ def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | No
             raise CHMv2Error(
                 f"a raster of dims {dims} as to=",
                 f"dims {other.dims}",
-                f"choose one of its dates: other.isel({extra}=0)",
+                f"choose one of its dates: to=other.isel({extra}=0)",
             )
         return on_same_grid(other, array).transpose(*dims), dim
     chosen = array.isel({dim: 0}) if to is None else choose_heights(select_date(array, to))

@@ -446,7 +446,7 @@ class TestScene:
             ),
             (lambda v: v.isel(y=slice(1, None)), r"valid on the imagery's own coordinates"),
             (lambda v: v.assign_coords(x=v.x + 0.1), r"valid on the imagery's own coordinates"),
-            (lambda v: v.values, r"valid as a boolean DataArray, found bool ndarray"),
+            (lambda v: v.values, r"valid as a boolean DataArray, found ndarray of shape"),
             (
                 lambda v: v.expand_dims(other=2),
                 r"further dims \['other'\]; select or combine: valid.isel",

@@ -15,6 +15,7 @@ from xchmv2.inference.models import (
     resolve_model,
     seconds_per_tile,
     validate_config,
+    validate_model,
     warn_of_demo,
 )
 from xchmv2.inference.predictor import Predictor, Scaling, resolve_batch, tiles_forwarded
@@ -70,6 +71,7 @@ __all__ = [
     "tiles_forwarded",
     "validate_config",
     "validate_device",
+    "validate_model",
     "validate_own_versions",
     "validate_versions",
     "warn_of_demo",

@@ -41,6 +41,7 @@ from xchmv2.model.files import (
     read_json,
 )
 from xchmv2.model.height import validate_spread
+from xchmv2.raster import show, validate_flags
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ def resolve_model(
     CHMv2Error
         If scheduler or workers of a distributed client have another version of this package.
     """
+    validate_model(model)
+    validate_flags(compile=compile)
     client = None if in_process else active_client()
     if client is not None:
         validate_versions(client)
@@ -233,6 +236,22 @@ def _resolve(
         if client is None
         else workers_dtype(client, device, dtype),
     )
+
+
+def validate_model(model: object) -> None:
+    """Check that a model is a name, a folder, a live model or a spec, before it is looked for.
+
+    Raises
+    ------
+    CheckpointError
+        If it is anything else.
+    """
+    if not isinstance(model, str | os.PathLike | CHMv2ForDepthEstimation | ModelSpec):
+        raise CheckpointError(
+            "a hub id, a checkpoint folder, a CHMv2ForDepthEstimation or what warmup() returned",
+            f"model={show(model)}",
+            f"for example .predict(model={MODEL!r})",
+        )
 
 
 def refuse_live(model: object) -> None:

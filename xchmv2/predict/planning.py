@@ -6,14 +6,13 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 import xarray as xr
 
-from xchmv2.errors import CheckpointError, CHMv2Error
+from xchmv2.errors import CheckpointError
 from xchmv2.imagery import Scene, ValueRange
 from xchmv2.inference import (
     Layer,
@@ -37,6 +36,7 @@ from xchmv2.raster import (
     find_period,
     ground_pixel,
     runs_by_block,
+    validate_number,
     write_bytes,
     write_crs,
     write_period,
@@ -276,13 +276,7 @@ class PredictionPlan:
         CHMv2Error
             If it is not a number above 0.
         """
-        number = isinstance(tiles_per_second, Real) and not isinstance(tiles_per_second, bool)
-        if not number or not 0 < tiles_per_second < math.inf:
-            raise CHMv2Error(
-                "tiles a second as a number above 0",
-                f"tiles_per_second={tiles_per_second!r}",
-                "for example plan.timed(20)",
-            )
+        validate_number("tiles_per_second", tiles_per_second, 20, above=0)
         return replace(self, seconds_per_tile=1 / float(tiles_per_second), assumed=True)
 
     def __repr__(self) -> str:

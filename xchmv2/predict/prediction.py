@@ -13,7 +13,7 @@ from odc.geo.xr import xr_coords
 from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import Scene, ValueRange, resolve_imagery
-from xchmv2.inference import Layer, ModelLike, ModelSpec, Scaling, resolve_model
+from xchmv2.inference import Layer, ModelLike, ModelSpec, Scaling, resolve_model, validate_model
 from xchmv2.model.files import MODEL, OVERLAP, TILE
 from xchmv2.predict.graph import predict_blocks
 from xchmv2.predict.tasks import Job
@@ -26,6 +26,8 @@ from xchmv2.raster import (
     TileAxis,
     find_crs_coordinate,
     is_whole,
+    list_items,
+    show,
     validate_grid,
 )
 
@@ -210,6 +212,7 @@ def prepare(
     CHMv2Error
         And its subclasses, as ``predict`` does.
     """
+    validate_model(model)
     validate_grid(tile, overlap, block)
     wanted = _validate_options(layers, batch_size)
     scene, target, reader, ranges = resolve_imagery(
@@ -246,21 +249,22 @@ def prepare(
 
 
 def _validate_options(layers: Layer | Sequence[Layer], batch_size: int | str) -> tuple[Layer, ...]:
-    wanted: tuple[Any, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
+    wanted: list[Any] = list_items(layers) or []
     known = get_args(Layer)
-    if not wanted or not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
+    names = [layer for layer in wanted if isinstance(layer, str) and layer in known]
+    if not names or names != wanted or len(set(names)) < len(names):
         raise CHMv2Error(
             f"one or more of the layers {known}, each once",
-            f"layers={layers!r}",
+            f"layers={show(layers)}",
             "for example .predict(..., layers=('height', 'bin_spread'))",
         )
-    if batch_size != "auto" and not is_whole(batch_size, 1):
+    if not is_whole(batch_size, 1) and not (isinstance(batch_size, str) and batch_size == "auto"):
         raise CHMv2Error(
             "a batch size of 1 or more, or 'auto'",
-            f"batch_size={batch_size!r}",
+            f"batch_size={show(batch_size)}",
             "leave it out: .predict(..., batch_size='auto')",
         )
-    return wanted
+    return tuple(wanted)
 
 
 def _default_block(scene: Scene, tile: int, ratio: float) -> int:

@@ -1,5 +1,16 @@
 """Rasters: grid, pixel size and cell areas on the ground, quantities, tiles and patches."""
 
+from xchmv2.raster.arguments import (
+    is_whole,
+    list_items,
+    show,
+    validate_choice,
+    validate_flags,
+    validate_number,
+    validate_numbers,
+    validate_raster,
+    validate_text,
+)
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity
 from xchmv2.raster.display import (
@@ -63,7 +74,6 @@ from xchmv2.raster.tiling import (
     FloatArray,
     TileAxis,
     TileRun,
-    is_whole,
     runs_by_block,
     tile_runs,
     validate_grid,
@@ -106,6 +116,7 @@ __all__ = [
     "is_whole",
     "label_patches",
     "label_quantity",
+    "list_items",
     "name_contents",
     "on_same_coordinates",
     "on_same_grid",
@@ -120,12 +131,19 @@ __all__ = [
     "resolve_rule",
     "runs_by_block",
     "same_grid",
+    "show",
     "sieve",
     "spatial_dims",
     "stepped_ground_scale",
     "tell_kind",
     "tile_runs",
+    "validate_choice",
+    "validate_flags",
     "validate_grid",
+    "validate_number",
+    "validate_numbers",
+    "validate_raster",
+    "validate_text",
     "without_nodata",
     "write_bytes",
     "write_crs",

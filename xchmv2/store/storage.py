@@ -15,6 +15,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
 
 from xchmv2.errors import StoreError
+from xchmv2.raster import show
 
 #: A path, URL, zarr store, obstore store, or icechunk session.
 StoreLike = Any
@@ -34,6 +35,12 @@ def resolve_store(
         If it is no :data:`StoreLike`, cannot be written, or lies on a file system that is not
         installed.
     """
+    if not isinstance(storage_options, Mapping | None):
+        raise StoreError(
+            "storage_options as a mapping, or None",
+            f"storage_options={show(storage_options)}",
+            "for example storage_options={'anon': True}",
+        )
     if isinstance(store, Store):
         return _writable(store, read_only)
     if isinstance(getattr(store, "store", None), Store):  # an icechunk session

@@ -14,7 +14,7 @@ from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 
 from xchmv2.errors import StoreError
-from xchmv2.raster import BLOCK, find_grid, is_crs_variable
+from xchmv2.raster import BLOCK, find_grid, is_crs_variable, validate_choice, validate_raster
 
 # Registered conventions of Zarr for the CRS and the grid, by their identifiers.
 _CONVENTIONS = (
@@ -200,12 +200,7 @@ def resolve_encoding(name: str, variable: xr.DataArray) -> Encoding:
     ``name`` is that of floating-point variables; integers and booleans keep their dtype, dates are
     stored as days. An unknown name or another dtype is a StoreError.
     """
-    if name not in get_args(EncodingName):
-        raise StoreError(
-            f"encoding as one of {get_args(EncodingName)}",
-            f"encoding={name!r}",
-            "for example .to_zarr(store, encoding='int16_cm')",
-        )
+    validate_choice("encoding", name, get_args(EncodingName), "int16_cm", error=StoreError)
     dtype = variable.dtype
     if np.issubdtype(dtype, np.floating):
         return _FLOATS[name]  # type: ignore[index]
@@ -313,6 +308,7 @@ def date_label(value: Any) -> str:
 
 
 def _as_dataset(height: xr.DataArray | xr.Dataset) -> xr.Dataset:
+    validate_raster(height, error=StoreError)
     if isinstance(height, xr.DataArray):
         return height.to_dataset(name=str(height.name or "canopy_height"))
     crs = [name for name, variable in height.data_vars.items() if is_crs_variable(variable)]

@@ -14,6 +14,7 @@ from zarr.abc.store import Store
 
 from xchmv2.errors import StoreError
 from xchmv2.predict import Progress, delayed_sinks, leaves_process, run_sinks
+from xchmv2.raster import validate_flags
 from xchmv2.store.lock import WriterLock
 from xchmv2.store.records import (
     Manifest,
@@ -141,6 +142,7 @@ def to_zarr(
     >>> written = height.chmv2.to_zarr("canopy.zarr", encoding="int16_cm")
     >>> height = xchmv2.open_zarr("canopy.zarr")
     """
+    validate_flags(resume=resume, shards=shards, progress=progress, compute=compute)
     cube = read_cube(height)
     encodings = {
         str(name): resolve_encoding(encoding, variable)

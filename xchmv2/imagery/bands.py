@@ -121,7 +121,19 @@ def _from_variables(
         chosen = _choose({n: _words(n, v.attrs) for n, v in spatial.items()})
     else:
         chosen = _validate_choice(bands, list(spatial))
-    red, green, blue = (Band(imagery[name], None) for name in chosen)
+    arrays = [imagery[name] for name in chosen]
+    if any(array.sizes.get(BAND_DIM, 1) > 1 for array in arrays):
+        raise ImageryError(
+            f"a variable without {BAND_DIM!r} for each colour",
+            f"sizes {[dict(array.sizes) for array in arrays]}",
+            f"open each file with open_rasterio(path).squeeze({BAND_DIM!r}, drop=True), then put "
+            "them together",
+        )
+    # Each file of one band was opened with a band of its own, numbered 1.
+    red, green, blue = (
+        Band(array.squeeze(BAND_DIM, drop=True) if BAND_DIM in array.dims else array, None)
+        for array in arrays
+    )
     return red, green, blue
 
 

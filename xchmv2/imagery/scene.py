@@ -73,6 +73,7 @@ def resolve_imagery(
         "imagery",
         "give an array its bands, coordinates and CRS: xr.DataArray(array, {'y': y, 'x': x}, "
         "('band', 'y', 'x')).rio.write_crs('EPSG:...')",
+        name="imagery",
         error=ImageryError,
     )
     _validate_numbers(nodata, erode, resolution)

@@ -49,6 +49,7 @@ from xchmv2.raster.labels import (
     LARGEST_OFF_NADIR,
     LOWEST_SUN,
     label_quantity,
+    without_time_zone,
 )
 from xchmv2.raster.patches import label_patches, resolve_rule, sieve
 from xchmv2.raster.quantities import (
@@ -145,6 +146,7 @@ __all__ = [
     "validate_raster",
     "validate_text",
     "without_nodata",
+    "without_time_zone",
     "write_bytes",
     "write_crs",
     "write_period",

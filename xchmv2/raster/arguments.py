@@ -192,9 +192,10 @@ def validate_raster(
     what: str = "heights",
     fix: str = "pass the result of .chmv2.predict()",
     *,
+    name: str = "height",
     error: type[CHMv2Error] = CHMv2Error,
 ) -> None:
-    """Check that data are an xarray object: a numpy array has neither coordinates nor CRS.
+    """Check that data are an xarray object, since an array has no coordinates, of known size.
 
     Raises
     ------
@@ -203,6 +204,13 @@ def validate_raster(
     """
     if not isinstance(value, xr.DataArray | xr.Dataset):
         raise error(f"{what} as a DataArray or a Dataset", show(value), fix)
+    variables = value.variables if isinstance(value, xr.Dataset) else {None: value}
+    unknown = [n for n, v in variables.items() if any(isinstance(s, float) for s in v.shape)]
+    if unknown:  # dask counts a size that it does not know as NaN
+        each = f"for band in {unknown}: {name}[band].data" if unknown != [None] else f"{name}.data"
+        raise error(
+            f"{what} of known size", "dask chunks of unknown size", f"{each}.compute_chunk_sizes()"
+        )
 
 
 def list_items(value: Any) -> list[Any] | None:

@@ -252,9 +252,9 @@ def choose_heights(height: Raster) -> xr.DataArray:
     CHMv2Error
         If it is neither, or the variable is ambiguous.
     """
+    validate_raster(height)
     if isinstance(height, xr.DataArray):
         return height
-    validate_raster(height)
     if HEIGHT_NAME in height.data_vars:
         return height[HEIGHT_NAME]
     if len(height.data_vars) == 1:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -56,6 +56,20 @@ def resolve_store(
     )
 
 
+@contextmanager
+def explain_failures(store: Store) -> Iterator[None]:
+    """Turn an error of the file system, such as a full disk, into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"to write to {store}",
+            f"{type(error).__name__}: {error}",
+            "check permissions and free space, and make the same call again: regions already "
+            "written are kept",
+        ) from error
+
+
 def is_icechunk(store: Store) -> bool:
     """Whether a store is a transaction of icechunk, which isolates writers by itself."""
     return type(store).__module__.partition(".")[0] == "icechunk"
@@ -87,6 +101,13 @@ def _writable(store: Store, read_only: bool) -> Store:
             f"the read-only {store}",
             "open it for writing; an icechunk session is read-only once it is committed: open a "
             "new one with repo.writable_session(branch)",
+        )
+    if not (read_only or store.supports_deletes):
+        raise StoreError(
+            "a store whose objects can be replaced",
+            f"a {type(store).__name__}",
+            "write a folder, height.chmv2.to_zarr('canopy.zarr'), and pack it when it is complete: "
+            "shutil.make_archive('canopy', 'zip', 'canopy.zarr')",
         )
     return store
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import cube
 
+import xchmv2
 from xchmv2 import change as change_module
 from xchmv2.errors import CHMv2Error
 from xchmv2.predict import plan, predict
@@ -89,8 +90,6 @@ def calls(tiny_checkpoint, tmp_path_factory):
     """Each function with a way to make arguments that work."""
     geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
     distributed = pytest.importorskip("distributed")
-    from xchmv2.predict.warming import warmup
-
     folder, number = tmp_path_factory.mktemp("stores"), count()
     imagery = cube((64, 96), times=4)
     lazy = imagery.chunk(x=64)
@@ -113,7 +112,7 @@ def calls(tiny_checkpoint, tmp_path_factory):
             height=before.chunk(), store=folder / f"{next(number)}.zarr", progress=False
         ),
         open_zarr: lambda: dict(store=folder / "done.zarr"),
-        warmup: lambda: dict(client=client, model=tiny_checkpoint),
+        xchmv2.warmup: lambda: dict(client=client, model=tiny_checkpoint),
         change.difference: lambda: dict(before=before, after=after, sigma=1.0),
         change.loss: lambda: dict(change=changed),
         change.events: lambda: dict(height=heights),

@@ -113,7 +113,7 @@ def test_bad_input():
     change = difference(*forest(4), sigma=2)
     with pytest.raises(CHMv2Error, match="interval of an area needs the correlation length"):
         loss_area(change)
-    with pytest.raises(CHMv2Error, match="correlation_length of at least 0 m, found -3"):
+    with pytest.raises(CHMv2Error, match="at least 0 m, found correlation_length=-3"):
         loss_area(change, correlation_length=-3)
     with pytest.raises(CHMv2Error, match="a confidence between 0 and 1"):
         loss_area(change, correlation_length=3, confidence=2)

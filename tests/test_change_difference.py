@@ -303,15 +303,18 @@ def test_seasons_are_compared_around_the_year(heights, days, told):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sigma": -4}, "a sigma above 0 m, found -4"),
-        ({"sigma": 0}, "a sigma above 0 m, found 0"),
-        ({"sigma": np.nan}, "a sigma above 0 m, found nan"),
+        ({"sigma": -4}, "a sigma above 0 m, found sigma=-4"),
+        ({"sigma": 0}, "a sigma above 0 m, found sigma=0"),
+        ({"sigma": np.nan}, "a sigma above 0 m, found sigma=nan"),
         ({"sigma": "spread"}, "a DataArray or 'bin_spread', found 'spread'"),
-        ({"sigma": np.ones((60, 70))}, "a number or a DataArray, found ndarray"),
+        ({"sigma": np.ones((60, 70))}, "a number or a DataArray, found ndarray of shape"),
         ({"sigma": (1, 2, 3)}, "one for each date, found 3"),
-        ({"sigma": 4, "confidence": 95}, "a confidence between 0 and 1, found 95"),
-        ({"sigma": 4, "correlation_length": -1}, "a correlation_length of at least 0 m, found -1"),
-        ({"sigma": 4, "error_correlation": 1}, "from -1 to below 1, found 1"),
+        ({"sigma": 4, "confidence": 95}, "a confidence between 0 and 1, found confidence=95"),
+        (
+            {"sigma": 4, "correlation_length": -1},
+            "at least 0 m, or None, found correlation_length=-1",
+        ),
+        ({"sigma": 4, "error_correlation": 1}, "from -1 to below 1, found error_correlation=1"),
         ({"error_correlation": 0.5}, "which includes the correlation; leave error_correlation out"),
     ],
 )
@@ -346,7 +349,7 @@ def test_bad_input(heights):
         difference(first, second, sigma=4, stable=first > 2)
     with pytest.raises(CHMv2Error, match=r"'canopy_height', or with one variable only, found"):
         difference(xr.Dataset({"a": first, "b": first}), second)
-    with pytest.raises(CHMv2Error, match="a DataArray of heights, found ndarray"):
+    with pytest.raises(CHMv2Error, match="heights as a DataArray or a Dataset, found ndarray"):
         difference(first.values, second)
 
 

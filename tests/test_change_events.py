@@ -195,7 +195,7 @@ def test_bad_input():
     for function in (events, trend):
         with pytest.raises(CHMv2Error, match="valid somewhere, found NaN everywhere"):
             function(heights.where(False))
-    with pytest.raises(CHMv2Error, match="a threshold above 0 m, found -5"):
+    with pytest.raises(CHMv2Error, match="a threshold above 0 m, found threshold=-5"):
         events(heights, threshold=-5)
     with pytest.raises(CHMv2Error, match="dates along 'time', found no coordinate"):
         events(heights.drop_vars("time"))

@@ -10,7 +10,13 @@ from odc.geo.xr import xr_zeros
 from scipy import ndimage
 
 from xchmv2.errors import ImageryError
-from xchmv2.imagery import WindowReader, read_scene, resolve_target, resolve_value_range
+from xchmv2.imagery import (
+    WindowReader,
+    read_scene,
+    resolve_imagery,
+    resolve_target,
+    resolve_value_range,
+)
 from xchmv2.imagery.bands import select_bands
 from xchmv2.imagery.resampling import _AxisMap, _resample
 from xchmv2.raster import ValidPixels, find_grid, ground_pixel, resolve_nodata
@@ -89,6 +95,28 @@ class TestBands:
     def test_errors(self, imagery, bands, message):
         with pytest.raises(ImageryError, match=message):
             select_bands(imagery, bands)
+
+    def test_three_files_of_one_band_each(self):
+        """As ``open_rasterio`` opens them: each has a band dimension of its own."""
+        imagery = cube((64, 64), times=2)
+        files = {name: band.expand_dims(band=[1]) for name, band in imagery.data_vars.items()}
+        scene, _, _, _ = resolve_imagery(xr.Dataset(files))
+        for band, name in zip(scene.bands, ("red", "green", "blue"), strict=True):
+            xr.testing.assert_identical(band.array, imagery[name])
+
+    def test_files_that_were_joined_by_their_band_numbers(self):
+        one = cube((64, 64)).red
+        several = {name: one.expand_dims(band=[1, 2]) for name in ("red", "green", "blue")}
+        with pytest.raises(ImageryError, match=r"without 'band' for each colour.*squeeze"):
+            select_bands(xr.Dataset(several))
+
+    @pytest.mark.parametrize("bands", [1, 0.5, True, {"red", "green", "blue"}, np.zeros((3, 3))])
+    def test_bands_that_are_no_sequence_of_three(self, bands):
+        with pytest.raises(
+            ImageryError, match=r"three different bands of .* found bands="
+        ) as caught:
+            select_bands(cube((64, 64)), bands)
+        assert len(str(caught.value)) < 300
 
 
 class TestValues:
@@ -359,6 +387,24 @@ def brute_force(image, valid, rows, cols):
                 out[:, i, j] = (area * valid * image).sum(axis=(1, 2)) / share
     return out, valid_share
 
+    def test_coordinates_that_are_no_numbers(self):
+        imagery = cube((64, 64))
+        text = imagery.assign_coords(y=imagery.y.astype(str))
+        with pytest.raises(ImageryError, match="one number for each row") as caught:
+            find_grid(text.red)
+        fixed = eval(caught.value.fix.partition(": ")[2], {"array": text.red})
+        assert find_grid(fixed) == find_grid(imagery.red)
+        rows = np.arange(64)
+        levels = imagery.drop_vars("y").assign_coords(a=("y", rows), b=("y", rows))
+        with pytest.raises(ImageryError, match=r"several levels; .*reset_index\('y'\)"):
+            find_grid(levels.set_index(y=["a", "b"]).red)
+
+    def test_numpy_is_told_what_it_lacks(self):
+        with pytest.raises(
+            ImageryError, match="imagery as a DataArray or a Dataset, found ndarray"
+        ):
+            resolve_imagery(np.zeros((3, 64, 64), "uint8"))
+
 
 class TestResampling:
     @given(st.floats(1.01, 9), st.floats(1.01, 9), st.floats(0, 0.99), st.integers(0, 99))
@@ -446,7 +492,7 @@ class TestScene:
             ),
             (lambda v: v.isel(y=slice(1, None)), r"valid on the imagery's own coordinates"),
             (lambda v: v.assign_coords(x=v.x + 0.1), r"valid on the imagery's own coordinates"),
-            (lambda v: v.values, r"valid as a boolean DataArray, found bool ndarray"),
+            (lambda v: v.values, r"valid as a boolean DataArray, found ndarray of shape"),
             (
                 lambda v: v.expand_dims(other=2),
                 r"further dims \['other'\]; select or combine: valid.isel",

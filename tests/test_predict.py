@@ -1,6 +1,8 @@
 import pickle
+import re
 import subprocess
 import sys
+import threading
 
 import dask
 import numpy as np
@@ -19,8 +21,10 @@ from xchmv2.errors import CheckpointError, CHMv2Error, DeviceError, GridError, I
 from xchmv2.inference import models as held
 from xchmv2.inference import tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation
+from xchmv2.predict import prediction
+from xchmv2.predict.tasks import SumGroup
 
-# Private imports: loads of a model are counted.
+# Private imports: loads of a model are counted, tasks and clocks are watched.
 
 MODEL = reference.whole_tile_model()
 GRID = dict(tile=64, overlap=16)
@@ -269,6 +273,55 @@ class TestSchedulers:
         own = [v for k, v in lazy.__dask_graph__().items() if str(k).startswith("('chmv2")]
         assert own
         assert max(len(pickle.dumps(task)) for task in own) < 4000
+
+
+class TestInMemory:
+    def test_threads_of_this_process_or_this_thread_alone(self, monkeypatch):
+        imagery = cube((200, 260), times=2)
+        used, whole = set(), SumGroup.__call__
+
+        def spy(task, chunks):
+            used.add(threading.current_thread().name)
+            return whole(task, chunks)
+
+        monkeypatch.setattr(SumGroup, "__call__", spy)
+        found = imagery.chmv2.predict(MODEL, block=64, **GRID)
+        assert threading.current_thread().name not in used
+        assert len(used) <= 8
+        used.clear()
+        with dask.config.set(scheduler="sync"):
+            alone = imagery.chmv2.predict(MODEL, block=64, **GRID)
+        assert used == {threading.current_thread().name}
+        np.testing.assert_allclose(found, alone, atol=5e-4)
+
+    def test_blocks_are_smaller_than_those_of_lazy_imagery(self):
+        assert cube((64, 64)).chmv2.plan(MODEL, **GRID).job.block == 2048
+        assert cube((64, 64)).chunk().chmv2.plan(MODEL, **GRID).job.block == 4096
+
+    def test_progress_counts_every_tile_once(self, capsys):
+        imagery = cube((200, 260), times=2)
+        for band in imagery.data_vars.values():
+            band[0, :100] = 0  # some tiles have no valid pixel, some groups neither
+        options = dict(nodata=0, block=64, **GRID)
+        tiles = imagery.chmv2.plan(MODEL, **options).tiles
+        imagery.chmv2.predict(MODEL, progress=True, **options)
+        assert f"{tiles}/{tiles}" in capsys.readouterr().err
+        imagery.chmv2.predict(MODEL, **options)  # no terminal
+        imagery.chmv2.predict(MODEL, progress=False, **options)
+        assert capsys.readouterr().err == ""
+
+    def test_what_takes_long_is_told_with_a_way_out(self, monkeypatch, tmp_path):
+        imagery = cube((100, 130))
+        monkeypatch.setattr(prediction, "seconds_per_tile", lambda spec, window: 3600.0)
+        with pytest.warns(UserWarning, match=r"up to 12 tiles, about 12 h.*can resume") as told:
+            found = imagery.chmv2.predict(MODEL, **GRID)
+        assert told[0].filename == __file__
+        calls = r"imagery\.chunk\(\)|\.chmv2\.to_zarr\([^)]*\)"
+        chunk, write = re.findall(calls, str(told[0].message))
+        monkeypatch.chdir(tmp_path)
+        lazy = eval(chunk, {"imagery": imagery}).chmv2.predict(MODEL, **GRID)  # and no warning
+        eval(f"lazy{write}", {"lazy": lazy})
+        np.testing.assert_allclose(xchmv2.open_zarr("canopy.zarr"), found, atol=5e-4)
 
 
 class TestLaziness:

@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 
 from xchmv2.accessor import CHMv2Accessor
 from xchmv2.errors import CheckpointError, CHMv2Error, GridError, ImageryError
-from xchmv2.inference import clear_models, get_predictor, tiles_forwarded
+from xchmv2.inference import (
+    ModelSpec,
+    clear_models,
+    get_predictor,
+    rough_seconds_per_tile,
+    tiles_forwarded,
+)
 from xchmv2.inference import models as held
 from xchmv2.inference import models as spec
 from xchmv2.inference.blending import Accumulator
@@ -293,15 +299,49 @@ class TestTime:
         clear_models()
         imagery = cube((150, 170))
         before = imagery.chmv2.plan(MODEL, **GRID)
-        assert before.seconds is None
-        assert "predict a piece in this process first" in repr(before)
+        assert before.rate == "rough"
+        assert "a rough rate of such a device" in repr(before)
+        assert ".plan(time=True) measures it" in repr(before)
         imagery.chmv2.predict(MODEL, **GRID)
         after = imagery.chmv2.plan(MODEL, **GRID)
         predictor = get_predictor(after.job.model)
         assert after.seconds_per_tile == predictor.seconds_per_tile((64, 64)) > 0
         assert after.seconds == after.seconds_per_tile * after.tiles
         assert "as measured in this process" in repr(after)
-        assert imagery.chmv2.plan(MODEL, tile=96, overlap=16).seconds is None
+        assert after.rate == "measured"
+        assert imagery.chmv2.plan(MODEL, tile=96, overlap=16).rate == "rough"
+
+    def test_a_few_tiles_are_timed_on_request(self):
+        clear_models()
+        imagery = cube((150, 170)).chunk()
+        asked = imagery.chmv2.plan(MODEL, time=True, batch_size=3, **GRID)
+        assert asked.rate == "measured"
+        assert asked.seconds_per_tile == imagery.chmv2.plan(MODEL, **GRID).seconds_per_tile > 0
+        narrow = cube((150, 40)).chmv2.plan(MODEL, time=True, layers="bin_spread", **GRID)
+        assert narrow.rate == "measured"
+        assert narrow.job.cols.window == 64
+
+    def test_rough_rates_are_those_of_the_documentation(self, tmp_path, monkeypatch):
+        (tmp_path / "config.json").write_text("{}")  # the published architecture
+        of = ModelSpec(str(tmp_path), None, "", "", "cpu", "float32")
+        monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+        page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+        for dtype in ("float32", "bfloat16"):
+            measured = re.search(rf"xchmv2 \| {dtype} \| eager \| ([\d.]+)", page)[1]
+            found = rough_seconds_per_tile(dataclasses.replace(of, dtype=dtype), (448, 448))
+            assert found == pytest.approx(1 / float(measured), rel=0.1)
+        small = rough_seconds_per_tile(of, (224, 224))
+        assert 0.15 < small / rough_seconds_per_tile(of, (448, 448)) < 0.25
+
+    def test_the_rate_of_a_gpu(self, tmp_path, monkeypatch):
+        (tmp_path / "config.json").write_text("{}")
+        of = ModelSpec(str(tmp_path), None, "", "", "cuda:0", "bfloat16")
+        rates = {}
+        for card in ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"):
+            monkeypatch.setattr("torch.cuda.get_device_name", lambda device, card=card: card)
+            rates[card] = 1 / rough_seconds_per_tile(of, (448, 448))
+        assert list(rates) == sorted(rates, key=rates.get, reverse=True)
+        assert 10 < rates["Tesla T4"] < rates["NVIDIA H100 80GB HBM3"] < 1000
 
     def test_a_speed_that_is_given(self):
         planned = cube((150, 170)).chmv2.plan(MODEL, **GRID).timed(0.5)
@@ -313,7 +353,7 @@ class TestTime:
     @pytest.mark.parametrize("speed", [0, -1, True, "fast", float("nan"), float("inf")])
     def test_what_is_no_speed(self, speed):
         planned = cube((64, 64)).chmv2.plan(MODEL, **GRID)
-        with pytest.raises(CHMv2Error, match=r"a number above 0, found .*; for example plan.timed"):
+        with pytest.raises(CHMv2Error, match=r"tiles_per_second .*above 0, found .*=20"):
             planned.timed(speed)
 
     def test_threads_side_by_side_count_once(self, monkeypatch):
@@ -558,3 +598,30 @@ def test_the_accessor_is_printed_without_torch():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+class TestPlot:
+    def test_blocks_tiles_and_those_without_a_valid_pixel(self):
+        pytest.importorskip("matplotlib")
+        imagery = cube((400, 600))
+        imagery["red"][:200, :300] = imagery["green"][:200, :300] = imagery["blue"][:200, :300] = 0
+        planned = imagery.chmv2.plan(MODEL, nodata=0, block=256, **GRID)
+        axes = planned.plot()
+        tiles, _, blocks, _ = [c for c in axes.collections if hasattr(c, "get_segments")]
+        assert len(blocks.get_segments()) == 1
+        assert len(tiles.get_segments()) == len(planned.job.rows.starts) - 1
+        assert axes.get_xlim()[1] == pytest.approx(0.36, rel=0.05)
+        grey = axes.collections[0]
+        assert len(grey.get_paths()) == planned.skipped.tiles > 20
+        assert f"{planned.skipped.tiles} without a valid pixel" in axes.get_title()
+        assert planned.plot(ax=axes) is axes
+        planned.plot().figure.clear()
+
+    def test_what_is_not_known_is_not_drawn(self):
+        pytest.importorskip("matplotlib")
+        imagery = cube((3000, 300), crs=None).drop_vars(["x", "y"]).chunk(y=1000)
+        axes = imagery.chmv2.plan(MODEL, nodata=0, block=300, **GRID).plot()
+        assert axes.get_xlabel() == "x [px]"
+        assert "valid" not in axes.get_title()
+        lines = [c for c in axes.collections if hasattr(c, "get_segments")]
+        assert len(lines[0].get_segments()) == 0  # 62 rows of tiles are more than can be seen

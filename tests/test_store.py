@@ -2,11 +2,14 @@ import datetime
 import errno
 import json
 import os
+import re
+import shutil
 import threading
 
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import rioxarray  # noqa: F401  (registers .rio)
@@ -17,7 +20,7 @@ from reference import whole_tile_model
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import xchmv2
-from xchmv2.errors import IncompleteStoreWarning, StoreError
+from xchmv2.errors import CHMv2Error, IncompleteStoreWarning, StoreError
 from xchmv2.inference import tiles_forwarded
 from xchmv2.predict import sinks as writing
 from xchmv2.store import remove_store
@@ -754,6 +757,101 @@ def test_a_full_disk_names_the_region_and_resuming_completes(model):
     assert 0 < there < 12
     assert write(height, store).present == there
     xr.testing.assert_equal(xchmv2.open_zarr(store).compute(), height.compute())
+
+
+@pytest.mark.parametrize("writes", [0, 1, 5, 12])
+def test_a_full_disk_at_the_start_is_told_and_the_same_call_completes(model, writes):
+    height, store = heights(model), MemoryStore()
+    with pytest.raises(StoreError, match=r"to write to .*No space left.* the same call again"):
+        write(height, Dying(store, writes))
+    assert write(height, store).regions == 12
+
+
+def test_a_zip_file_is_made_of_a_complete_store(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    height = heights(model)
+    with pytest.raises(StoreError, match="can be replaced, found a ZipStore") as caught:
+        write(height, zarr.storage.ZipStore("a.zip", mode="w"))
+    calls = re.findall(r"[\w.]+\((?:[^()]|\([^()]*\))*\)", caught.value.fix)
+    assert len(calls) == 2
+    for call in calls:
+        eval(call, {"height": height, "shutil": shutil})
+    packed = xchmv2.open_zarr(zarr.storage.ZipStore("canopy.zip", mode="r"))
+    xr.testing.assert_equal(packed.compute(), height.compute())
+
+
+def test_times_with_a_zone_are_written_in_utc_as_the_message_says(model, tmp_path):
+    local = pd.to_datetime(["2020-07-01 23:30", "2021-07-01 23:30"]).tz_localize("America/Lima")
+    height = heights(model, imagery().assign_coords(time=local))
+    with pytest.raises(CHMv2Error, match=r"without a time zone, found datetime64\[\w+, America/"):
+        write(height, tmp_path / "h.zarr")
+    with pytest.raises(CHMv2Error, match="without a time zone") as caught:
+        height.compute().chmv2.trend(min_obs=2)
+    fixed = eval(caught.value.fix.partition(": ")[2], {"height": height})
+    write(fixed, tmp_path / "h.zarr")
+    found = xchmv2.open_zarr(tmp_path / "h.zarr")
+    assert str(found.time.values[0])[:16] == "2020-07-02T04:30"
+    np.testing.assert_array_equal(found, height)
+
+
+def test_labels_of_several_levels(model, tmp_path):
+    levels = dict(year=("time", [2020, 2021]), month=("time", [7, 7]))
+    source = imagery().drop_vars("time").assign_coords(levels).set_index(time=["year", "month"])
+    height = heights(model, source)
+    with pytest.raises(StoreError, match=r"one label for each time, found the levels") as caught:
+        write(height, tmp_path / "h.zarr")
+    write(eval(caught.value.fix.partition(": ")[2], {"height": height}), tmp_path / "h.zarr")
+    found = xchmv2.open_zarr(tmp_path / "h.zarr")
+    assert found.year.values.tolist() == [2020, 2021]
+    np.testing.assert_array_equal(found, height)
+
+
+def test_coordinates_of_objects_are_left_out_with_one_warning(model, tmp_path):
+    objects = np.empty(2, object)
+    objects[:] = [{"a": 1}, {2, 3}]
+    one = np.empty((), object)
+    one[()] = {"proj:code": "EPSG:32633"}
+    coords = dict(properties=("time", objects), item=one, name=("time", ["a", None]))
+    height = heights(model, imagery().assign_coords(coords))
+    with pytest.warns(UserWarning, match=r"\['item', 'properties'\] hold objects") as told:
+        write(height, tmp_path / "h.zarr")
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    found = xchmv2.open_zarr(tmp_path / "h.zarr")
+    assert {"item", "properties"}.isdisjoint(found.coords)
+    assert "name" in found.coords
+    np.testing.assert_array_equal(found, height)
+
+
+def test_attributes_that_json_does_not_know(model, tmp_path):
+    height = heights(model)
+    height.attrs |= {"when": np.datetime64("2020-07-01"), "days": [datetime.date(2020, 7, 1)]}
+    height.attrs |= {"nested": {"gsd": np.float32(0.5)}, "sizes": np.array([1, 2])}
+    height["time"].attrs["made"] = datetime.datetime(2020, 7, 1, 12)
+    height["x"].attrs["tags"] = {"a"}
+    with pytest.raises(StoreError, match="numbers, text and dates, found 'tags' as") as caught:
+        write(height, tmp_path / "h.zarr")
+    eval(caught.value.fix.rpartition(": ")[2], {"height": height})
+    write(height, tmp_path / "h.zarr")
+    found = xchmv2.open_zarr(tmp_path / "h.zarr")
+    assert found.attrs["when"] == "2020-07-01"
+    assert found.attrs["days"] == ["2020-07-01"]
+    assert found.attrs["nested"] == {"gsd": 0.5}
+    assert found.time.attrs["made"] == "2020-07-01T12:00:00"
+    assert height.attrs["when"] == np.datetime64("2020-07-01")
+    assert write(height, tmp_path / "h.zarr").regions == 0
+
+
+def test_chunks_of_unknown_size(model, tmp_path):
+    height = heights(model, imagery(1)).isel(time=0, drop=True)
+    height = height.drop_vars(["x", "y", "spatial_ref"])
+    data = height.data[height.data[:, 0] > -99]
+    unknown = xr.DataArray(data, dims=("y", "x"), name="canopy_height")
+    with pytest.raises(StoreError, match="of known size, found dask chunks of unknown") as caught:
+        write(unknown, tmp_path / "h.zarr")
+    eval(caught.value.fix, {"height": unknown})
+    write(unknown, tmp_path / "h.zarr")
+    np.testing.assert_array_equal(xchmv2.open_zarr(tmp_path / "h.zarr"), height)
 
 
 def test_an_unreadable_source_leaves_what_is_written(model, tmp_path):

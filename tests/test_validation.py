@@ -364,10 +364,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"block": 1}, "blocks of at least 2 px, found 1"),
-            ({"block": 2.5}, "blocks of at least 2 px"),
-            ({"classes": (5, 0)}, "ascending edges of height classes"),
-            ({"percentiles": (101,)}, "percentiles from 0 to 100"),
+            ({"block": 1}, "a block from 2 to 32768 px, found block=1"),
+            ({"block": 2.5}, "block as a whole number from 2"),
+            ({"classes": (5, 0)}, "classes as one or more ascending numbers"),
+            ({"percentiles": (101,)}, "percentiles as one or more numbers from 0 to 100"),
         ],
     )
     def test_arguments(self, change, message):
@@ -411,7 +411,7 @@ class TestErrors:
         with pytest.raises(CHMv2Error, match="at most one dim beside"):
             validate(cube.expand_dims(member=2), raster())
         for function in (validate, match):
-            with pytest.raises(CHMv2Error, match="a DataArray of heights, found ndarray"):
+            with pytest.raises(CHMv2Error, match="as a DataArray or a Dataset, found ndarray"):
                 function(raster().values, raster())
 
     def test_points(self):

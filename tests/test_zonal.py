@@ -552,10 +552,10 @@ class TestErrors:
             ({"stats": ()}, r"statistics among"),
             ({"stats": "p101"}, r"found \['p101'\]"),
             ({"stats": "loss_area"}, "a change, for loss_area, found heights"),
-            ({"sigma": -1.0}, "a standard deviation of 0 m or more, found -1.0"),
-            ({"sigma": np.nan}, "a standard deviation"),
+            ({"sigma": -1.0}, "a sigma of at least 0 m, or None, found sigma=-1.0"),
+            ({"sigma": np.nan}, "a sigma of at least 0 m"),
             ({"sigma": 1.0}, "heights need the correlation length of their errors"),
-            ({"sigma": 1.0, "correlation_length": -2.0}, "a correlation length of 0 m or more"),
+            ({"sigma": 1.0, "correlation_length": -2.0}, "a correlation_length of at least 0 m"),
             (
                 {"threshold": 5.0},
                 r"a change of height with threshold=.*rename\('height_change'\)",
@@ -597,7 +597,7 @@ class TestErrors:
     def test_sigma_below_0_somewhere(self):
         change = raster().rename("height_change")
         sigma = (change * 0 + 2).where(change > 1, -0.5)
-        with pytest.raises(CHMv2Error, match=r"a standard deviation of 0 m or more, found -0\.5"):
+        with pytest.raises(CHMv2Error, match=r"at least 0 m, or None, found sigma=-0\.5"):
             zonal(change, place((0, 0), (9, 0), (9, 9)), sigma=sigma)
 
     def test_sigma_on_another_grid(self):

@@ -25,6 +25,8 @@ from xchmv2.raster import (
     read_numbers,
     read_raster,
     spatial_dims,
+    validate_flags,
+    validate_number,
 )
 
 #: Largest shift searched by default [px]: the published geolocation error is 14 px on average.
@@ -109,6 +111,7 @@ def align(
     >>> shifts = height.chmv2.align(apply=False)
     >>> largest = abs(shifts["distance_x"]).max()
     """
+    validate_flags(apply=apply)
     _validate(max_shift, window, windows)
     array = _guide(height)
     reference, dim = find_reference(array, to)
@@ -131,13 +134,14 @@ def _guide(height: Raster) -> xr.DataArray:
     return read_raster(choose_heights(height))
 
 
+#: Largest shift that is looked for [px]; beyond it, two images are of different places.
+_FURTHEST = 1024
+
+
 def _validate(max_shift: float, window: int, windows: int) -> None:
-    if not (np.isfinite(max_shift) and max_shift > 0):
-        raise CHMv2Error("a max_shift above 0 px", f"{max_shift}", "pass max_shift=24")
-    if window < 16:
-        raise CHMv2Error("windows of at least 16 px", f"{window}", "pass window=128")
-    if windows < 1:
-        raise CHMv2Error("at least one window", f"{windows}", "pass windows=36")
+    validate_number("max_shift", max_shift, 24, above=0, below=_FURTHEST, unit="px")
+    validate_number("window", window, 128, least=16, unit="px", whole=True)
+    validate_number("windows", windows, 36, least=1, whole=True)
 
 
 def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | None]:

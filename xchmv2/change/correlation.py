@@ -13,7 +13,7 @@ from scipy import fft, ndimage
 
 from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import cell_areas, read_change, spatial_dims
+from xchmv2.raster import cell_areas, read_change, spatial_dims, validate_number
 
 _Floats = npt.NDArray[np.float64]
 
@@ -57,6 +57,8 @@ def correlation_length(
     >>> length = change.chmv2.correlation_length()
     >>> net = change.chmv2.zonal(stands, correlation_length=length)
     """
+    validate_number("window", window, 256, least=1, unit="px", whole=True)
+    validate_number("windows", windows, 16, least=1, whole=True)
     plane = read_change(change)
     if plane.ndim != 2:
         extra = [dim for dim in plane.dims if dim not in spatial_dims(plane)]

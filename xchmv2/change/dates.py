@@ -16,6 +16,7 @@ from xchmv2.raster import (
     Raster,
     choose_heights,
     spatial_dims,
+    without_time_zone,
 )
 
 
@@ -65,10 +66,13 @@ def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> st
 
 
 def _is_dated(array: xr.DataArray, dim: str) -> bool:
-    return dim in array.coords and np.issubdtype(array[dim].dtype, np.datetime64)
+    return dim in array.coords and array[dim].dtype.kind == "M"
 
 
 def _require_order(array: xr.DataArray, dim: str) -> None:
+    index = array.indexes.get(dim)
+    if getattr(index, "tz", None) is not None:
+        raise without_time_zone(dim, index)
     if not _is_dated(array, dim):
         kind = array[dim].dtype if dim in array.coords else "no coordinate"
         raise CHMv2Error(

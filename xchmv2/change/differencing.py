@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import dask.array as da
@@ -29,6 +30,8 @@ from xchmv2.raster import (
     read_numbers,
     require_heights,
     require_plane,
+    show,
+    validate_number,
 )
 
 
@@ -204,16 +207,9 @@ def _pair(before: Raster, after: Raster) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def _validate(confidence: float, length: float | None, correlation: float) -> None:
-    if not 0 < confidence < 1:
-        raise CHMv2Error("a confidence between 0 and 1", f"{confidence}", "pass confidence=0.95")
-    if length is not None and not (np.isfinite(length) and length >= 0):
-        raise CHMv2Error(
-            "a correlation_length of at least 0 m", f"{length}", "pass correlation_length=20"
-        )
-    if not -1 <= correlation < 1:
-        raise CHMv2Error(
-            "an error_correlation from -1 to below 1", f"{correlation}", "pass error_correlation=0"
-        )
+    validate_number("confidence", confidence, 0.95, above=0, below=1)
+    validate_number("correlation_length", length, 20, least=0, unit="m", optional=True)
+    validate_number("error_correlation", correlation, 0, least=-1, below=1)
 
 
 def _measured(
@@ -354,15 +350,10 @@ def _spread_of(height: Raster) -> xr.DataArray:
 def _one_sigma(sigma: Any, like: xr.DataArray) -> xr.DataArray | float:
     """Check the error of one date."""
     if not isinstance(sigma, xr.DataArray):
-        try:
-            value = float(sigma)
-        except (TypeError, ValueError):
-            raise CHMv2Error(
-                "sigma as a number or a DataArray", type(sigma).__name__, "pass sigma=4.0"
-            ) from None
-        if not (np.isfinite(value) and value > 0):
-            raise _not_positive(f"{value:g}")
-        return value
+        if not isinstance(sigma, Real):
+            raise CHMv2Error("sigma as a number or a DataArray", show(sigma), "pass sigma=4.0")
+        validate_number("sigma", sigma, 4.0, above=0, unit="m")
+        return float(sigma)
     if sigma.ndim == 0:
         return _one_sigma(float(sigma), like)
     plane = require_plane(read_numbers(sigma), "sigma")

@@ -10,8 +10,14 @@ import xarray as xr
 
 from xchmv2.change.dates import find_dates
 from xchmv2.change.masks import THRESHOLD
-from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, spatial_dims
+from xchmv2.raster import (
+    Raster,
+    label_quantity,
+    read_heights,
+    require_heights,
+    spatial_dims,
+    validate_number,
+)
 
 _Floats = npt.NDArray[np.float64]
 
@@ -73,8 +79,7 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
     >>> lost = events.chmv2.loss()
     """
     array = read_heights(height)
-    if not (np.isfinite(threshold) and threshold > 0):
-        raise CHMv2Error("a threshold above 0 m", f"{threshold}", "pass threshold=5")
+    validate_number("threshold", threshold, 5, above=0, unit="m")
     dim = find_dates(array, least=3)
     require_heights(array)
     array = array.transpose(dim, *spatial_dims(array))

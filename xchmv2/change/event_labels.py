@@ -17,6 +17,7 @@ from xchmv2.raster import (
     label_patches,
     label_quantity,
     read_change,
+    validate_flags,
 )
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def label_events(
     >>> labels, table = change.chmv2.label_events(change.chmv2.loss())
     >>> largest = table.nlargest(10, "area")
     """
+    validate_flags(polygons=polygons)
     if polygons:
         require_library("geopandas", "holds the outlines of events", "zonal")
     values = {"magnitude": abs(read_change(change))}

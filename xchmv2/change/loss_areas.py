@@ -18,7 +18,14 @@ from xchmv2.change.masks import (
     read_left_out,
 )
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import cell_areas, has_true_areas, name_contents, pixel_size, read_change
+from xchmv2.raster import (
+    cell_areas,
+    has_true_areas,
+    name_contents,
+    pixel_size,
+    read_change,
+    validate_number,
+)
 
 #: Errors hide losses within this distance of detected ones [m]: about a crown's radius.
 _RIM = 3.0
@@ -156,15 +163,10 @@ def _resolve_length(change: xr.Dataset, length: float | None) -> float:
             "the interval of an area needs the correlation length of the errors",
             fix="estimate it: correlation_length=xchmv2.change.correlation_length(change)",
         )
-    if not (np.isfinite(found) and found >= 0):
-        raise CHMv2Error(
-            "a correlation_length of at least 0 m", f"{found}", "pass correlation_length=20"
-        )
+    validate_number("correlation_length", found, 20, least=0, unit="m")
     return float(found)
 
 
 def _validate(confidence: float, threshold: float) -> None:
-    if not 0 < confidence < 1:
-        raise CHMv2Error("a confidence between 0 and 1", f"{confidence}", "pass confidence=0.95")
-    if not (np.isfinite(threshold) and threshold > 0):
-        raise CHMv2Error("a threshold above 0 m", f"{threshold}", "pass threshold=5")
+    validate_number("confidence", confidence, 0.95, above=0, below=1)
+    validate_number("threshold", threshold, 5, above=0, unit="m")

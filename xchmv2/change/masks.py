@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from numbers import Real
 from typing import Any, Literal
 
 import dask.array as da
@@ -14,10 +14,13 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Connectivity,
     find_grid,
+    is_whole,
     label_quantity,
     on_same_grid,
     read_change,
+    show,
     sieve,
+    validate_number,
 )
 
 #: Change as a DataArray [m], or as the Dataset of ``difference`` or ``events``.
@@ -181,17 +184,17 @@ def _validate_threshold(kind: str, change: Change, threshold: float | None) -> f
                 fix=f"pass {kind}(change, threshold=15), or what difference() returns",
             )
         return 0.0
-    size = abs(threshold) if kind == "loss" else threshold
-    if not (math.isfinite(size) and size > 0):
-        raise CHMv2Error("a threshold above 0 m", f"threshold={threshold}", "pass threshold=15")
+    signed = kind == "loss" and isinstance(threshold, Real)
+    size = abs(threshold) if signed else threshold
+    validate_number("threshold", size, 15, above=0, unit="m")
     return size
 
 
 def _validate_opening(opening: int | None) -> int:
     side = 1 if opening is None else opening
-    if side != int(side) or side < 1 or side % 2 == 0:
+    if not is_whole(side, 1) or side % 2 == 0:
         raise CHMv2Error(
-            "an odd side of the opening [px]", f"opening={opening}", "pass opening=3, or None"
+            "an odd side of the opening [px]", f"opening={show(opening)}", "pass opening=3, or None"
         )
     return int(side)
 

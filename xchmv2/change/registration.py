@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -77,7 +78,7 @@ class Windows:
     def spread_over(cls, shape: tuple[int, int], side: int, most: int, margin: int) -> Windows:
         """Lay at most about `most` windows over a scene, evenly and inside it."""
         side = min(side, *shape)
-        longest = max(1, round(np.sqrt(most)))
+        longest = max(1, round(math.sqrt(most)))
         rows, cols = (
             np.unique(
                 np.linspace(0, size - side, min(longest, -(-size // side))).round().astype(int)

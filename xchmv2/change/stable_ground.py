@@ -15,7 +15,14 @@ from scipy.special import erf, ndtri
 from xchmv2.change.alignment import find_reference
 from xchmv2.change.dates import ComparisonWarning, list_dates
 from xchmv2.errors import CHMv2Error, warn
-from xchmv2.raster import Raster, label_quantity, on_same_grid, read_heights, spatial_dims
+from xchmv2.raster import (
+    Raster,
+    label_quantity,
+    on_same_grid,
+    read_heights,
+    spatial_dims,
+    validate_flags,
+)
 
 _Floats = npt.NDArray[np.float64]
 
@@ -91,6 +98,7 @@ def stable_bias(
     reference, dim = find_reference(array, to)
     dims = spatial_dims(array)
     mask = None if stable is None else read_mask(stable, reference)
+    validate_flags(apply=apply)
     planes = [array] if dim is None else [array.isel({dim: k}) for k in range(array.sizes[dim])]
     found = [measure_spread(reference, plane.transpose(*dims), mask) for plane in planes]
     lazy = _is_lazy(found)

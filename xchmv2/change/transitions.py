@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,9 +17,11 @@ from xchmv2.raster import (
     Raster,
     cell_areas,
     label_quantity,
+    list_items,
     on_same_grid,
     read_heights,
     require_plane,
+    validate_numbers,
 )
 
 _Array = npt.NDArray[Any]
@@ -112,22 +113,14 @@ def transition_between(
 
 
 def _validate_classes(classes: Sequence[float]) -> tuple[float, ...]:
-    bounds = tuple(float(bound) for bound in classes)
-    ascending = all(low < high for low, high in pairwise(bounds))
-    if not bounds or not all(map(math.isfinite, bounds)) or not ascending:
-        raise CHMv2Error(
-            "ascending heights that divide classes [m]",
-            f"{classes}",
-            "pass such as classes=(2, 5, 20)",
-        )
-    return bounds
+    return validate_numbers("classes", classes, "(2, 5, 20)", ascending=True, unit="m")
 
 
 def _names(bounds: tuple[float, ...], labels: Sequence[str] | None) -> list[str]:
     if labels is None:
         between = [f"{low:g} to {high:g} m" for low, high in pairwise(bounds)]
         return [f"under {bounds[0]:g} m", *between, f"{bounds[-1]:g} m or more"]
-    names = [str(label) for label in labels]
+    names = [str(label) for label in list_items(labels) or ()]
     if len(names) != len(bounds) + 1 or len({*names, _MISSING}) != len(names) + 1:
         raise CHMv2Error(
             f"{len(bounds) + 1} different labels, none of them {_MISSING!r}",

@@ -10,8 +10,14 @@ import xarray as xr
 from scipy.special import erfc, ndtri
 
 from xchmv2.change.dates import find_dates
-from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, spatial_dims
+from xchmv2.raster import (
+    Raster,
+    label_quantity,
+    read_heights,
+    require_heights,
+    spatial_dims,
+    validate_number,
+)
 
 _Floats = npt.NDArray[np.float64]
 
@@ -68,10 +74,8 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
     >>> growing = trend["slope_low"] > 0
     """
     array = read_heights(height)
-    if min_obs < 2:
-        raise CHMv2Error("a min_obs of at least 2", f"{min_obs}", "pass min_obs=3")
-    if not 0 < confidence < 1:
-        raise CHMv2Error("a confidence between 0 and 1", f"{confidence}", "pass confidence=0.95")
+    validate_number("min_obs", min_obs, 3, least=2, whole=True)
+    validate_number("confidence", confidence, 0.95, above=0, below=1)
     dim = find_dates(array, least=max(2, min_obs))
     require_heights(array)
     array = array.transpose(dim, *spatial_dims(array))

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xchmv2.errors import ImageryError
+from xchmv2.raster import list_items, show
 
 Range = tuple[float, float]
 #: (low, high) for all bands, or one such pair per band.
@@ -120,7 +121,19 @@ def _from_variables(
         chosen = _choose({n: _words(n, v.attrs) for n, v in spatial.items()})
     else:
         chosen = _validate_choice(bands, list(spatial))
-    red, green, blue = (Band(imagery[name], None) for name in chosen)
+    arrays = [imagery[name] for name in chosen]
+    if any(array.sizes.get(BAND_DIM, 1) > 1 for array in arrays):
+        raise ImageryError(
+            f"a variable without {BAND_DIM!r} for each colour",
+            f"sizes {[dict(array.sizes) for array in arrays]}",
+            f"open each file with open_rasterio(path).squeeze({BAND_DIM!r}, drop=True), then put "
+            "them together",
+        )
+    # Each file of one band was opened with a band of its own, numbered 1.
+    red, green, blue = (
+        Band(array.squeeze(BAND_DIM, drop=True) if BAND_DIM in array.dims else array, None)
+        for array in arrays
+    )
     return red, green, blue
 
 
@@ -195,12 +208,13 @@ def _choose(words: Mapping[Hashable, set[str]]) -> tuple[Hashable, Hashable, Has
 def _validate_choice(
     bands: Sequence[Hashable], available: list[Hashable]
 ) -> tuple[Hashable, Hashable, Hashable]:
-    chosen = (bands,) if isinstance(bands, str) else tuple(bands)
-    unknown = [band for band in chosen if band not in available]
-    if len(chosen) != 3 or unknown or len(set(chosen)) != 3:
+    chosen = list_items(bands) or []
+    known = all(isinstance(band, Hashable) and band in available for band in chosen)
+    ordered = not isinstance(bands, set | frozenset | Mapping)
+    if len(chosen) != 3 or not known or len(set(chosen)) != 3 or not ordered:
         raise ImageryError(
             f"three different bands of {available}, as red, green, blue",
-            f"bands={bands!r}",
+            f"bands={show(bands)}",
             f"name three: .predict(..., bands={_example(available)!r})",
         )
     return chosen[0], chosen[1], chosen[2]
@@ -253,6 +267,6 @@ def _range_from_dtype(bands: Sequence[xr.DataArray]) -> tuple[Range, Range, Rang
 def _bad_range(value_range: object) -> ImageryError:
     return ImageryError(
         "value_range as one (low, high) with low < high, or one such pair per band",
-        f"value_range={value_range!r}",
+        f"value_range={show(value_range)}",
         "for example .predict(..., value_range=(0, 3000))",
     )

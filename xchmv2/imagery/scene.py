@@ -26,6 +26,8 @@ from xchmv2.raster import (
     is_whole,
     on_same_coordinates,
     resolve_nodata,
+    show,
+    validate_raster,
 )
 
 
@@ -66,6 +68,14 @@ def resolve_imagery(
     CHMv2Error
         If ``nodata``, ``erode`` or ``resolution`` is no number, or ``erode`` is below 0.
     """
+    validate_raster(
+        imagery,
+        "imagery",
+        "give an array its bands, coordinates and CRS: xr.DataArray(array, {'y': y, 'x': x}, "
+        "('band', 'y', 'x')).rio.write_crs('EPSG:...')",
+        name="imagery",
+        error=ImageryError,
+    )
     _validate_numbers(nodata, erode, resolution)
     scene = read_scene(imagery, bands, valid)
     target, rows, cols = resolve_target(scene.grid, resolution)
@@ -210,16 +220,17 @@ def _validate_numbers(nodata: object, erode: object, resolution: object) -> None
         ("nodata", nodata, "nodata=0"),
         ("resolution", resolution, "resolution=0.6"),
     ):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not number:  # NaN and infinity are nodata values too
             raise CHMv2Error(
                 f"{name} as one number",
-                f"{name}={value!r}",
+                f"{name}={show(value)}",
                 f"for example .predict(..., {example})",
             )
     if not is_whole(erode, 0):
         raise CHMv2Error(
             "a number of pixels, 0 or more",
-            f"erode={erode!r}",
+            f"erode={show(erode)}",
             "pass how many pixels to trim around nodata: .predict(..., erode=2)",
         )
 
@@ -229,7 +240,7 @@ def _validate_mask_type(valid: object) -> None:
         return
     raise ImageryError(
         "valid as a boolean DataArray",
-        f"{getattr(valid, 'dtype', '')} {type(valid).__name__}".strip(),
+        f"{valid.dtype} DataArray" if isinstance(valid, xr.DataArray) else show(valid),
         "compare it with the value that stands for imagery: .predict(..., valid=mask == 255)",
     )
 

@@ -13,11 +13,21 @@ from xchmv2.inference.models import (
     hold_predictor,
     refuse_live,
     resolve_model,
+    rough_seconds_per_tile,
     seconds_per_tile,
+    time_tiles,
     validate_config,
+    validate_model,
     warn_of_demo,
 )
-from xchmv2.inference.predictor import Predictor, Scaling, resolve_batch, tiles_forwarded
+from xchmv2.inference.predictor import (
+    Predictor,
+    Scaling,
+    resolve_batch,
+    skip_tiles,
+    tiles_done,
+    tiles_forwarded,
+)
 from xchmv2.inference.versions import PACKAGES, validate_own_versions, validate_versions
 from xchmv2.inference.workers import (
     GPU,
@@ -65,11 +75,16 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "resolve_model",
+    "rough_seconds_per_tile",
     "seconds_per_tile",
+    "skip_tiles",
     "stack_dates",
+    "tiles_done",
     "tiles_forwarded",
+    "time_tiles",
     "validate_config",
     "validate_device",
+    "validate_model",
     "validate_own_versions",
     "validate_versions",
     "warn_of_demo",

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from xchmv2.errors import DeviceError
+from xchmv2.raster import validate_choice
 
 #: What ``dtype=`` takes.
 _DType = Literal["auto", "float32", "bfloat16"]
@@ -57,12 +58,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
     DeviceError
         If the dtype is not one of the three.
     """
-    if dtype not in get_args(_DType):
-        raise DeviceError(
-            f"one of {', '.join(map(repr, get_args(_DType)))}",
-            f"dtype={dtype!r}",
-            "leave it out, or pass .predict(..., dtype='float32')",
-        )
+    validate_choice("dtype", dtype, get_args(_DType), error=DeviceError)
     if dtype != "auto":
         return dtype
     on_cuda = device == "auto" or device.startswith("cuda")

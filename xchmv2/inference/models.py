@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import os
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from xchmv2.errors import CheckpointError, DemoModelWarning
+from xchmv2.inference.blending import Layer
 from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
 from xchmv2.inference.predictor import Predictor
 from xchmv2.inference.versions import validate_versions
@@ -41,6 +44,7 @@ from xchmv2.model.files import (
     read_json,
 )
 from xchmv2.model.height import validate_spread
+from xchmv2.raster import show, validate_flags
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,8 @@ def resolve_model(
     CHMv2Error
         If scheduler or workers of a distributed client have another version of this package.
     """
+    validate_model(model)
+    validate_flags(compile=compile)
     client = None if in_process else active_client()
     if client is not None:
         validate_versions(client)
@@ -233,6 +239,22 @@ def _resolve(
         if client is None
         else workers_dtype(client, device, dtype),
     )
+
+
+def validate_model(model: object) -> None:
+    """Check that a model is a name, a folder, a live model or a spec, before it is looked for.
+
+    Raises
+    ------
+    CheckpointError
+        If it is anything else.
+    """
+    if not isinstance(model, str | os.PathLike | CHMv2ForDepthEstimation | ModelSpec):
+        raise CheckpointError(
+            "a hub id, a checkpoint folder, a CHMv2ForDepthEstimation or what warmup() returned",
+            f"model={show(model)}",
+            f"for example .predict(model={MODEL!r})",
+        )
 
 
 def refuse_live(model: object) -> None:
@@ -378,6 +400,78 @@ def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
     with _load_lock:
         found = _predictors.get(_key(spec, resolve_device(spec.device)))
     return None if found is None else found.seconds_per_tile(window)
+
+
+def time_tiles(
+    spec: ModelSpec,
+    window: tuple[int, int],
+    batch_size: int | Literal["auto"],
+    layers: Sequence[Layer],
+) -> None:
+    """Load a model and forward a few tiles, so that :func:`seconds_per_tile` knows their time.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model, with its precision and device.
+    window, batch_size, layers
+        As for ``Predictor.time_tiles``.
+    """
+    get_predictor(spec).time_tiles(window, batch_size, layers)
+
+
+#: Operations of the published network for one tile of 448 px, and the share of its backbone.
+_OPERATIONS, _BACKBONE = 0.69e12, 0.54e12
+#: Operations per second: of one CPU core as measured (docs/performance.md), and of GPUs as a third
+#: of what their makers state for bfloat16, by a part of their names.
+_PER_CORE = {"float32": 0.09e12, "bfloat16": 0.14e12}
+_PER_GPU = {"H200": 330e12, "H100": 330e12, "A100": 104e12, "L40": 60e12, "A10": 40e12, "L4": 40e12}
+_OTHER_GPU = 15e12
+#: How much slower a GPU is in float32.
+_FLOAT32_SHARE = 1 / 8
+#: Time that a tile of even the smallest network takes [s].
+_LEAST_SECONDS = 2e-3
+
+
+def rough_seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
+    """Estimate the time of a tile from the size of the network and the kind of device.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model, with its precision and device.
+    window : tuple of int
+        Height and width of a tile [px].
+
+    Returns
+    -------
+    float or None
+        Time per tile [s], by a factor of two or three; None if the configuration is not here.
+    """
+    try:
+        backbone = _find_config(spec).backbone
+    except CheckpointError:
+        return None
+    tokens = math.prod(window) / math.prod(backbone.patch_shape)
+    width, hidden = backbone.hidden_size, backbone.intermediate_size
+    layer = 2 * tokens * (4 * width**2 + 2 * width * hidden) + 4 * tokens**2 * width
+    operations = backbone.num_hidden_layers * layer * _OPERATIONS / _BACKBONE
+    device = torch.device(resolve_device(spec.device))
+    if device.type == "cuda":
+        card = torch.cuda.get_device_name(device)
+        speed = next((rate for name, rate in _PER_GPU.items() if name in card), _OTHER_GPU)
+        speed *= 1 if spec.dtype == "bfloat16" else _FLOAT32_SHARE
+    else:
+        speed = _PER_CORE[spec.dtype] * torch.get_num_threads()
+    return max(float(operations / speed), _LEAST_SECONDS)
+
+
+def _find_config(spec: ModelSpec) -> CHMv2Config:
+    """Read a model's configuration, which was found before."""
+    if spec.model.startswith(_LIVE):
+        return _find_live(spec).config
+    folder, _ = find_folder(spec.model, spec.revision, (CONFIG_NAME,))
+    return CHMv2Config.from_dict(read_json(folder / CONFIG_NAME))
 
 
 def _key(spec: ModelSpec, device: str) -> tuple[Any, ...]:

@@ -24,13 +24,13 @@ from xchmv2.inference.blending import Accumulator, Layer
 from xchmv2.inference.workers import use_forward_threads
 from xchmv2.model import CHMv2ForDepthEstimation
 from xchmv2.model.modeling import convert_weights
-from xchmv2.raster import FloatArray, TileRun
+from xchmv2.raster import FloatArray, TileAxis, TileRun, tile_runs
 
 #: One tile along both axes: its pixels in the group's extent and its blending weights.
 _Tile = tuple[tuple[slice, FloatArray], tuple[slice, FloatArray]]
 
 _count_lock = threading.Lock()
-_tiles_forwarded = 0
+_tiles_forwarded = _tiles_skipped = 0
 _device_locks: dict[torch.device, threading.Lock] = {}
 
 
@@ -43,6 +43,18 @@ def tiles_forwarded() -> int:
         Tiles forwarded; take the difference of two calls to count those of one computation.
     """
     return _tiles_forwarded
+
+
+def tiles_done() -> int:
+    """Count the tiles that this process has forwarded, or skipped as they hold no valid pixel."""
+    return _tiles_forwarded + _tiles_skipped
+
+
+def skip_tiles(tiles: int) -> None:
+    """Count tiles that hold no valid pixel as done."""
+    global _tiles_skipped
+    with _count_lock:
+        _tiles_skipped += tiles
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,38 @@ class Predictor:
         watch = self._watches.get(window)
         return None if watch is None else watch.seconds_per_tile
 
+    def time_tiles(
+        self, window: tuple[int, int], batch_size: int | Literal["auto"], layers: Sequence[Layer]
+    ) -> None:
+        """Forward two batches of black tiles, so that the time of a tile is known.
+
+        Parameters
+        ----------
+        window : tuple of int
+            Height and width of a tile [px], multiples of 32.
+        batch_size : int or "auto"
+            Tiles per forward; 64 at most.
+        layers : sequence of str
+            Layers that are derived from the sums.
+        """
+        height, width = window
+        compiled = self._compiled is not None
+        tiles = resolve_batch(batch_size, height * width, self._device, compiled=compiled)
+        length = min(tiles, _LARGEST_BATCH) * width
+        (rows,) = tile_runs(TileAxis(height, height, 0), height)
+        (cols,) = tile_runs(TileAxis(length, width, 0), length)
+        image, valid = np.zeros((3, height, length), np.uint8), np.ones((height, length), bool)
+        for _ in range(2):  # the first sets up the device, and no longer counts then
+            self.accumulate(
+                image,
+                valid,
+                rows,
+                cols,
+                scaling=Scaling(),
+                layers=layers,
+                batch_size=batch_size,
+            )
+
     def accumulate(
         self,
         image: npt.NDArray[Any],
@@ -153,6 +197,7 @@ class Predictor:
             pixel is valid.
         """
         tiles = [(y, x) for y, x in product(rows.tiles, cols.tiles) if valid[y[0], x[0]].any()]
+        skip_tiles(len(rows.tiles) * len(cols.tiles) - len(tiles))
         if not tiles:
             return None
         total = Accumulator((valid.shape[0], valid.shape[1]), layers)

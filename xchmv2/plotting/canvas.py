@@ -12,7 +12,7 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 
 from xchmv2.errors import CHMv2Error, require_library
-from xchmv2.raster import Grid, find_grid, ground_scale, has_true_areas
+from xchmv2.raster import Grid, find_grid, ground_scale, has_true_areas, show, validate_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,9 +137,11 @@ def panels(
     """
     require_matplotlib()
     import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
-    if columns < 1:
-        raise CHMv2Error("at least one column", f"columns={columns}", "leave it out: columns=3")
+    validate_number("columns", columns, 3, least=1, whole=True)
+    if ax is not None and not isinstance(ax, Axes):
+        raise CHMv2Error("ax as axes of matplotlib, or None", f"ax={show(ax)}", "leave it out")
     if ax is not None:
         if count != 1:
             raise CHMv2Error(

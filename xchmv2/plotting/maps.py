@@ -35,6 +35,9 @@ from xchmv2.raster import (
     read_heights,
     resolve_nodata,
     tell_kind,
+    validate_flags,
+    validate_number,
+    validate_numbers,
 )
 
 if TYPE_CHECKING:
@@ -97,7 +100,7 @@ def plot_height(
     >>> picture.figure.savefig("height.png")
     """
     names, planes = _planes(read_heights(height))
-    low, high = limits or (0.0, _top(planes, _HEIGHT_TOP))
+    low, high = _limits(limits) or (0.0, _top(planes, _HEIGHT_TOP))
 
     def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
         return _draw_height(panel, plane, (low, high))
@@ -154,6 +157,7 @@ def plot_change(
     >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
     >>> picture = change.chmv2.plot_change(limit=20.0, only_significant=True)
     """
+    validate_flags(only_significant=only_significant)
     array, of_heights = _read_change(change, only_significant)
     names, planes = _planes(array)
     if of_heights:
@@ -242,6 +246,7 @@ def _draw(
     scale_bar: bool,
 ) -> Drawing:
     """Draw the maps, then their colour bar and legend."""
+    validate_flags(scale_bar=scale_bar)
     scale = map_scale(planes[0]) or (1.0, 1.0)
     width, height = _size(planes[0], scale)
     room = [max(size, least) for size, least in zip((width, height), _LEAST, strict=True)]
@@ -397,10 +402,17 @@ def show_height(
     return _draw_height(ax, read_heights(height), limits)
 
 
+def _limits(limits: Any) -> tuple[float, ...] | None:
+    """Check the heights at the two ends of a colour bar."""
+    if limits is None:
+        return None
+    return validate_numbers("limits", limits, "(0, 40)", count=2, ascending=True)
+
+
 def _draw_height(ax: Axes, height: xr.DataArray, limits: tuple[float, float] | None) -> AxesImage:
     plane = north_up(height)
     values = coarse(plane).values
-    low, high = limits or (0.0, round_limit(values))
+    low, high = _limits(limits) or (0.0, round_limit(values))
     return draw(ax, values, plane, cmap=HEIGHT_COLOURS, vmin=low, vmax=high)
 
 
@@ -433,6 +445,7 @@ def show_change(ax: Axes, change: xr.DataArray, *, limit: float | None = None) -
 def _draw_change(ax: Axes, change: xr.DataArray, limit: float | None) -> AxesImage:
     plane = north_up(change)
     values = coarse(plane).values
+    validate_number("limit", limit, 20, above=0, unit="m", optional=True)
     limit = round_limit(values) if limit is None else limit
     return draw(ax, values, plane, cmap=CHANGE_COLOURS, vmin=-limit, vmax=limit)
 

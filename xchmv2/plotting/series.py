@@ -13,7 +13,7 @@ import xarray as xr
 
 from xchmv2.errors import CHMv2Error, warn
 from xchmv2.plotting.canvas import Drawing, panels
-from xchmv2.raster import Grid, Raster, find_grid, read_heights
+from xchmv2.raster import Grid, Raster, find_grid, read_heights, validate_text
 from xchmv2.validation.matching import place_points
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def _read(places: Any, label: str | None) -> tuple[Any, list[str]]:
             f"{len(series)} places",
             "choose some: places[:9]",
         )
+    validate_text("label", label, "name")
     if label is not None and label not in labels:
         raise CHMv2Error(f"a column {label!r}", f"columns {list(labels)}", "choose one of these")
     values = labels[label] if label else next(iter(labels.values()))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 
@@ -23,7 +23,9 @@ from xchmv2.inference import (
     resolve_batch,
     resolve_device,
     resolve_model,
+    rough_seconds_per_tile,
     seconds_per_tile,
+    time_tiles,
 )
 from xchmv2.model.files import MODEL, OVERLAP, TILE
 from xchmv2.predict.prediction import prepare
@@ -37,6 +39,8 @@ from xchmv2.raster import (
     find_period,
     ground_pixel,
     runs_by_block,
+    validate_flags,
+    validate_number,
     write_bytes,
     write_crs,
     write_period,
@@ -65,6 +69,7 @@ def plan(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     batch_size: int | Literal["auto"] = "auto",
     compile: bool = False,
+    time: bool = False,
 ) -> PredictionPlan:
     """Tell what :func:`xchmv2.predict.predict` will do with the same arguments.
 
@@ -78,6 +83,10 @@ def plan(
     bands, value_range, nodata, valid, erode, resolution, tile, overlap, block, layers, device, \
     dtype, batch_size, compile
         As for ``predict``.
+    time : bool, default False
+        Whether to load the model and forward a few tiles here, to measure the time of a tile.
+        Otherwise it is known if this process has forwarded such tiles, and else a rough rate of
+        the device.
 
     Returns
     -------
@@ -91,8 +100,8 @@ def plan(
 
     Notes
     -----
-    Nothing is computed and no weights are loaded. For imagery and masks in memory the valid pixels
-    are counted, which takes about as long as reading them once.
+    Without `time` nothing is computed and no weights are loaded. For imagery and masks in memory
+    the valid pixels are counted, which takes about as long as reading them once.
 
     Examples
     --------
@@ -101,6 +110,7 @@ def plan(
     <xchmv2 prediction plan, nothing computed yet>
     ...
     """
+    validate_flags(time=time)
     problems: list[CheckpointError] = []
 
     def describe(model: ModelLike, *, device: str, dtype: str, **options: Any) -> ModelSpec:
@@ -129,6 +139,9 @@ def plan(
         compile=compile,
         describe=describe,
     )
+    here = not (scene.lazy and active_client() is not None)
+    if time and here and not problems:
+        time_tiles(job.model, (job.rows.window, job.cols.window), job.batch_size, job.layers)
     return _count(scene, target, job, problems)
 
 
@@ -164,10 +177,13 @@ class PredictionPlan:
         Why ``predict`` would refuse the model.
     device, batch_size, seconds_per_tile : optional
         Device of this process, tiles per forward on it, and the mean time that a tile of this size
-        has taken in this process [s]. None under a distributed client, whose workers have their
-        own; the time is None too before this process has forwarded such tiles.
-    assumed : bool
-        Whether the time per tile was given to :meth:`timed`, not measured.
+        has taken in this process [s], or a rough one of such a device. None under a distributed
+        client, whose workers have their own.
+    rate : {"measured", "rough", "given"}
+        Whether the time per tile was measured in this process, is that of such a device by a
+        factor of two or three, or was given to :meth:`timed`.
+    valid_tiles : ndarray of int or None
+        Dates at which each tile of the grid holds a valid pixel; None where that is not known.
     """
 
     job: Job
@@ -187,7 +203,8 @@ class PredictionPlan:
     device: str | None = None
     batch_size: int | None = None
     seconds_per_tile: float | None = None
-    assumed: bool = False
+    rate: Literal["measured", "rough", "given"] = "measured"
+    valid_tiles: npt.NDArray[np.intp] | None = field(default=None, compare=False)
 
     @property
     def dates(self) -> int:
@@ -276,14 +293,35 @@ class PredictionPlan:
         CHMv2Error
             If it is not a number above 0.
         """
-        number = isinstance(tiles_per_second, Real) and not isinstance(tiles_per_second, bool)
-        if not number or not 0 < tiles_per_second < math.inf:
-            raise CHMv2Error(
-                "tiles a second as a number above 0",
-                f"tiles_per_second={tiles_per_second!r}",
-                "for example plan.timed(20)",
-            )
-        return replace(self, seconds_per_tile=1 / float(tiles_per_second), assumed=True)
+        validate_number("tiles_per_second", tiles_per_second, 20, above=0)
+        return replace(self, seconds_per_tile=1 / float(tiles_per_second), rate="given")
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the area of the prediction, its blocks and its tiles.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; by default a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            In kilometres from the upper left corner, or in pixels without a CRS. Tiles are grey
+            where it is known that they hold no valid pixel at any date. More than 40 lines of
+            blocks or tiles are left out.
+
+        Raises
+        ------
+        CHMv2Error
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> axes = imagery.chmv2.plan().plot()
+        >>> axes.figure.savefig("plan.png")
+        """
+        return _plot(self, ax)
 
     def __repr__(self) -> str:
         return as_text(f"<{_TITLE}>", _write_rows(self))
@@ -355,6 +393,7 @@ def _name_model(model: ModelLike) -> str:
 def _count(
     scene: Scene, target: Grid, job: Job, problems: Sequence[CheckpointError]
 ) -> PredictionPlan:
+    valid, exact = _count_valid(scene, job)
     sizes = dict(zip(scene.template.dims, scene.template.shape, strict=True))
     source = {str(dim): sizes[dim] for dim in scene.dims}
     return PredictionPlan(
@@ -369,7 +408,8 @@ def _count(
         source_pixel=None if target.crs is None else ground_pixel(scene.grid),
         pixel=None if target.crs is None else ground_pixel(target),
         date_chunks=math.prod(len(chunks) for chunks in scene.leading_chunks),
-        skipped=_count_skipped(scene, job),
+        skipped=None if valid is None else _skipped(valid, scene, exact=exact),
+        valid_tiles=valid,
         memory=_estimate_memory(scene, job),
         model_problem=str(problems[0]) if problems else None,
         **_find_device(job, lazy=scene.lazy, found=not problems),
@@ -383,32 +423,42 @@ def _find_device(job: Job, *, lazy: bool, found: bool) -> dict[str, Any]:
     window = (job.rows.window, job.cols.window)
     device = resolve_device(job.model.device)
     pixels, compiled = math.prod(window), job.model.compile
+    measured = seconds_per_tile(job.model, window) if found else None
+    rough = rough_seconds_per_tile(job.model, window) if found else None
     return {
+        "rate": "rough" if measured is None else "measured",
         "device": device,
         "batch_size": resolve_batch(
             job.batch_size, pixels, torch.device(device), compiled=compiled
         ),
-        "seconds_per_tile": seconds_per_tile(job.model, window) if found else None,
+        "seconds_per_tile": measured or rough,
     }
 
 
-def _count_skipped(scene: Scene, job: Job) -> _Skipped | None:
-    """Count the tiles without a valid pixel, from what is in memory; None where that cannot tell.
+def _skipped(valid: npt.NDArray[np.intp], scene: Scene, *, exact: bool) -> _Skipped:
+    dates = math.prod(scene.template.shape[:-2])
+    return _Skipped(int(dates * valid.size - valid.sum()), exact)
 
-    It goes through the groups as the tasks will, so that it holds no more than they do.
+
+def _count_valid(scene: Scene, job: Job) -> tuple[npt.NDArray[np.intp] | None, bool]:
+    """Count the dates at which each tile holds a valid pixel, from what is in memory.
+
+    It goes through the groups as the tasks will, so that it holds no more than they do. The count
+    is None where what is in memory cannot tell, and an upper bound unless the second is True.
     """
     reader, mask = job.reader, scene.mask
+    dates, grid = scene.template.shape[:-2], (len(job.rows.starts), len(job.cols.starts))
     never = reader.valid_pixels.never_invalid([band.array.dtype for band in scene.bands])
     if never and mask is None:
-        return _Skipped(0, exact=True)
+        return np.full(grid, math.prod(dates)), True
     known = not never and all(_in_memory(band.array) for band in scene.bands)
     if not (known if mask is None else _in_memory(mask)):
-        return None
+        return None, False
     if not known:  # the mask alone: as if all bands were valid everywhere
         rule = replace(reader.valid_pixels, nodata=(None, None, None))
         reader = replace(reader, valid_pixels=rule)
-    tiles = 0
-    for date in np.ndindex(scene.template.shape[:-2]):
+    count = np.zeros(grid, np.intp)
+    for date in np.ndindex(dates):
         for rows, cols in product(*job.runs):
             target = ((rows.start, rows.stop), (cols.start, cols.stop))
             where = tuple(slice(*reader.source_span(axis, *s)) for axis, s in enumerate(target))
@@ -418,9 +468,9 @@ def _count_skipped(scene: Scene, job: Job) -> _Skipped | None:
             if known:
                 bands = [_without_band(b.array.values, b.index)[index] for b in scene.bands]
             valid = reader.valid(bands, seen, target)
-            places = product(rows.tiles, cols.tiles)
-            tiles += sum(not valid[y, x].any() for (y, _), (x, _) in places)
-    return _Skipped(tiles, exact=known or never)
+            for (i, (y, _)), (j, (x, _)) in product(enumerate(rows.tiles), enumerate(cols.tiles)):
+                count[rows.first + i, cols.first + j] += valid[y, x].any()
+    return count, known or never
 
 
 def _without_band(values: Any, index: int | None) -> Any:
@@ -553,14 +603,63 @@ def _write_model(plan: PredictionPlan) -> str:
 
 def _write_time(plan: PredictionPlan) -> str:
     if plan.seconds is None or not plan.seconds_per_tile:
-        return (
-            "not known: predict a piece in this process first, or give plan.timed(tiles_per_second)"
-        )
+        return "not known here; give the speed of all devices: plan.timed(tiles_per_second)"
     most = "" if plan.skipped is not None and plan.skipped.exact else "at most "
     speed = 1 / plan.seconds_per_tile
     speed_text = f"{speed:.{max(0, 2 - math.floor(math.log10(speed)))}f} tiles a second"
-    how = "as given" if plan.assumed else "as measured in this process"
+    how = {
+        "given": "as given",
+        "measured": "as measured in this process",
+        "rough": "a rough rate of such a device: .plan(time=True) measures it",
+    }[plan.rate]
     return f"{most}{write_seconds(plan.seconds)} for the network, at {speed_text}, {how}"
+
+
+def _plot(plan: PredictionPlan, ax: Any) -> Any:
+    """Draw the outline, the blocks, and the tiles, those without a valid pixel in grey."""
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib.collections import PatchCollection
+        from matplotlib.patches import Rectangle
+    except ImportError as error:
+        raise CHMv2Error(
+            "matplotlib, to draw a plan", "none installed", 'pip install "xchmv2[plot]"'
+        ) from error
+    job = plan.job
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6, 6), layout="constrained")
+    tall, wide = (1.0, 1.0) if plan.pixel is None else (side / 1000 for side in plan.pixel)
+    unit = "px" if plan.pixel is None else "km"
+    height, width = job.rows.size * tall, job.cols.size * wide
+    if plan.valid_tiles is not None:
+        empty = [
+            Rectangle((job.cols.starts[x] * wide, job.rows.starts[y] * tall), *sides)
+            for y, x in np.argwhere(plan.valid_tiles == 0)
+            for sides in [
+                (
+                    min(job.cols.window, job.cols.size) * wide,
+                    min(job.rows.window, job.rows.size) * tall,
+                )
+            ]
+        ]
+        ax.add_collection(PatchCollection(empty, facecolor="0.85", edgecolor="none"))
+    tiles = [axis.starts[1:] for axis in (job.rows, job.cols)]
+    blocks = [[job.block * i for i in range(1, len(sizes))] for sizes in job.chunks]
+    for places, style in ((tiles, ("C0", 0.4)), (blocks, ("black", 1.4))):
+        rows, cols = ([] if len(along) > _MOST_LINES else along for along in places)
+        ax.hlines([y * tall for y in rows], 0, width, color=style[0], linewidth=style[1])
+        ax.vlines([x * wide for x in cols], 0, height, color=style[0], linewidth=style[1])
+    ax.add_patch(Rectangle((0, 0), width, height, fill=False, linewidth=2))
+    ax.set(xlim=(-0.02 * width, 1.02 * width), ylim=(1.02 * height, -0.02 * height), aspect="equal")
+    ax.set(xlabel=f"east [{unit}]" if plan.pixel else "x [px]")
+    ax.set(ylabel=f"south [{unit}]" if plan.pixel else "y [px]")
+    empty_share = "" if plan.skipped is None else f", {plan.skipped.tiles} without a valid pixel"
+    ground = "" if plan.area is None else f"{plan.area:.3g} km2, "
+    ax.set_title(
+        f"{ground}{math.prod(plan.block_grid)} blocks of {job.block} px (black),\n"
+        f"{plan.tiles} tiles of {job.rows.tile} px (blue){empty_share}"
+    )
+    return ax
 
 
 _SIDE = 140

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import dask
 import numpy as np
 import xarray as xr
+from dask.system import CPU_COUNT
 from odc.geo.xr import xr_coords
 
 from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import Scene, ValueRange, resolve_imagery
-from xchmv2.inference import Layer, ModelLike, ModelSpec, Scaling, resolve_model
+from xchmv2.inference import (
+    Layer,
+    ModelLike,
+    ModelSpec,
+    Scaling,
+    resolve_model,
+    rough_seconds_per_tile,
+    seconds_per_tile,
+    validate_model,
+)
 from xchmv2.model.files import MODEL, OVERLAP, TILE
 from xchmv2.predict.graph import predict_blocks
+from xchmv2.predict.progress import show_tiles
 from xchmv2.predict.tasks import Job
 from xchmv2.raster import (
     BLOCK,
@@ -26,7 +39,11 @@ from xchmv2.raster import (
     TileAxis,
     find_crs_coordinate,
     is_whole,
+    list_items,
+    show,
+    validate_flags,
     validate_grid,
+    write_seconds,
 )
 
 
@@ -48,6 +65,7 @@ def predict(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     batch_size: int | Literal["auto"] = "auto",
     compile: bool = False,
+    progress: bool | None = None,
 ) -> xr.DataArray | xr.Dataset:
     """Predict canopy height from high-resolution RGB imagery.
 
@@ -80,7 +98,8 @@ def predict(
         Side of the network's window, and width that neighbouring windows share [px].
     block : int, optional
         Side of an output chunk [px]. By default the input's own spatial chunk if that is uniform,
-        square, and from two tiles to 8192 px, else 4096 (less under strong resampling).
+        square, and from two tiles to 8192 px, else 4096 (less under strong resampling, and 2048
+        for imagery in memory).
     layers : sequence of {"height", "bin_spread", "overlap_disagreement"}
         Layers to return. ``bin_spread`` is the standard deviation of the height bin distribution,
         ``overlap_disagreement`` the blend-weighted standard deviation between the tiles that
@@ -96,6 +115,9 @@ def predict(
     compile : bool, default False
         Whether each process compiles the network before its first tile. This takes minutes and
         pays off only on large areas; if it fails, a warning is given and it runs uncompiled.
+    progress : bool, optional
+        Whether to show the tiles of imagery in memory, which is predicted at once, as a progress
+        bar; by default in terminals and notebooks. Of lazy imagery nothing is computed here.
 
     Returns
     -------
@@ -116,10 +138,18 @@ def predict(
     CHMv2Error
         If an option is outside its range, or a cluster runs another version of this package.
 
+    Warns
+    -----
+    UserWarning
+        If the imagery is in memory and its prediction will take more than ten minutes, by
+        measured or rough rates.
+
     Notes
     -----
     On dask-backed imagery nothing is computed and no weights are loaded. The result does not
     depend on chunks, block size or area of interest, except within one tile of the imagery's edge.
+    Imagery in memory is predicted at once by the threads of this process, or by this thread alone
+    where dask is set to the scheduler "sync".
 
     The network runs once for several layers if they are computed together, as in
     ``dataset.compute()`` or one ``to_zarr``; computed one after the other, each runs it again.
@@ -142,6 +172,8 @@ def predict(
     >>> list(layers.data_vars)
     ['canopy_height', 'bin_spread']
     """
+    if progress is not None:
+        validate_flags(progress=progress)
     scene, target, job = prepare(
         imagery,
         model,
@@ -162,8 +194,38 @@ def predict(
     )
     found = predict_blocks(scene, job)
     if not scene.lazy:
-        found = dict(zip(found, dask.compute(*found.values(), scheduler="sync"), strict=True))
+        found = _compute(found, scene, job, progress)
     return _label(found, scene, target, job)
+
+
+#: Threads that compute imagery in memory at most: forwards on a device take turns, and while one
+#: runs the others read and add up.
+_MOST_THREADS = 8
+#: Estimated time from which on a warning is given [s].
+_LONG = 600.0
+
+
+def _compute(
+    lazy: Mapping[Layer, Any], scene: Scene, job: Job, progress: bool | None
+) -> dict[Layer, Any]:
+    """Compute a prediction of imagery in memory in the threads of this process."""
+    tiles = math.prod(scene.template.shape[:-2]) * len(job.rows.starts) * len(job.cols.starts)
+    window = (job.rows.window, job.cols.window)
+    rate = seconds_per_tile(job.model, window) or rough_seconds_per_tile(job.model, window)
+    if rate is not None and rate * tiles > _LONG:
+        warnings.warn(
+            f"imagery in memory is predicted at once: up to {tiles} tiles, about "
+            f"{write_seconds(rate * tiles)}, and nothing is kept if it is interrupted. With "
+            "imagery.chunk() the prediction is lazy, and .chmv2.to_zarr('canopy.zarr') can resume",
+            stacklevel=4,
+        )
+    alone = dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded")
+    threads = dask.config.get("num_workers", None) or min(CPU_COUNT, _MOST_THREADS)
+    with show_tiles(tiles, show=progress):
+        found = dask.compute(
+            *lazy.values(), scheduler="sync" if alone else "threads", num_workers=threads
+        )
+    return dict(zip(lazy, found, strict=True))
 
 
 def prepare(
@@ -210,6 +272,7 @@ def prepare(
     CHMv2Error
         And its subclasses, as ``predict`` does.
     """
+    validate_model(model)
     validate_grid(tile, overlap, block)
     wanted = _validate_options(layers, batch_size)
     scene, target, reader, ranges = resolve_imagery(
@@ -246,21 +309,22 @@ def prepare(
 
 
 def _validate_options(layers: Layer | Sequence[Layer], batch_size: int | str) -> tuple[Layer, ...]:
-    wanted: tuple[Any, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
+    wanted: list[Any] = list_items(layers) or []
     known = get_args(Layer)
-    if not wanted or not set(wanted) <= set(known) or len(set(wanted)) < len(wanted):
+    names = [layer for layer in wanted if isinstance(layer, str) and layer in known]
+    if not names or names != wanted or len(set(names)) < len(names):
         raise CHMv2Error(
             f"one or more of the layers {known}, each once",
-            f"layers={layers!r}",
+            f"layers={show(layers)}",
             "for example .predict(..., layers=('height', 'bin_spread'))",
         )
-    if batch_size != "auto" and not is_whole(batch_size, 1):
+    if not is_whole(batch_size, 1) and not (isinstance(batch_size, str) and batch_size == "auto"):
         raise CHMv2Error(
             "a batch size of 1 or more, or 'auto'",
-            f"batch_size={batch_size!r}",
+            f"batch_size={show(batch_size)}",
             "leave it out: .predict(..., batch_size='auto')",
         )
-    return wanted
+    return tuple(wanted)
 
 
 def _default_block(scene: Scene, tile: int, ratio: float) -> int:
@@ -268,8 +332,8 @@ def _default_block(scene: Scene, tile: int, ratio: float) -> int:
     if ratio != 1:
         return max(2 * tile, int(BLOCK / max(ratio, 1)))
     chunks = scene.bands[0].array.chunks
-    if chunks is None:
-        return max(2 * tile, BLOCK)
+    if chunks is None:  # several groups, so that threads read some while others are forwarded
+        return max(2 * tile, BLOCK // 2)
     largest = max(sizes[0] for sizes in chunks[-2:])
     fits = 2 * tile <= largest <= LARGEST_BLOCK and all(
         (len(sizes) == 1 or sizes[0] == largest)

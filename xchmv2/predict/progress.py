@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+
+from xchmv2.inference import tiles_done
 
 with warnings.catch_warnings():
     # A text bar does as well; a warning at the first bar would not help anyone.
@@ -13,6 +18,47 @@ with warnings.catch_warnings():
 
 #: A progress bar, with the arguments of ``tqdm``.
 progress_bar = tqdm
+
+
+#: How often the bar of a prediction is drawn, and how long one must take to have a bar [s].
+_EVERY, _DELAY = 0.5, 1.0
+
+
+@contextmanager
+def show_tiles(total: int, *, show: bool | None) -> Iterator[None]:
+    """Show the tiles that this process forwards or skips inside as a bar.
+
+    Parameters
+    ----------
+    total : int
+        Tiles that will be forwarded or skipped.
+    show : bool or None
+        Whether to draw; None draws in terminals and notebooks alone.
+    """
+    before, over = tiles_done(), threading.Event()
+    with progress_bar(
+        total=total,
+        disable=None if show is None else not show,
+        unit="tile",
+        desc="predict",
+        delay=0 if show else _DELAY,
+        smoothing=0,
+    ) as bar:
+
+        def draw() -> None:
+            while not over.wait(_EVERY):
+                bar.update(tiles_done() - before - bar.n)
+
+        drawing = threading.Thread(target=draw, daemon=True, name="xchmv2-progress")
+        if not bar.disable:
+            drawing.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if not bar.disable:
+                drawing.join()
+                bar.update(tiles_done() - before - bar.n)
 
 
 class Progress:

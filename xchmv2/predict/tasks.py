@@ -22,6 +22,7 @@ from xchmv2.inference import (
     Sums,
     blend,
     get_predictor,
+    skip_tiles,
     stack_dates,
 )
 from xchmv2.raster import Chunks, FloatArray, TileAxis, TileRun, assemble, runs_by_block, tile_runs
@@ -138,6 +139,7 @@ class SumGroup:
         job, target = self.job, ((rows.start, rows.stop), (cols.start, cols.stop))
         window, valid = job.reader(bands, mask, target)
         if not valid.any():
+            skip_tiles(len(rows.tiles) * len(cols.tiles))
             return None
         return get_predictor(job.model).accumulate(
             window,

@@ -48,6 +48,7 @@ from xchmv2.inference import (
     resolve_dtype,
     validate_config,
     validate_device,
+    validate_model,
     validate_own_versions,
     validate_versions,
     warn_of_demo,
@@ -56,6 +57,7 @@ from xchmv2.model import CHMv2Config
 from xchmv2.model.checkpoint import resolve_checkpoint
 from xchmv2.model.files import DEMO, MODEL
 from xchmv2.predict.graph import GROUPS
+from xchmv2.raster import show
 
 
 def warmup(
@@ -107,6 +109,7 @@ def warmup(
     tasks, and do not join if they cannot.
     """
     _validate_client(client)
+    validate_model(model)
     refuse_live(model)
     device, precision = str(device), str(dtype)
     if isinstance(model, ModelSpec):
@@ -138,7 +141,7 @@ def _validate_client(client: Client) -> None:
     if not isinstance(client, Client) or client.asynchronous:
         raise CHMv2Error(
             "a distributed.Client for use outside coroutines",
-            "an asynchronous client" if isinstance(client, Client) else repr(client),
+            "an asynchronous client" if isinstance(client, Client) else show(client),
             "make one: client = distributed.Client(cluster)",
         )
     if not list_workers(client):

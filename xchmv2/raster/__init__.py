@@ -1,5 +1,16 @@
 """Rasters: grid, pixel size and cell areas on the ground, quantities, tiles and patches."""
 
+from xchmv2.raster.arguments import (
+    is_whole,
+    list_items,
+    show,
+    validate_choice,
+    validate_flags,
+    validate_number,
+    validate_numbers,
+    validate_raster,
+    validate_text,
+)
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity
 from xchmv2.raster.display import (
@@ -38,6 +49,7 @@ from xchmv2.raster.labels import (
     LARGEST_OFF_NADIR,
     LOWEST_SUN,
     label_quantity,
+    without_time_zone,
 )
 from xchmv2.raster.patches import label_patches, resolve_rule, sieve
 from xchmv2.raster.quantities import (
@@ -63,7 +75,6 @@ from xchmv2.raster.tiling import (
     FloatArray,
     TileAxis,
     TileRun,
-    is_whole,
     runs_by_block,
     tile_runs,
     validate_grid,
@@ -106,6 +117,7 @@ __all__ = [
     "is_whole",
     "label_patches",
     "label_quantity",
+    "list_items",
     "name_contents",
     "on_same_coordinates",
     "on_same_grid",
@@ -120,13 +132,21 @@ __all__ = [
     "resolve_rule",
     "runs_by_block",
     "same_grid",
+    "show",
     "sieve",
     "spatial_dims",
     "stepped_ground_scale",
     "tell_kind",
     "tile_runs",
+    "validate_choice",
+    "validate_flags",
     "validate_grid",
+    "validate_number",
+    "validate_numbers",
+    "validate_raster",
+    "validate_text",
     "without_nodata",
+    "without_time_zone",
     "write_bytes",
     "write_crs",
     "write_period",

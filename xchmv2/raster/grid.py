@@ -90,6 +90,16 @@ def find_grid(array: xr.DataArray) -> Grid:
         If there are no spatial dims, a dim is empty, or the pixels are not on a regular grid.
     """
     dims = _spatial_dims(array)
+    for dim in dims:
+        if dim in array.coords and array[dim].dtype.kind not in "fiu":
+            levels = array.indexes[dim].nlevels > 1
+            raise ImageryError(
+                f"one number for each row or column as {dim}",
+                f"{'several levels' if levels else array[dim].dtype}",
+                f"reset them: array.reset_index({dim!r}).assign_coords({dim}=numbers)"
+                if levels
+                else f"convert them: array.assign_coords({dim}=array[{dim!r}].astype(float))",
+            )
     shape = (array.sizes[dims[0]], array.sizes[dims[1]])
     crs = array.odc.crs
     if crs is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xchmv2.errors import CHMv2Error
 from xchmv2.raster.grid import find_crs_coordinate
 
 #: Name of the variable that holds canopy heights.
@@ -48,6 +49,15 @@ def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> 
     floating = np.issubdtype(array.dtype, np.floating)
     labelled.encoding = {"_FillValue": np.nan} if floating else {}
     return labelled
+
+
+def without_time_zone(dim: str, index: Any) -> CHMv2Error:
+    """Return the error for times with a time zone, which neither numpy nor Zarr can hold."""
+    return CHMv2Error(
+        f"{dim} as times without a time zone",
+        f"{index.dtype}",
+        f"turn them into UTC: height.assign_coords({dim}=height.indexes[{dim!r}].tz_convert(None))",
+    )
 
 
 def _grid_mapping(array: xr.DataArray) -> str | None:

@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster.arguments import is_whole, show, validate_number
 from xchmv2.raster.components import (
     Connectivity,
     Floats,
@@ -169,12 +170,15 @@ def resolve_rule(
     CHMv2Error
         If either is invalid.
     """
-    if connectivity not in (4, 8):
+    if not (is_whole(connectivity) and connectivity in (4, 8)):
         raise CHMv2Error(
             "connectivity 4 (sides) or 8 (sides and corners)",
-            f"connectivity={connectivity!r}",
+            f"connectivity={show(connectivity)}",
             "pass connectivity=8",
         )
+    for name, area in (("min_area", min_area), ("max_area", max_area)):
+        if not (isinstance(area, float) and math.isinf(area)):
+            validate_number(name, area, 200, optional=True)
     low = 0.0 if min_area is None else float(min_area)
     high = math.inf if max_area is None else float(max_area)
     if not 0 <= low <= high:
@@ -347,10 +351,10 @@ def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Pla
     CHMv2Error
         If the mask is not boolean, or values lie on another grid.
     """
-    if mask.dtype != bool:
+    if not isinstance(mask, xr.DataArray) or mask.dtype != bool:
         raise CHMv2Error(
             "a boolean mask",
-            f"{mask.dtype} values",
+            f"{mask.dtype} values" if isinstance(mask, xr.DataArray) else show(mask),
             "compare first: label_patches(height <= 10), or mask.astype(bool)",
         )
     grid = find_grid(mask).dims

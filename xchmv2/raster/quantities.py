@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster.arguments import validate_raster
 from xchmv2.raster.grid import find_grid
 from xchmv2.raster.ground import ground_pixel, has_true_areas
 from xchmv2.raster.labels import HEIGHT_NAME
@@ -251,12 +252,9 @@ def choose_heights(height: Raster) -> xr.DataArray:
     CHMv2Error
         If it is neither, or the variable is ambiguous.
     """
+    validate_raster(height)
     if isinstance(height, xr.DataArray):
         return height
-    if not isinstance(height, xr.Dataset):
-        raise CHMv2Error(
-            "a DataArray of heights", type(height).__name__, "pass the result of .chmv2.predict()"
-        )
     if HEIGHT_NAME in height.data_vars:
         return height[HEIGHT_NAME]
     if len(height.data_vars) == 1:

@@ -10,12 +10,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
 
 from xchmv2.errors import GridError
+from xchmv2.raster.arguments import is_whole, show
 
 #: Side of an output chunk [px] where the input's own chunks are unsuitable.
 BLOCK = 4096
@@ -210,11 +210,6 @@ def origin_index(edge: float, pixel: float) -> int:
     return math.floor(round(edge / pixel, 3) + 0.5)
 
 
-def is_whole(value: object, least: float = -math.inf) -> bool:
-    """Return whether a value is an integer of any type but bool, and at least ``least``."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
 def validate_grid(tile: int, overlap: int, block: int | None) -> None:
     """Check that tiles, overlap and blocks can form a grid.
 
@@ -232,7 +227,7 @@ def validate_grid(tile: int, overlap: int, block: int | None) -> None:
         or more than half a tile, or a block is smaller than a tile.
     """
     sizes = {"tile": tile, "overlap": overlap, **({} if block is None else {"block": block})}
-    broken = [f"{name}={value!r}" for name, value in sizes.items() if not is_whole(value)]
+    broken = [f"{name}={show(value)}" for name, value in sizes.items() if not is_whole(value)]
     if broken:
         raise GridError(
             "tile, overlap and block in whole pixels", ", ".join(broken), "pass integers"

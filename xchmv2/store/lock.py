@@ -20,7 +20,13 @@ from typing import Any
 from zarr.abc.store import Store
 
 from xchmv2.errors import StoreError
-from xchmv2.store.storage import delete_object, read_object, remove_empty_folders, write_object
+from xchmv2.store.storage import (
+    delete_object,
+    explain_failures,
+    read_object,
+    remove_empty_folders,
+    write_object,
+)
 
 LOCK = "xchmv2/lock.json"
 #: How often the owner renews the lock [s].
@@ -46,7 +52,8 @@ class WriterLock:
     def __enter__(self) -> WriterLock:
         _TOKENS.add(self._owner["token"])
         try:
-            self._take()
+            with explain_failures(self._store):
+                self._take()
         except BaseException:
             self._release()
             raise
@@ -162,14 +169,8 @@ def _boot_and_namespace() -> str:
 
 
 def _create(store: Store, content: bytes) -> bool:
-    """Write the lock if there is none; return whether the store guarantees that."""
-    try:
-        write_object(store, LOCK, content, new=True)
-    except OSError as error:
-        raise StoreError(
-            f"{store} cannot be written ({type(error).__name__}: {error})",
-            fix="check permissions and free space; a local disk must support hard links",
-        ) from error
+    """Write the lock if there is none; returns whether the store guarantees that."""
+    write_object(store, LOCK, content, new=True)
     return type(store).__name__ in ("LocalStore", "ObjectStore", "MemoryStore")
 
 

@@ -70,8 +70,9 @@ class Manifest:
         """List the written blocks as (record, y, x)."""
         head = f"{_DONE}/c/"
         found = (key.removeprefix(head).split("/") for key in list_keys(self.store, head))
-        # A file that is being written has a longer name.
-        return {(int(d), int(y), int(x)) for d, y, x in found if x.isdigit()}
+        # A file that is being written has a longer name, and a zip file lists its folders too.
+        named = [parts for parts in found if len(parts) == 3 and all(map(str.isdigit, parts))]
+        return {(int(d), int(y), int(x)) for d, y, x in named}
 
     def forget(self, record: int) -> None:
         """Mark the blocks of one record as not written."""

@@ -12,6 +12,7 @@ import zarr
 
 from xchmv2.errors import StoreError
 from xchmv2.predict import blocks_of
+from xchmv2.raster import list_items, show
 from xchmv2.store.records import Manifest
 from xchmv2.store.template import Cube, Encoding
 
@@ -144,7 +145,8 @@ def resolve_regions(cube: Cube, regions: Regions | None) -> list[dict[str, slice
     """Validate the regions that a user gives and turn them into slices by dim."""
     if regions is None:
         return None
-    given = [regions] if isinstance(regions, Mapping) else list(regions)
+    listed = None if isinstance(regions, Mapping) else list_items(regions)
+    given: list[Any] = [regions] if listed is None else listed
     sizes = {str(dim): size for dim, size in cube.dataset.sizes.items()}
     for region in given:
         good = isinstance(region, Mapping) and all(
@@ -154,7 +156,7 @@ def resolve_regions(cube: Cube, regions: Regions | None) -> list[dict[str, slice
         if not good:
             raise StoreError(
                 f"regions as index ranges along {tuple(sizes)}",
-                f"{region!r}",
+                show(region),
                 "for example .to_zarr(store, regions={'time': 0, 'y': slice(0, 8192)})",
             )
     return [{str(d): _as_slice(p, sizes[str(d)]) for d, p in r.items()} for r in given]

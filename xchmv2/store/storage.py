@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,6 +15,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
 
 from xchmv2.errors import StoreError
+from xchmv2.raster import show
 
 #: A path, URL, zarr store, obstore store, or icechunk session.
 StoreLike = Any
@@ -34,6 +35,12 @@ def resolve_store(
         If it is no :data:`StoreLike`, cannot be written, or lies on a file system that is not
         installed.
     """
+    if not isinstance(storage_options, Mapping | None):
+        raise StoreError(
+            "storage_options as a mapping, or None",
+            f"storage_options={show(storage_options)}",
+            "for example storage_options={'anon': True}",
+        )
     if isinstance(store, Store):
         return _writable(store, read_only)
     if isinstance(getattr(store, "store", None), Store):  # an icechunk session
@@ -47,6 +54,20 @@ def resolve_store(
         f"{type(store).__name__}",
         "for example height.chmv2.to_zarr('canopy.zarr')",
     )
+
+
+@contextmanager
+def explain_failures(store: Store) -> Iterator[None]:
+    """Turn an error of the file system, such as a full disk, into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"to write to {store}",
+            f"{type(error).__name__}: {error}",
+            "check permissions and free space, and make the same call again: regions already "
+            "written are kept",
+        ) from error
 
 
 def is_icechunk(store: Store) -> bool:
@@ -80,6 +101,13 @@ def _writable(store: Store, read_only: bool) -> Store:
             f"the read-only {store}",
             "open it for writing; a committed icechunk session is read-only: open a new one with "
             "repo.writable_session(branch)",
+        )
+    if not (read_only or store.supports_deletes):
+        raise StoreError(
+            "a store whose objects can be replaced",
+            f"a {type(store).__name__}",
+            "write a folder, height.chmv2.to_zarr('canopy.zarr'), and pack it when it is complete: "
+            "shutil.make_archive('canopy', 'zip', 'canopy.zarr')",
         )
     return store
 

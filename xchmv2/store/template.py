@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,9 +14,18 @@ import numpy.typing as npt
 import xarray as xr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore
 
 from xchmv2.errors import StoreError
-from xchmv2.raster import BLOCK, find_grid, is_crs_variable
+from xchmv2.raster import (
+    BLOCK,
+    find_grid,
+    is_crs_variable,
+    show,
+    validate_choice,
+    validate_raster,
+    without_time_zone,
+)
 
 # Registered conventions of Zarr for the CRS and the grid, by their identifiers.
 _CONVENTIONS = (
@@ -200,12 +211,7 @@ def resolve_encoding(name: str, variable: xr.DataArray) -> Encoding:
     ``name`` is that of floating-point variables; integers and booleans keep their dtype, dates are
     stored as days. An unknown name or another dtype is a StoreError.
     """
-    if name not in get_args(EncodingName):
-        raise StoreError(
-            f"encoding as one of {get_args(EncodingName)}",
-            f"encoding={name!r}",
-            "for example .to_zarr(store, encoding='int16_cm')",
-        )
+    validate_choice("encoding", name, get_args(EncodingName), "int16_cm", error=StoreError)
     dtype = variable.dtype
     if np.issubdtype(dtype, np.floating):
         return _FLOATS[name]  # type: ignore[index]
@@ -299,7 +305,9 @@ def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     date_dim = others[0] if others else None
     wanted = (*others, *dims)
     _validate_dims(dataset, wanted)
+    _validate_index(dataset, others)
     dataset = _with_coordinates_in_memory(dataset.transpose(*wanted), date_dim)
+    dataset = _with_plain_attrs(_without_objects(dataset))
     if date_dim is not None:
         _validate_dates(dataset[date_dim], date_dim)
     return Cube(_in_equal_blocks(dataset, dims), date_dim, dims)
@@ -313,6 +321,7 @@ def date_label(value: Any) -> str:
 
 
 def _as_dataset(height: xr.DataArray | xr.Dataset) -> xr.Dataset:
+    validate_raster(height, error=StoreError)
     if isinstance(height, xr.DataArray):
         return height.to_dataset(name=str(height.name or "canopy_height"))
     crs = [name for name, variable in height.data_vars.items() if is_crs_variable(variable)]
@@ -350,6 +359,76 @@ def _with_coordinates_in_memory(dataset: xr.Dataset, date_dim: str | None) -> xr
             f"write them as variables, height.reset_coords({mixed}), or leave them out",
         )
     return dataset.assign_coords({name: c.compute() for name, c in dataset.coords.items()})
+
+
+def _validate_index(dataset: xr.Dataset, dims: list[str]) -> None:
+    """Refuse labels that Zarr cannot hold: of several levels, or times with a time zone."""
+    for dim in dims:
+        index = dataset.indexes.get(dim)
+        if index is not None and index.nlevels > 1:
+            raise StoreError(
+                f"one label for each {dim}",
+                f"the levels {list(index.names)}",
+                f"make them coordinates: height.reset_index({dim!r})",
+            )
+        if getattr(index, "tz", None) is not None:
+            raise without_time_zone(dim, index)
+
+
+def _without_objects(dataset: xr.Dataset) -> xr.Dataset:
+    """Leave out coordinates that no file can hold, such as a catalogue's dicts and sets."""
+    lost = [n for n in dataset.coords if n not in dataset.dims and not _can_store(dataset[n])]
+    if lost:
+        warnings.warn(
+            f"the coordinates {sorted(map(str, lost))} hold objects that Zarr cannot store, and "
+            "are left out; write what you need of them as numbers or text before",
+            stacklevel=5,
+        )
+    return dataset.drop_vars(lost)
+
+
+def _can_store(coord: xr.DataArray) -> bool:
+    if isinstance(coord.dtype, np.dtype) and coord.dtype != object:
+        return True
+    probe = xr.Dataset({"probe": (coord.dims, coord.data)})
+    try:  # what an array of objects holds, and whether there is a type for it, xarray finds out
+        probe.to_zarr(MemoryStore(), zarr_format=3, consolidated=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _with_plain_attrs(dataset: xr.Dataset) -> xr.Dataset:
+    """Write dates in attributes as text, and refuse what JSON cannot hold."""
+    plain = dataset.copy()
+    plain.attrs = {key: _plain(value, key, "height") for key, value in dataset.attrs.items()}
+    several = len(dataset.data_vars) > 1
+    for name, variable in plain.variables.items():
+        whole = name in dataset.data_vars and not several
+        holder = "height" if whole else f"height[{name!r}]"
+        variable.attrs = {k: _plain(v, k, holder) for k, v in variable.attrs.items()}
+    return plain
+
+
+def _plain(value: Any, key: Hashable, holder: str) -> Any:
+    """Return an attribute as JSON holds it."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufU":
+        return value.tolist()
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, key, holder) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, key, holder) for v in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise StoreError(
+        "attributes of numbers, text and dates",
+        f"{key!r} as {show(value)}",
+        f"write it as text, or leave it out: {holder}.attrs.pop({key!r})",
+    )
 
 
 def _in_equal_blocks(dataset: xr.Dataset, dims: tuple[str, str]) -> xr.Dataset:

@@ -14,6 +14,7 @@ from zarr.abc.store import Store
 
 from xchmv2.errors import StoreError
 from xchmv2.predict import Progress, delayed_sinks, leaves_process, run_sinks
+from xchmv2.raster import validate_flags
 from xchmv2.store.lock import WriterLock
 from xchmv2.store.records import (
     Manifest,
@@ -28,6 +29,7 @@ from xchmv2.store.records import (
 from xchmv2.store.regions import Regions, WriteBlock, missing_blocks, resolve_regions
 from xchmv2.store.storage import (
     StoreLike,
+    explain_failures,
     is_icechunk,
     remove_partial_files,
     resolve_store,
@@ -141,6 +143,7 @@ def to_zarr(
     >>> written = height.chmv2.to_zarr("canopy.zarr", encoding="int16_cm")
     >>> height = xchmv2.open_zarr("canopy.zarr")
     """
+    validate_flags(resume=resume, shards=shards, progress=progress, compute=compute)
     cube = read_cube(height)
     encodings = {
         str(name): resolve_encoding(encoding, variable)
@@ -182,12 +185,14 @@ def _prepare(
     if manifest is None:
         dates = _describe_dates(cube)
         ordered = in_order(cube)
-        begin(store)
-        write_template(store, ordered, encodings, shards=shards)
         records = {label: {**dates[label], "record": i} for i, label in enumerate(ordered.labels)}
-        return create_manifest(store, content, records, cube.blocks)
-    remove_partial_files(store)
-    finish_extension(store, manifest)
+        with explain_failures(store):
+            begin(store)
+            write_template(store, ordered, encodings, shards=shards)
+            return create_manifest(store, content, records, cube.blocks)
+    with explain_failures(store):
+        remove_partial_files(store)
+        finish_extension(store, manifest)
     validate_same(manifest.fingerprint, content, str(store))
     dates = _describe_dates(cube)
     known = manifest.dates
@@ -199,7 +204,8 @@ def _prepare(
         elif stored != dates[label]:  # a file that could not be read is there now, or the reverse
             again.add(label)
     _validate_items_are_new(dates, known)
-    add_dates(store, manifest, cube, dates, again)
+    with explain_failures(store):
+        add_dates(store, manifest, cube, dates, again)
     return manifest
 
 

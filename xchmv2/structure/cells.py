@@ -21,7 +21,11 @@ from xchmv2.raster import (
     find_grid,
     has_true_areas,
     stepped_ground_scale,
+    validate_number,
 )
+
+#: Largest side of a cell [m]: a quarter of the Earth.
+_LARGEST_CELL = 1e7
 
 
 def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
@@ -48,7 +52,8 @@ def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
     grid = find_grid(array)
     scales = stepped_ground_scale(grid) if has_true_areas(array) else (1.0, 1.0)
     sides = [scale * abs(pixel) for scale, pixel in zip(scales, grid.pixel, strict=True)]
-    if not (math.isfinite(cell) and cell >= max(sides) * (1 - 1e-6)):
+    validate_number("cell", cell, 30, above=0, most=_LARGEST_CELL, unit="m")
+    if cell < max(sides) * (1 - 1e-6):
         raise CHMv2Error(
             "cells at least as large as a pixel",
             f"cell={cell} with pixels of {sides[0]:.3g} x {sides[1]:.3g}",

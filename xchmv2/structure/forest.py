@@ -15,6 +15,7 @@ from xchmv2.raster import (
     read_heights,
     resolve_rule,
     sieve,
+    validate_number,
 )
 from xchmv2.structure.statistics import share_of_ground
 
@@ -76,6 +77,9 @@ def forest_mask(
     >>> forest = height.chmv2.forest_mask(min_height=5.0, min_cover=0.3)
     >>> share = forest.mean(("y", "x"))
     """
+    validate_number("min_height", min_height, 5.0, unit="m")
+    validate_number("min_cover", min_cover, 0.1, least=0, most=1)
+    validate_number("min_area", min_area, 5000.0, least=0, unit="m2")
     resolve_rule(connectivity, min_area, None)
     height = read_heights(height)
     cover = share_of_ground(height > min_height, height, cell, min_valid)
@@ -139,6 +143,7 @@ def gaps(
     >>> labels, table = height.chmv2.gaps(threshold=3.0, min_area=100.0)
     >>> largest = table.nlargest(10, "area")
     """
+    validate_number("threshold", threshold, 10.0, unit="m")
     height = read_heights(height)
     low = height <= threshold
     labels, found = label_patches(

@@ -10,8 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Raster, cell_areas, cell_sides, find_grid, label_quantity, read_heights
+from xchmv2.raster import (
+    Raster,
+    cell_areas,
+    cell_sides,
+    find_grid,
+    label_quantity,
+    read_heights,
+    validate_number,
+    validate_numbers,
+)
 from xchmv2.structure.cells import (
     PercentilesOfCells,
     mean_of_cells,
@@ -67,6 +75,7 @@ def canopy_cover(
     >>> cover = height.chmv2.canopy_cover(threshold=2.0, cell=10.0)
     >>> of_the_scene = height.chmv2.canopy_cover(cell=None)
     """
+    validate_number("threshold", threshold, 5.0, unit="m")
     height = read_heights(height)
     attrs = {"long_name": f"share of the ground under canopy of {threshold:g} m or more"}
     share = share_of_ground(height >= threshold, height, cell, min_valid)
@@ -105,6 +114,7 @@ def gap_fraction(
     --------
     >>> gaps = height.chmv2.gap_fraction(threshold=3.0, cell=20.0)
     """
+    validate_number("threshold", threshold, 5.0, unit="m")
     height = read_heights(height)
     attrs = {"long_name": f"share of the ground with canopy of {threshold:g} m or less"}
     share = share_of_ground(height <= threshold, height, cell, min_valid)
@@ -231,9 +241,7 @@ def percentile(
     >>> median = quartiles.sel(percentile=50)
     """
     _validate_share(min_valid)
-    wanted = tuple(float(one) for one in np.atleast_1d(np.asarray(q, dtype=float)))
-    if not wanted or not all(0 <= one <= 100 for one in wanted):
-        raise CHMv2Error("percentiles from 0 to 100", f"q={q}", "pass percents, such as q=95")
+    wanted = validate_numbers("q", [q] if np.ndim(q) == 0 else q, "95", least=0, most=100)
     height = read_heights(height)
     cells = whole_raster(height) if cell is None else resolve_cells(height, cell)
     found = reduce_to_cells(
@@ -302,10 +310,7 @@ def _enough(pixels: xr.DataArray, min_valid: float) -> xr.DataArray:
 
 
 def _validate_share(min_valid: float) -> None:
-    if not 0 <= min_valid <= 1:
-        raise CHMv2Error(
-            "a share of valid pixels from 0 to 1", f"min_valid={min_valid}", "pass min_valid=0.5"
-        )
+    validate_number("min_valid", min_valid, 0.5, least=0, most=1)
 
 
 _Array = npt.NDArray[Any]

@@ -10,7 +10,14 @@ import pandas as pd
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Raster, choose_heights, find_grid, is_crs_variable
+from xchmv2.raster import (
+    Raster,
+    choose_heights,
+    find_grid,
+    is_crs_variable,
+    validate_number,
+    validate_numbers,
+)
 from xchmv2.validation import scores
 from xchmv2.validation.matching import PERCENTILE, RADIUS, Matched, match
 
@@ -179,18 +186,17 @@ def to_table(result: xr.Dataset) -> pd.DataFrame:
 
 
 def _validate(block: int, classes: Sequence[float], percentiles: Sequence[float]) -> None:
-    if not (isinstance(block, int | np.integer) and block >= 2):
-        raise CHMv2Error("blocks of at least 2 px", f"{block}", "take the paper's: block=50")
-    if len(classes) < 2 or not (np.diff(classes) > 0).all():
+    validate_number("block", block, 50, least=2, most=2**15, unit="px", whole=True)
+    edges = validate_numbers(
+        "classes", classes, "(0, 5, 10, 20, 30, np.inf)", ascending=True, most=np.inf
+    )
+    if len(edges) < 2:
         raise CHMv2Error(
             "at least two ascending edges of height classes [m]",
             f"{list(classes)}",
             "such as classes=(0, 5, 10, 20, 30, np.inf)",
         )
-    if not len(percentiles) or not all(0 <= q <= 100 for q in percentiles):
-        raise CHMv2Error(
-            "percentiles from 0 to 100", f"{list(percentiles)}", "such as percentiles=(50, 95)"
-        )
+    validate_numbers("percentiles", percentiles, "(50, 95)", least=0, most=100)
 
 
 def _reference_of(reference: Any, height: xr.DataArray, dim: Any, k: int) -> Any:

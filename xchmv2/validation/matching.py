@@ -22,6 +22,8 @@ from xchmv2.raster import (
     find_grid,
     pixel_size,
     read_heights,
+    validate_number,
+    validate_text,
 )
 
 #: Radius of a GEDI footprint [m], and the height percentile compared with its RH98.
@@ -98,6 +100,9 @@ def match(
     CHMv2Error
         If they do not overlap, or one of them cannot be used.
     """
+    validate_text("column", column, "rh98")
+    validate_number("radius", radius, RADIUS, above=0, unit="m")
+    validate_number("percentile", percentile, PERCENTILE, least=0, most=100)
     plane, grid = _read_plane(height)
     if isinstance(reference, xr.DataArray):
         found = _under_raster(plane, grid, reference)
@@ -370,10 +375,6 @@ def _under_footprints(
     x, y = _coordinates(points, grid)
     reference = _heights(points, column)
     radii = _radii(points, radius)
-    if not 0 <= percentile <= 100:
-        raise CHMv2Error(
-            "a percentile from 0 to 100", f"{percentile}", "give GEDI's: percentile=98"
-        )
     rows, cols = (y - grid.edges[0]) / grid.pixel[0], (x - grid.edges[1]) / grid.pixel[1]
     near = (rows > 0) & (rows < grid.shape[0]) & (cols > 0) & (cols < grid.shape[1])
     near &= np.isfinite(reference)

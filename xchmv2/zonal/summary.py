@@ -26,6 +26,8 @@ from xchmv2.raster import (
     read_numbers,
     read_raster,
     tell_kind,
+    validate_number,
+    validate_raster,
 )
 from xchmv2.zonal.polygons import Piece, Polygons, cut_pieces, read_polygons, require_zonal
 from xchmv2.zonal.zone_statistics import (
@@ -176,12 +178,7 @@ def _warn_outside(polygons: Polygons, pieces: Sequence[Piece]) -> None:
 
 def _resolve_length(quantity: _Quantity, given: float | None, names: Sequence[str]) -> float | None:
     """Return the correlation length; NaN if it is to be estimated, None if none is needed."""
-    if given is not None and not (np.isfinite(given) and given >= 0):
-        raise CHMv2Error(
-            "a correlation length of 0 m or more",
-            f"{given}",
-            "give the radius of what counts as one error: correlation_length=10.0",
-        )
+    validate_number("correlation_length", given, 10.0, least=0, unit="m", optional=True)
     if not any(name.endswith("_se") for name in names):
         return None
     if given is not None or quantity.length is not None:
@@ -325,12 +322,7 @@ def _read_quantity(
     if isinstance(sigma, xr.DataArray):
         layers["sigma"] = read_numbers(sigma)
     _validate(threshold, layers.get("sigma"))
-    if not isinstance(given, xr.DataArray | xr.Dataset):
-        raise CHMv2Error(
-            "heights or changes as a DataArray or a Dataset",
-            type(given).__name__,
-            "open them: xchmv2.open_zarr(...)",
-        )
+    validate_raster(given, "heights or changes", "open them: xchmv2.open_zarr(...)")
     if holds_change(given):
         values = read_change(given)
         limit = float(THRESHOLD if threshold is None else threshold)
@@ -363,22 +355,12 @@ def _read_values(array: xr.DataArray) -> tuple[xr.DataArray, str, str | None]:
 
 
 def _validate(threshold: float | None, sigma: float | xr.DataArray | None) -> None:
-    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
-        raise CHMv2Error(
-            "a threshold above 0 m, the size of a change that counts",
-            f"{threshold}",
-            "give loss and gain one positive number: threshold=5.0",
-        )
-    if sigma is None or (isinstance(sigma, xr.DataArray) and sigma.chunks is not None):
-        return
-    least = float(sigma.min()) if isinstance(sigma, xr.DataArray) else float(sigma)
-    missing = isinstance(sigma, xr.DataArray) and np.isnan(least)
-    if not (missing or (np.isfinite(least) and least >= 0)):
-        raise CHMv2Error(
-            "sigma, a standard deviation of 0 m or more",
-            f"{least}",
-            "give the error of one pixel: sigma=4.0",
-        )
+    validate_number("threshold", threshold, 5.0, above=0, unit="m", optional=True)
+    if isinstance(sigma, xr.DataArray):
+        if sigma.chunks is not None or bool(sigma.isnull().all()):
+            return
+        sigma = float(sigma.min())
+    validate_number("sigma", sigma, 4.0, least=0, unit="m", optional=True)
 
 
 def _only_height(dataset: xr.Dataset) -> xr.DataArray:

@@ -19,7 +19,7 @@ from scipy.special import ndtr
 from xchmv2.change.correlation import MOST_WINDOWS, WINDOW, correlated_pixels
 from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster import Chunks, Source, assemble
+from xchmv2.raster import Chunks, Source, assemble, list_items, show
 from xchmv2.zonal.polygons import Geometries, Piece, Window
 
 _Floats = npt.NDArray[np.float64]
@@ -68,8 +68,9 @@ def resolve_stats(
 ) -> tuple[str, ...]:
     """Return the statistics wanted, each followed by its standard error where there are errors."""
     every = _HEIGHT_STATS + (_CHANGE_STATS if change else ())
-    named = [stats] if isinstance(stats, str) else stats
-    wanted = every if named is None else tuple(dict.fromkeys(named))
+    named = every if stats is None else tuple(list_items(stats) or (stats,))
+    texts = all(isinstance(stat, str) for stat in named)
+    wanted = tuple(dict.fromkeys(named)) if texts else ()
     wrong = [stat for stat in wanted if stat not in every and _percentile_of(stat) is None]
     if wrong and set(wrong) <= set(_CHANGE_STATS):
         raise CHMv2Error(
@@ -80,7 +81,7 @@ def resolve_stats(
     if wrong or not wanted:
         raise CHMv2Error(
             f"statistics among {', '.join(every)}, median and percentiles such as p95",
-            f"{list(wrong)}",
+            f"{wrong}" if wrong else f"stats={show(stats)}",
             "correct them: stats=('mean', 'p95')",
         )
     pairs = ((stat, f"{stat}_se") if errors and stat in _WITH_ERROR else (stat,) for stat in wanted)

@@ -330,7 +330,7 @@ def test_bad_input(monkeypatch):
     with pytest.raises(CHMv2Error, match="on the grid and dates of the mask"):
         label_events(change < 0, change[1:])
     for classes in ((), (5, 2), (1, 1), (1, np.nan)):
-        with pytest.raises(CHMv2Error, match="ascending heights"):
+        with pytest.raises(CHMv2Error, match="ascending numbers"):
             transition(change, change, classes)
     for labels in (["a"], ["a", "a"], ["a", "missing"]):
         with pytest.raises(CHMv2Error, match="2 different labels, none of them 'missing'"):

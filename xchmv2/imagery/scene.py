@@ -69,7 +69,7 @@ def resolve_imagery(
     _validate_numbers(nodata, erode, resolution)
     scene = read_scene(imagery, bands, valid)
     target, rows, cols = resolve_target(scene.grid, resolution)
-    arrays = [band.array for band in scene.bands]
+    arrays = [band.plane for band in scene.bands]
     ranges = resolve_value_range(arrays, value_range)
     valid_pixels = ValidPixels(resolve_nodata(arrays, nodata), erode)
     return scene, target, WindowReader(valid_pixels, rows, cols), ranges
@@ -158,7 +158,7 @@ def read_scene(
         for array in _same_dims([band.array for band in chosen])
     }
     arrays = list(turned.values()) * (3 if len(turned) == 1 else 1)
-    red, green, blue = (Band(a, b.index) for a, b in zip(arrays, chosen, strict=True))
+    red, green, blue = (replace(b, array=a) for a, b in zip(arrays, chosen, strict=True))
     scene = Scene((red, green, blue), None, grid.turned(tuple(flipped)), dims, flipped)
     if valid is None:
         return scene

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,12 @@ import numpy.typing as npt
 import xarray as xr
 from scipy import ndimage
 
-_DECLARE = ("_FillValue", "nodata", "missing_value")
+from xchmv2.errors import CHMv2Error, warn
+
+#: Attributes and encodings that declare a nodata value.
+_DECLARE = ("_FillValue", "missing_value", "nodata", "nodatavals", "fill_value")
+# Declared values beyond this stand for the lowest or highest float, however they were rounded.
+_HUGE = 1e38
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ class ValidPixels:
         self, bands: Sequence[npt.NDArray[Any]], mask: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.bool_]:
         """Return the valid pixels of three bands (..., H, W), within ``mask`` if it is given."""
-        missing = [_equals(band, value) for band, value in zip(bands, self.nodata, strict=True)]
+        missing = [
+            np.asarray(_equals(band, value)) for band, value in zip(bands, self.nodata, strict=True)
+        ]
         if any(np.issubdtype(band.dtype, np.floating) for band in bands):
             broken = [m | ~np.isfinite(band) for m, band in zip(missing, bands, strict=True)]
             invalid = np.logical_or.reduce(broken)
@@ -73,9 +80,36 @@ def resolve_nodata(
     Returns
     -------
     tuple of (float or None)
-        One value per band.
+        One value per band; None where none is declared, or only NaN.
+
+    Raises
+    ------
+    CHMv2Error
+        If the metadata declare different values, or one that is no number.
+
+    Warns
+    -----
+    UserWarning
+        If a band's data type cannot hold the value; it is ignored.
+
+    Notes
+    -----
+    ``_FillValue``, ``missing_value``, ``nodata``, ``nodatavals`` and ``fill_value`` are one
+    question. Attributes describe the values in memory, so those of the encoding count only where
+    there are none, and only where values were not decoded since they were read.
     """
-    red, green, blue = (_declared(band) if nodata is None else float(nodata) for band in bands)
+    red, green, blue = (_declared(b) if nodata is None else float(nodata) for b in bands)
+    values = (red, green, blue)
+    for value, dtype in dict.fromkeys(zip(values, (b.dtype for b in bands), strict=True)):
+        if value is not None and not math.isnan(value) and not _can_hold(dtype, value):
+            warn(
+                f"the nodata value {value:g} is ignored: no {dtype} pixel can have it; if another "
+                "value stands for nodata, pass nodata="
+            )
+    red, green, blue = (
+        value if value is not None and _can_hold(band.dtype, value) else None
+        for value, band in zip(values, bands, strict=True)
+    )
     return red, green, blue
 
 
@@ -89,22 +123,76 @@ def _declared(band: xr.DataArray) -> float | None:
     was = stored.get("rasterio_dtype", stored.get("dtype", band.dtype))
     decoded = scaled or np.dtype(was).kind != band.dtype.kind
     for place in (band.attrs,) if decoded else (band.attrs, stored):
-        for key in ("_FillValue", "nodata", "missing_value"):
-            if place.get(key) is not None:
-                return float(np.asarray(place[key]).reshape(-1)[0])
+        found = {key: value for key in _DECLARE for value in _numbers(place, key)}
+        if not found:
+            continue
+        fits = {key: value for key, value in found.items() if _can_hold(band.dtype, value)}
+        first = next(iter((fits or found).values()))
+        if all(_same_value(band.dtype, value, first) for value in fits.values()):
+            return first
+        told = ", ".join(f"{key} {value:g}" for key, value in fits.items())
+        raise CHMv2Error(
+            "one nodata value",
+            told,
+            f"pass the right one, as nodata={first:g}, or delete the others, as in "
+            f"del array.attrs[{list(fits)[-1]!r}]",
+        )
     return None
 
 
-def _equals(band: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_]:
-    """Compare in the band's own dtype; a value outside its range equals no pixel."""
-    if value is None or np.isnan(value):
+def _numbers(place: Mapping[Any, Any], key: str) -> list[float]:
+    """Read what stands under a key: no value, or one; NaN is missing in any case."""
+    if place.get(key) is None:
+        return []
+    given = [value for value in np.reshape(place[key], -1).tolist() if value is not None]
+    try:
+        values = {float(value) for value in given if str(value).strip().lower() not in _NO_VALUE}
+    except (TypeError, ValueError):
+        values = set()
+        broken = True
+    else:
+        broken = len(values) > 1
+    if broken:
+        raise CHMv2Error(
+            "one number as nodata value",
+            f"{key} {place[key]!r}",
+            f"pass the right one, as nodata=0, or delete it: del array.attrs[{key!r}]",
+        )
+    return list(values)
+
+
+_NO_VALUE = ("", "nan", "none", "null", "n/a")
+
+
+def _same_value(dtype: np.dtype[Any], one: float, other: float) -> bool:
+    return one == other or bool(_equals(np.asarray(_cast(dtype, one)), other).all())
+
+
+def _can_hold(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether a pixel of a dtype can have a value, as far as its rounding."""
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= value <= limits.max and float(value).is_integer())
+
+
+def _cast(dtype: np.dtype[Any], value: float) -> Any:
+    """Round a value to a dtype; beyond the largest float it is the largest."""
+    if dtype.kind in "iu":
+        return dtype.type(int(value))
+    largest = float(np.finfo(dtype).max)
+    return dtype.type(max(-largest, min(value, largest)))
+
+
+def _equals(band: Any, value: float | None) -> Any:
+    """Compare in the band's own dtype, array or DataArray; a value beyond it equals no pixel."""
+    if value is None or math.isnan(value) or not _can_hold(band.dtype, value):
         return np.zeros(band.shape, bool)
-    if np.issubdtype(band.dtype, np.floating):
-        return np.asarray(band == band.dtype.type(value))
-    limits = np.iinfo(band.dtype)
-    if not (limits.min <= value <= limits.max and float(value).is_integer()):
-        return np.zeros(band.shape, bool)
-    return np.asarray(band == band.dtype.type(int(value)))
+    if band.dtype.kind == "f" and abs(value) > _HUGE:
+        # Written as -3.4e38 or -3.4028235e38, rounded to float32 or not: no measurement is near.
+        near = band.dtype.type(0.99 * float(_cast(band.dtype, value)))
+        return (band <= near) if value < 0 else (band >= near)
+    return band == _cast(band.dtype, value)
 
 
 def without_nodata(array: xr.DataArray) -> xr.DataArray:
@@ -120,11 +208,16 @@ def without_nodata(array: xr.DataArray) -> xr.DataArray:
     DataArray
         The array itself if it declares none, or NaN; else floats that no longer declare one, lazy
         if the array is.
+
+    Raises
+    ------
+    CHMv2Error
+        As :func:`resolve_nodata`, whose rule it is.
     """
     nodata = resolve_nodata([array] * 3)[0]
     if nodata is None or math.isnan(nodata):
         return array
     floats = array if array.dtype.kind == "f" else array.astype(np.float32)
-    found = floats.where(floats != floats.dtype.type(nodata))
+    found = floats.where(~_equals(floats, nodata))
     found.attrs = {name: value for name, value in floats.attrs.items() if name not in _DECLARE}
     return found

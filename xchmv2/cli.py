@@ -304,8 +304,11 @@ def _open_imagery(
     if "alpha" in colours and colours.index("alpha") + 1 not in (bands or ()):
         valid = raster.isel(band=colours.index("alpha"), drop=True) != 0
     if "per_dataset" in flags and "alpha" not in flags:  # an internal mask, or a file .msk
-        masked = rioxarray.open_rasterio(path, masked=True, chunks=chunks or {})
-        inside = masked.isel(band=0, drop=True).notnull()
+        # With chunks, rioxarray would give it the dask keys of the raster that is not masked.
+        masked = rioxarray.open_rasterio(path, masked=True)
+        masked = masked.chunk(chunks or {}, name_prefix="chmv2-masked-", token=raster.data.name)
+        # Nodata in one band is no reason: a pixel is outside where every band is masked.
+        inside = masked.isel(band=[c != "alpha" for c in colours]).notnull().any("band")
         valid = inside if valid is None else valid & inside
     return raster, None if valid is None else valid.drop_vars("colorinterp", errors="ignore")
 

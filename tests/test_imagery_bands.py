@@ -461,11 +461,20 @@ class TestNodata:
             ValidPixels(resolve_nodata([band] * 3))([band.values] * 3), [[False, True]]
         )
 
+    @pytest.mark.filterwarnings("ignore::xchmv2.errors.DemoModelWarning")
     @pytest.mark.parametrize("value", [np.nan, "nan", "NaN", "", "None", (np.nan,) * 3, None])
     def test_nan_and_nothing_are_no_value(self, value):
         assert resolve_nodata([picture()[0].assign_attrs(nodata=value)] * 3) == (None,) * 3
+        floats = picture().astype("float32").assign_attrs(nodata=value)
+        assert floats.chmv2.predict("demo", value_range=(0, 255), **FAST).notnull().all()
         both = picture()[0].astype("float32").assign_attrs(nodata=value, _FillValue=-1)
         assert resolve_nodata([both] * 3) == (-1.0,) * 3
+
+    def test_nan_given_as_words(self):
+        image = picture().astype("float32")
+        told = refusal(image.chmv2.predict, "demo", nodata="nan", value_range=(0, 255))
+        nodata = eval(re.search(r"nodata=(float\('nan'\))", told)[1])
+        assert image.chmv2.plan("demo", nodata=nodata, value_range=(0, 255), **FAST)
 
     @pytest.mark.parametrize("value", [-9999, 256, 0.5, 65_535])
     def test_an_impossible_value_is_ignored_with_a_warning(self, value, tiny_checkpoint):

@@ -207,7 +207,7 @@ def _same_dims(arrays: Sequence[xr.DataArray]) -> Sequence[xr.DataArray]:
 
 def _validate_numbers(nodata: object, erode: object, resolution: object) -> None:
     for name, value, example in (
-        ("nodata", nodata, "nodata=0"),
+        ("nodata", nodata, "nodata=float('nan')" if _spells_nan(nodata) else "nodata=0"),
         ("resolution", resolution, "resolution=0.6"),
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
@@ -222,6 +222,10 @@ def _validate_numbers(nodata: object, erode: object, resolution: object) -> None
             f"erode={erode!r}",
             "pass how many pixels to trim around nodata: .predict(..., erode=2)",
         )
+
+
+def _spells_nan(value: object) -> bool:
+    return str(value).strip().lower() == "nan"
 
 
 def _validate_mask_type(valid: object) -> None:

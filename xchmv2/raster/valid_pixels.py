@@ -80,7 +80,7 @@ def resolve_nodata(
     Returns
     -------
     tuple of (float or None)
-        One value per band; None where none is declared, or only NaN.
+        One value per band; None where none is declared.
 
     Raises
     ------
@@ -122,46 +122,48 @@ def _declared(band: xr.DataArray) -> float | None:
     scaled = stored.get("scale_factor", 1) != 1 or stored.get("add_offset", 0) != 0
     was = stored.get("rasterio_dtype", stored.get("dtype", band.dtype))
     decoded = scaled or np.dtype(was).kind != band.dtype.kind
-    for place in (band.attrs,) if decoded else (band.attrs, stored):
-        found = {key: value for key in _DECLARE for value in _numbers(place, key)}
-        if not found:
+    places = [
+        _read_declared(place) for place in ((band.attrs,) if decoded else (band.attrs, stored))
+    ]
+    for found in places:
+        values = {key: value for key, value in found.items() if not math.isnan(value)}
+        fits = {key: value for key, value in values.items() if _can_hold(band.dtype, value)}
+        if not values:
             continue
-        fits = {key: value for key, value in found.items() if _can_hold(band.dtype, value)}
-        first = next(iter((fits or found).values()))
+        first = next(iter((fits or values).values()))
         if all(_same_value(band.dtype, value, first) for value in fits.values()):
             return first
-        told = ", ".join(f"{key} {value:g}" for key, value in fits.items())
         raise CHMv2Error(
             "one nodata value",
-            told,
+            ", ".join(f"{key} {value:g}" for key, value in fits.items()),
             f"pass the right one, as nodata={first:g}, or delete the others, as in "
             f"del array.attrs[{list(fits)[-1]!r}]",
         )
-    return None
+    return math.nan if any(places) else None
 
 
-def _numbers(place: Mapping[Any, Any], key: str) -> list[float]:
-    """Read what stands under a key: no value, or one; NaN is missing in any case."""
-    if place.get(key) is None:
-        return []
-    given = [value for value in np.reshape(place[key], -1).tolist() if value is not None]
-    try:
-        values = {float(value) for value in given if str(value).strip().lower() not in _NO_VALUE}
-    except (TypeError, ValueError):
-        values = set()
-        broken = True
-    else:
-        broken = len(values) > 1
-    if broken:
-        raise CHMv2Error(
-            "one number as nodata value",
-            f"{key} {place[key]!r}",
-            f"pass the right one, as nodata=0, or delete it: del array.attrs[{key!r}]",
-        )
-    return list(values)
+def _read_declared(place: Mapping[Any, Any]) -> dict[str, float]:
+    """Read the nodata values in attributes or an encoding by their keys."""
+    found: dict[str, float] = {}
+    for key in _DECLARE:
+        given = [] if place.get(key) is None else np.reshape(place[key], -1).tolist()
+        told = {str(value).strip().lower() for value in given if value is not None} - _NO_VALUE
+        try:
+            values = {float(value) for value in told}
+        except ValueError:
+            values = set()
+        if told and len(values) != 1:
+            raise CHMv2Error(
+                "one number as nodata value",
+                f"{key} {place[key]!r}",
+                f"pass the right one, as nodata=0, or delete it: del array.attrs[{key!r}]",
+            )
+        if told:
+            found[key] = values.pop()
+    return found
 
 
-_NO_VALUE = ("", "nan", "none", "null", "n/a")
+_NO_VALUE = {"", "none", "null", "n/a"}
 
 
 def _same_value(dtype: np.dtype[Any], one: float, other: float) -> bool:

@@ -106,7 +106,7 @@ class TestMain:
             (OSError(errno.ENOSPC, "No space left on device", "h.zarr"),
              "error: [Errno 28] No space left on device: 'h.zarr'"),
             (ModuleNotFoundError("No module named 'exactextract.x'", name="exactextract.x"),
-             "error: the Python package exactextract is not installed; pip install exactextract"),
+             "error: the Python package exactextract is not installed; install it"),
             (xchmv2.CHMv2Error("a", "b", "c"), "error: expected a, found b; c"),
         ],
     )  # fmt: skip

@@ -21,7 +21,7 @@ from xchmv2.imagery import (
 from xchmv2.imagery.bands import select_bands
 from xchmv2.raster import ValidPixels, read_heights, resolve_nodata
 
-# Private import: select_bands shows what predict() reads.
+# Private imports: select_bands shows what predict() reads.
 
 FAST = {"tile": 64, "overlap": 16}
 ASK = r"pass bands= with the (names|numbers) of red, green and blue in that order"
@@ -254,6 +254,13 @@ class TestBandsGiven:
         told = refusal(picture(4).chmv2.plan, bands=bands)
         assert "expected three different bands of [1, 2, 3, 4], as red, green, blue, found" in told
         assert re.search(ASK, told)
+
+    @pytest.mark.parametrize("bands", [1, (1, 2, 9), iter([1, 2])])
+    def test_of_the_one_picture_in_a_dataset(self, bands):
+        imagery = picture(4).to_dataset(name="rgb").assign(mask=picture()[0] * 1.0)
+        told = refusal(imagery.chmv2.plan, bands=bands)
+        assert "expected three different bands of [1, 2, 3, 4]" in told
+        assert chosen(imagery, iter([3, 2, 1])) == (3, 2, 1)
 
     def test_the_names_are_suggested_where_they_are_known(self):
         told = refusal(select_bands, picture(4, long_name=("Blue", "Green", "Red", "NIR")), "rgb")
@@ -520,19 +527,30 @@ class TestNodata:
         assert resolve_nodata(planes) == (0.0, 7.0, 9.0)
 
 
-def test_what_a_plain_open_loses_and_the_lines_that_keep_it(tmp_path, tiny_checkpoint):
+@pytest.mark.parametrize("alpha", [False, True])
+def test_what_a_plain_open_loses_and_the_lines_that_keep_it(tmp_path, tiny_checkpoint, alpha):
     """The lines are those of docs/imagery-requirements.md, which tests/test_docs.py runs too."""
-    path, image, mask = tmp_path / "masked.tif", picture(), np.full((40, 50), 255, "uint8")
+    path, image, mask = tmp_path / "masked.tif", picture(4 if alpha else 3), np.full((40, 50), 255)
     mask[:, :20] = 0
+    if alpha:
+        image[3] = mask
     image.rio.to_raster(path)
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
-        file.write_mask(mask)
+    if not alpha:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            file.write_mask(mask.astype("uint8"))
+    options = FAST | {"bands": (1, 2, 3)}
     plain = rioxarray.open_rasterio(path)
-    assert plain.chmv2.predict(tiny_checkpoint, **FAST).notnull().all()
+    assert plain.chmv2.predict(tiny_checkpoint, **options).notnull().all()
     masked = rioxarray.open_rasterio(path, masked=True)
     valid = masked.isel(band=slice(3)).notnull().any("band")
+    with rasterio.open(path) as file:
+        colours = [colour.name for colour in file.colorinterp]
+    plain = plain.assign_coords(colorinterp=("band", colours))
     height = plain.chmv2.predict(tiny_checkpoint, valid=valid, **FAST)
     np.testing.assert_array_equal(height.isnull(), mask == 0)
+    if alpha:
+        height = plain.chmv2.predict(tiny_checkpoint, valid=plain.sel(band=4) == 255, **FAST)
+        np.testing.assert_array_equal(height.isnull(), mask == 0)
 
 
 def test_the_overview_shows_which_is_red():

@@ -77,7 +77,10 @@ def _write_error(error: Exception) -> str:
         return "memory is full; pass a smaller --block or --tile, or close other programs"
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
-        return f"the Python package {package} is not installed; pip install {package}"
+        return (
+            f"the Python package {package} is not installed; install it, or all optional ones: "
+            'pip install "xchmv2[all]"'
+        )
     name = type(error).__name__
     return f"{f'{name}: {said}' if said else name}; XCHMV2_DEBUG=1 shows where it was raised"
 

@@ -156,9 +156,12 @@ def select_bands(
     flat = {n: v.squeeze(BAND_DIM, drop=True) if BAND_DIM in v.dims else v
             for n, v in rasters.items() if n not in stacked}  # fmt: skip
     described = [_describe(name, variable.attrs) for name, variable in flat.items()]
+    chosen: list[_Described] | None
     if bands is not None:
-        bands = _listed(bands, described)
-        chosen = None if stacked and set(bands) - set(flat) else _validate(bands, described)
+        bands = _listed(bands) or bands
+        if len(stacked) == 1 and not (isinstance(bands, list) and set(bands) <= set(flat)):
+            return _from_band_dim(next(iter(stacked.values())), bands)
+        chosen = _validate(bands, described)
     else:
         chosen = _choose(described) or _by_number(described)
         named = [name for name, variable in stacked.items() if _is_named(variable)]
@@ -180,7 +183,7 @@ def _from_band_dim(
         raise _no_band_dim(imagery)
     described = _describe_bands(imagery)
     if bands is not None:
-        chosen = _validate(_listed(bands, described), described)
+        chosen = _validate(bands, described)
     else:
         found = _choose(described) or _by_number(described)
         if found is None:
@@ -350,38 +353,32 @@ def _by_number(bands: Sequence[_Described]) -> list[_Described] | None:
     return list(bands) if silent and [band.number for band in bands] == [1, 2, 3] else None
 
 
-def _listed(bands: object, described: Sequence[_Described]) -> list[Hashable]:
-    """List what was given as ``bands``, numpy's numbers as Python's."""
-    found: list[Any] = []
-    if isinstance(bands, Iterable) and not isinstance(bands, str | bytes | Mapping | Set):
-        try:
-            found = [b.item() if hasattr(b, "item") and np.ndim(b) == 0 else b for b in bands]
-        except TypeError:  # an array of no dims
-            found = []
-    if len(found) != 3 or not all(isinstance(b, Hashable) for b in found):
-        raise _bad_choice(bands, described)
-    return found
+def _listed(bands: object) -> list[Any] | None:
+    """List three bands, numpy's numbers as Python's; None for what cannot name three."""
+    if not isinstance(bands, Iterable) or isinstance(bands, str | bytes | Mapping | Set):
+        return None
+    try:
+        found = [b.item() if hasattr(b, "item") and np.ndim(b) == 0 else b for b in bands]
+    except TypeError:  # an array of no dims
+        return None
+    usable = all(isinstance(b, Hashable) and not isinstance(b, bool) for b in found)
+    return found if usable and len(found) == 3 else None
 
 
-def _validate(bands: Sequence[Hashable], described: Sequence[_Described]) -> list[_Described]:
+def _validate(bands: object, described: Sequence[_Described]) -> list[_Described]:
     """Look up three bands by their labels."""
     labels = [band.label for band in described]
-    known = all(b in labels and not isinstance(b, bool) for b in bands)
-    if not known or len(set(bands)) != 3 or any(labels.count(b) > 1 for b in bands):
-        raise _bad_choice(list(bands), described)
-    return [described[labels.index(b)] for b in bands]
+    given = _listed(bands)
+    if given is None or len(set(given)) != 3 or any(labels.count(b) != 1 for b in given):
+        raise ImageryError(
+            f"three different bands of {labels}, as red, green, blue",
+            f"bands={tuple(bands) if isinstance(bands, list) else bands!r}",
+            _name_them(described),
+        )
+    return [described[labels.index(b)] for b in given]
 
 
 _RELABEL = "number them: imagery.assign_coords(band=range(1, imagery.sizes['band'] + 1))"
-
-
-def _bad_choice(bands: object, described: Sequence[_Described]) -> ImageryError:
-    given = tuple(bands) if isinstance(bands, list) else bands
-    return ImageryError(
-        f"three different bands of {[band.label for band in described]}, as red, green, blue",
-        f"bands={given!r}",
-        _name_them(described),
-    )
 
 
 def _no_bands(bands: Sequence[_Described]) -> ImageryError:

@@ -2,6 +2,7 @@ import errno
 import json
 import subprocess
 import sys
+import warnings
 
 import catalogue as catalogue_of
 import numpy as np
@@ -12,6 +13,8 @@ import rioxarray
 import xarray as xr
 from click.testing import CliRunner
 from conftest import cube
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
 
 import xchmv2
 from xchmv2.cli import _describe_tuned, _open_raster, main
@@ -92,6 +95,53 @@ class TestMain:
         result = run("demo")
         assert result.exit_code == 1
         assert result.output == ""
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (KeyError("band"), "error: KeyError: 'band'; XCHMV2_DEBUG=1 shows where it was raised"),
+            (RuntimeError("first\n  second"), "error: RuntimeError: first second; XCHMV2_DEBUG"),
+            (AssertionError(), "error: AssertionError; XCHMV2_DEBUG=1"),
+            (MemoryError(), "error: memory is full; pass a smaller --block or --tile"),
+            (OSError(errno.ENOSPC, "No space left on device", "h.zarr"),
+             "error: [Errno 28] No space left on device: 'h.zarr'"),
+            (ModuleNotFoundError("No module named 'exactextract.x'", name="exactextract.x"),
+             "error: the Python package exactextract is not installed; install it"),
+            (xchmv2.CHMv2Error("a", "b", "c"), "error: expected a, found b; c"),
+        ],
+    )  # fmt: skip
+    def test_any_error_is_one_line(self, monkeypatch, error, message):
+        def fail(*args, **options):
+            raise error
+
+        monkeypatch.setattr(demonstration, "run_demonstration", fail)
+        result = run("demo")
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert result.stderr.startswith(message)
+        assert result.stderr.count("\n") == 1
+        monkeypatch.setenv("XCHMV2_DEBUG", "1")
+        assert run("demo").stderr.startswith("Traceback (most recent call last)")
+
+    def test_control_c(self, monkeypatch):
+        def interrupt(*args, **options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(demonstration, "run_demonstration", interrupt)
+        result = run("demo")
+        assert result.exit_code == 1
+        assert result.stderr.strip() == "Aborted!"
+
+    def test_warnings_are_one_line_too(self, monkeypatch):
+        def warn(*args, **options):
+            warnings.warn("look at this", UserWarning, stacklevel=1)
+            raise xchmv2.CHMv2Error("a", "b", "c")
+
+        monkeypatch.setattr(demonstration, "run_demonstration", warn)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            result = run("demo")
+        assert result.stderr == "warning: look at this\nerror: expected a, found b; c\n"
 
 
 class TestDemo:
@@ -184,6 +234,7 @@ class TestFineTune:
             "nodata": 0.0,
             "seed": 5,
             "device": "cpu",
+            "valid": None,
         }
 
     def test_nothing_held_out(self, rasters, tmp_path, tiny_checkpoint):
@@ -284,7 +335,7 @@ class TestPredict:
         assert run(*words).exit_code == 0
         with monkeypatch.context() as patched:
             patched.setattr("xchmv2.store.records.delete_name", lambda *given: 1 / 0)
-            assert isinstance(run(*words, "--overwrite").exception, ZeroDivisionError)
+            assert "ZeroDivisionError" in run(*words, "--overwrite").stderr
         resumed = run(*words, "--resume")
         assert resumed.exit_code == 1
         assert "half removed" in resumed.stderr
@@ -331,6 +382,92 @@ class TestPredict:
         assert "Traceback" not in result.stderr
         assert (tmp_path / "thesis.zarr" / "text").exists()
         assert not (tmp_path / "h.tif").exists()
+
+
+def write_tif(path, bands, *, mask=None, internal=True, **options):
+    """A GeoTIFF of 0.6 m; ``colorinterp`` and ``descriptions`` are set on the open file."""
+    later = {key: options.pop(key) for key in ("colorinterp", "descriptions") if key in options}
+    profile = {
+        "driver": "GTiff", "count": len(bands), "height": 96, "width": 96, "dtype": bands.dtype,
+        "crs": "EPSG:32633", "transform": from_origin(5e5, 5e6, 0.6, 0.6), **options,
+    }  # fmt: skip
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal),
+        rasterio.open(path, "w", **profile) as file,
+    ):
+        file.write(bands)
+        for key, value in later.items():
+            setattr(file, key, value)
+        if mask is not None:
+            file.write_mask(mask)
+    return path
+
+
+class TestWhatFilesSay:
+    """Bands, colours and masks that GDAL tells, and rioxarray does not."""
+
+    pixels = np.random.default_rng(0).integers(1, 256, (4, 96, 96)).astype("uint8")
+    hole = np.where(np.arange(96) < 40, 0, 255).astype("uint8")[:, None] * np.ones(96, "uint8")
+
+    def height(self, tmp_path, checkpoint, path, *words):
+        out = tmp_path / "h.tif"
+        result = run("predict", path, out, "--model", checkpoint, "--quiet", "--overwrite",
+                     *PREDICT, *words)  # fmt: skip
+        assert result.exit_code == 0, result.output
+        return rioxarray.open_rasterio(out)[0]
+
+    @pytest.mark.parametrize("internal", [True, False])
+    @pytest.mark.parametrize("nodata", [None, 255])
+    def test_masks_inside_files_and_beside_them(self, tmp_path, tiny_checkpoint, internal, nodata):
+        path = write_tif(tmp_path / "m.tif", self.pixels[:3], mask=self.hole, internal=internal,
+                         nodata=nodata)  # fmt: skip
+        assert (tmp_path / "m.tif.msk").exists() != internal
+        found = self.height(tmp_path, tiny_checkpoint, path)
+        np.testing.assert_array_equal(found.isnull(), self.hole == 0)
+
+    @pytest.mark.parametrize("nodata", [None, 255])
+    def test_alpha(self, tmp_path, tiny_checkpoint, nodata):
+        rgba = np.stack([*self.pixels[:3], self.hole])
+        path = write_tif(tmp_path / "a.tif", rgba, nodata=nodata)
+        with rasterio.open(path) as file:
+            assert file.colorinterp[3].name == "alpha"
+        found = self.height(tmp_path, tiny_checkpoint, path)
+        np.testing.assert_array_equal(found.isnull(), self.hole == 0)
+        as_a_colour = self.height(tmp_path, tiny_checkpoint, path, "--bands", "4,1,2")
+        assert as_a_colour.notnull().all()
+
+    def test_colour_interpretation_and_descriptions(self, tmp_path, tiny_checkpoint):
+        colours = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
+        bgr = write_tif(tmp_path / "c.tif", self.pixels[:3], colorinterp=colours)
+        sixteen = write_tif(tmp_path / "d.tif", self.pixels.astype("uint16"),
+                            descriptions=("Blue", "Green", "Red", "NIR"))  # fmt: skip
+        plain = write_tif(tmp_path / "p.tif", self.pixels[2::-1])
+        expected = self.height(tmp_path, tiny_checkpoint, plain)
+        for path, words in ((bgr, ()), (sixteen, ("--value-range", "0,255"))):
+            found = self.height(tmp_path, tiny_checkpoint, path, *words)
+            np.testing.assert_allclose(found, expected, atol=5e-4)
+
+    def test_contradictions_are_refused(self, tmp_path, tiny_checkpoint):
+        """GDAL calls the first three bands of bytes red, green and blue, whatever they are."""
+        path = write_tif(tmp_path / "x.tif", self.pixels[:3], descriptions=("Blue", "Green", "Red"))
+        words = ["predict", path, tmp_path / "h.tif", "--model", tiny_checkpoint, *PREDICT]
+        refused = run(*words)
+        assert refused.exit_code == 1
+        assert "1 (colorinterp 'red', long_name 'Blue')" in refused.stderr
+        assert run(*words, "--bands", "3,2,1").exit_code == 0
+
+    def test_masks_count_in_fine_tuning(self, tmp_path, monkeypatch):
+        seen = {}
+
+        def fine_tune(imagery, reference, **options):
+            seen.update(options)
+            raise xchmv2.CHMv2Error("a", "b", "c")
+
+        monkeypatch.setattr("xchmv2.training.fine_tune", fine_tune)
+        path = write_tif(tmp_path / "m.tif", self.pixels[:3], mask=self.hole)
+        lidar = write_tif(tmp_path / "l.tif", self.pixels[:1])
+        run("fine-tune", path, lidar, tmp_path / "out")
+        np.testing.assert_array_equal(seen["valid"], self.hole > 0)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def indices(imagery, bands=None):
 
 class TestBands:
     @pytest.mark.parametrize(
-        "names", [("red", "green", "blue"), ("R", "G", "B"), ("B04", "B03", "B02")]
+        "names", [("red", "green", "blue"), ("R", "G", "B"), ("Red_1", "Green_1", "Blue_1")]
     )
     def test_variables_by_name(self, names):
         imagery = xr.Dataset({n: (("y", "x"), np.ones((4, 4))) for n in (*names[::-1], "nir")})
@@ -76,8 +76,8 @@ class TestBands:
         ("imagery", "bands", "message"),
         [
             (banded(4, [1, 2, 3, 4]), None,
-             r"red, green and blue.*\[1, 2, 3, 4\]; name them: .*bands=\(1, 2, 3\)"),
-            (banded(3, ["B1", "B2", "B3"]), None, r"\['B1', 'B2', 'B3'\]; .*\('B3', 'B2', 'B1'\)"),
+             r"red, green and blue.*\[1, 2, 3, 4\]; pass bands= with the numbers of red, green"),
+            (banded(3, ["B1", "B2", "B3"]), None, r"\['B1', 'B2', 'B3'\]; pass bands= with the n"),
             (banded(2, [1, 2]), None,
              r"expected red, green and blue bands, found 2: \[1, 2\]; give imagery"),
             (banded(1, [1]), None, r"found 1: \[1\]"),

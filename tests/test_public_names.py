@@ -14,8 +14,8 @@ import xchmv2
 PUBLIC = {
     "xchmv2": """
         CHMv2Config CHMv2Error CHMv2ForDepthEstimation CHMv2ImageProcessor __version__ change
-        datasets errors load model open_published open_zarr plotting predict published stac store
-        structure training validation warmup zonal""",
+        datasets errors imagery load model open_published open_zarr plotting predict published stac
+        store structure training validation warmup zonal""",
     "xchmv2.change": """
         ComparisonWarning align correlation_length difference difference_between events gain
         label_events loss loss_area stable_bias transition transition_between trend""",

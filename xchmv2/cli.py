@@ -1,7 +1,8 @@
 """The command line: ``xchmv2 predict``, ``run``, ``demo`` and ``fine-tune``.
 
-A command exits with 0, with 1 and one line on an error of the input, or with 2 on wrong usage. What
-a command computes with is imported when it runs, so that help appears at once.
+A command exits with 0, with 1 and one line on an error, or with 2 on wrong usage. With
+``XCHMV2_DEBUG=1`` in the environment the traceback is shown too. What a command computes with is
+imported when it runs, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import errno
 import math
 import os
 import shlex
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -30,21 +33,56 @@ if TYPE_CHECKING:
 
 
 class _Commands(click.Group):
-    """A group of commands that report an error of the input as one line, without a traceback."""
+    """A group of commands that report any error as one line, without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List commands in the order they were added."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; report an error of the input in one line and exit with 1."""
-        try:
-            return super().invoke(ctx)
-        except (CHMv2Error, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader of a pipe went away: click ends quietly
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+        """Run a command; report warnings and an error in one line each, and exit with 1."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except (click.ClickException, click.Abort, click.exceptions.Exit):
+                raise  # click's own: it reports wrong usage, and Ctrl-C as "Aborted!"
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                    raise  # the reader of a pipe went away: click ends quietly
+                if os.environ.get("XCHMV2_DEBUG"):
+                    click.echo(traceback.format_exc(), err=True)
+                click.echo(f"error: {_write_error(error)}", err=True)
+                ctx.exit(1)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning in one line, without the line of code that gave it."""
+    click.echo(f"warning: {message}", err=True)
+
+
+def _write_error(error: Exception) -> str:
+    """Write an error as one line: the package's own as it is, any other with what it is."""
+    said = " ".join(str(error).split())
+    if isinstance(error, CHMv2Error | OSError) and said:
+        return said
+    if isinstance(error, MemoryError):
+        return "memory is full; pass a smaller --block or --tile, or close other programs"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return (
+            f"the Python package {package} is not installed; install it, or all optional ones: "
+            'pip install "xchmv2[all]"'
+        )
+    name = type(error).__name__
+    return f"{f'{name}: {said}' if said else name}; XCHMV2_DEBUG=1 shows where it was raised"
 
 
 @click.group(
@@ -186,17 +224,18 @@ def _add(command: _F, options: Sequence[Callable[[_F], _F]]) -> _F:
 def _predict(image: str, out: str, *, resume: bool, overwrite: bool, **options: Any) -> None:
     """Predict canopy height from an RGB raster.
 
-    IMAGE is a GeoTIFF, COG or any other raster that GDAL reads. OUT ends in .tif, for a
-    cloud-optimised GeoTIFF with one band per layer, or in .zarr, for a store that --resume
-    continues after an interruption.
+    IMAGE is a GeoTIFF, COG or any other raster that GDAL reads; its colour interpretation, band
+    descriptions, nodata value, masks and alpha band count. OUT ends in .tif, for a cloud-optimised
+    GeoTIFF with one band per layer, or in .zarr, for a store that --resume continues after an
+    interruption.
     """
     kind = _validate_names(out, resume, overwrite, options["encoding"])
     from xchmv2.raster import BLOCK
 
     side = options["block"] or BLOCK
-    imagery = _open_raster(image, {"x": side, "y": side})
+    imagery, valid = _open_imagery(image, options["bands"], {"x": side, "y": side})
     named = {name: options[name] for name in (*_PREDICTION_NAMES, "bands", "nodata", "resolution")}
-    height = imagery.chmv2.predict(**named)
+    height = imagery.chmv2.predict(valid=valid, **named)
     quiet = options["quiet"]
     if kind == ".tif":
         from xchmv2.store.geotiff import write_cog
@@ -249,6 +288,32 @@ def _open_raster(path: str, chunks: dict[str, int] | None = None) -> Any:
             f"one raster in {path!r}", "several", "name one, as gdalinfo lists its subdatasets"
         )
     return raster
+
+
+def _open_imagery(
+    path: str, bands: Sequence[int] | None, chunks: dict[str, int] | None = None
+) -> tuple[Any, Any]:
+    """Open imagery with what rioxarray leaves out: colour interpretation, and the valid pixels."""
+    import rasterio
+    import rioxarray
+
+    raster = _open_raster(path, chunks)
+    with rasterio.open(path) as file:
+        colours = [colour.name for colour in file.colorinterp]
+        flags = {flag.name for flag in file.mask_flag_enums[0]}
+    raster = raster.assign_coords(colorinterp=("band", colours))
+    valid = None
+    # An alpha band that is asked for as a colour is none: GDAL calls any fourth band of bytes so.
+    if "alpha" in colours and colours.index("alpha") + 1 not in (bands or ()):
+        valid = raster.isel(band=colours.index("alpha"), drop=True) != 0
+    if "per_dataset" in flags and "alpha" not in flags:  # an internal mask, or a file .msk
+        # With chunks, rioxarray would give it the dask keys of the raster that is not masked.
+        masked = rioxarray.open_rasterio(path, masked=True)
+        masked = masked.chunk(chunks or {}, name_prefix="chmv2-masked-", token=raster.data.name)
+        # Nodata in one band is no reason: a pixel is outside where every band is masked.
+        inside = masked.isel(band=[c != "alpha" for c in colours]).notnull().any("band")
+        valid = inside if valid is None else valid & inside
+    return raster, None if valid is None else valid.drop_vars("colorinterp", errors="ignore")
 
 
 def _describe_written(done: Written, out: str) -> str:
@@ -423,7 +488,8 @@ def _fine_tune(image: str, lidar: str, out: str, **options: Any) -> None:
     """
     from xchmv2.training import fine_tune
 
-    found = fine_tune(_open_raster(image), _open_raster(lidar), output=out, **options)
+    imagery, valid = _open_imagery(image, options["bands"])
+    found = fine_tune(imagery, _open_raster(lidar), output=out, valid=valid, **options)
     click.echo(_describe_tuned(found))
 
 

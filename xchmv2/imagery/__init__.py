@@ -1,20 +1,41 @@
 """What the imagery means: bands, value range, valid pixels, ground resolution."""
 
-from xchmv2.imagery.bands import COLOUR_NAMES, COLOURS, ValueRange, resolve_value_range
+from xchmv2.imagery.bands import (
+    COLOUR_NAMES,
+    COLOURS,
+    ValueRange,
+    propose_value_range,
+    read_colour,
+    resolve_value_range,
+)
 from xchmv2.imagery.overview import describe_object
 from xchmv2.imagery.resampling import WindowReader, resolve_target, validate_source
+from xchmv2.imagery.sampling import (
+    TRAINED_COLOUR,
+    advise_order,
+    looks_exchanged,
+    sample_windows,
+    take_pixels,
+)
 from xchmv2.imagery.scene import Scene, read_scene, resolve_imagery
 
 __all__ = [
     "COLOURS",
     "COLOUR_NAMES",
+    "TRAINED_COLOUR",
     "Scene",
     "ValueRange",
     "WindowReader",
+    "advise_order",
     "describe_object",
+    "looks_exchanged",
+    "propose_value_range",
+    "read_colour",
     "read_scene",
     "resolve_imagery",
     "resolve_target",
     "resolve_value_range",
+    "sample_windows",
+    "take_pixels",
     "validate_source",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from xchmv2.errors import ImageryError
-from xchmv2.raster import list_items, show
+from xchmv2.imagery.sampling import find_range, sample_windows
+from xchmv2.raster import ValidPixels, find_grid, resolve_nodata, show
 
 Range = tuple[float, float]
 #: (low, high) for all bands, or one such pair per band.
@@ -18,33 +22,114 @@ ValueRange = Range | Sequence[Range]
 
 COLOURS = ("red", "green", "blue")
 
-#: Unambiguous names of colours: the words, their initials, Sentinel-2's band numbers.
+#: Names of a colour by themselves. Sensors' own names, such as B04, are none: what is red on
+#: Sentinel-2 is near infrared on PlanetScope.
 COLOUR_NAMES = {
-    "red": "red", "r": "red", "b04": "red",
-    "green": "green", "g": "green", "b03": "green",
-    "blue": "blue", "b": "blue", "b02": "blue",
+    "red": "red", "r": "red",
+    "green": "green", "g": "green",
+    "blue": "blue", "b": "blue",
 }  # fmt: skip
 
 BAND_DIM = "band"
 
+# Words that name another band, and words that may stand beside a colour without changing it.
+_OTHERS = re.compile(
+    "edge|rededge|infra|infrared|nir|near|vnir|swir|mwir|lwir|tir|ir|thermal|coastal|aerosol|uv|"
+    "ultraviolet|violet|purple|cyan|yellow|orange|magenta|pan|panchromatic|cirrus|alpha|opacity|"
+    "transparency|mask|ndvi|cir|dem|dsm|dtm|chm"
+)
+_BESIDE = re.compile(
+    "band|bands|b|channel|ch|layer|colou?r|light|visible|reflectance|surface|toa|boa|sr|dn|nm|um|m|"
+    "wavelength|raster|image|ortho|orthophoto|the|of"
+)
+_NUMBERED = re.compile(r"(?:band|channel|layer|image|raster)?[ _-]*(\d+)")
+# Where something is said of a band, beside its label; of these, GDAL fills one in by default.
+_SOURCES = (
+    "common_name", "eo:common_name", "colorinterp", "long_name", "description", "title",
+    "band_name",
+)  # fmt: skip
+_BY_DEFAULT = ("colorinterp",)
+
+
+def read_colour(text: str) -> str | None:
+    """Read which colour a name or description means.
+
+    Parameters
+    ----------
+    text : str
+        Such as "Red", "Band 1: Red", "Red_1", "Red (665 nm)", "nir08" or "B04".
+
+    Returns
+    -------
+    str or None
+        "red", "green" or "blue"; "other" for another band, such as near infrared or red edge; ""
+        where the text says nothing, such as "Band 1"; None where it may mean a band, but it is
+        not clear which.
+    """
+    plain = text.strip().lower()
+    if plain in COLOUR_NAMES:
+        return COLOUR_NAMES[plain]
+    words: list[str] = _WORD.findall(plain)
+    if any(_OTHERS.fullmatch(word) for word in words):
+        return "other"
+    colours = [colour for colour in COLOURS if colour in words]
+    if len(colours) == 1 and all(w in colours or _BESIDE.fullmatch(w) for w in words):
+        return colours[0]
+    if not plain or _NUMBERED.fullmatch(plain) or plain in _SILENT:
+        return ""
+    return None
+
+
+_WORD = re.compile(r"[^\W\d_]+")
+_SILENT = ("gray", "grey", "undefined", "palette", "none", "nan")
+
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """One colour: the array that holds it, and its index along the band dimension."""
+    """One colour: the array that holds it, and its index along the band dimension.
+
+    Parameters
+    ----------
+    array : DataArray
+        The band, or all bands with a ``band`` dimension.
+    index : int or None
+        Place along ``band``.
+    label : Hashable
+        The band as ``bands=`` calls it.
+    named : bool
+        Whether a name or description says that it has this colour.
+    """
 
     array: xr.DataArray
     index: int | None
+    label: Hashable = None
+    named: bool = True
 
     @property
     def name(self) -> str:
         """The band's name in the source: its variable, or its number along ``band``."""
         return str(self.array.name) if self.index is None else f"{BAND_DIM} {self.index + 1}"
 
+    @property
+    def plane(self) -> xr.DataArray:
+        """The band alone, without a band dimension; of attributes for each band, its own."""
+        if self.index is None:
+            return self.array
+        found = self.array.isel({BAND_DIM: self.index}, drop=True)
+        count, values = self.array.sizes[BAND_DIM], found.attrs.get("nodatavals")
+        if values is not None and np.size(values) == count:
+            found.attrs = {**found.attrs, "nodatavals": np.reshape(values, count)[self.index]}
+        return found
+
 
 def select_bands(
     imagery: xr.Dataset | xr.DataArray, bands: Sequence[Hashable] | None = None
 ) -> tuple[Band, Band, Band]:
     """Pick red, green and blue.
+
+    Believed in this order: `bands`; common names and colour interpretation, names and
+    descriptions, which must not contradict each other; the places of three bands that are numbered
+    1, 2, 3 and of which nothing else is said.
 
     Parameters
     ----------
@@ -61,14 +146,317 @@ def select_bands(
     Raises
     ------
     ImageryError
-        If a colour is missing or has two candidates, or ``bands`` names a missing band.
+        If a colour is missing or has two candidates, metadata contradict each other, or ``bands``
+        names a missing band.
     """
-    if isinstance(imagery, xr.Dataset):
-        stacked = [v for v in imagery.data_vars.values() if BAND_DIM in v.dims]
-        if len(stacked) != 1:
-            return _from_variables(imagery, bands)
-        imagery = stacked[0]
-    return _from_band_dim(imagery, bands)
+    if not isinstance(imagery, xr.Dataset):
+        return _from_band_dim(imagery, bands)
+    rasters = {n: v for n, v in imagery.data_vars.items() if v.ndim >= 2 and v.dtype != bool}
+    stacked = {n: v for n, v in rasters.items() if v.sizes.get(BAND_DIM, 1) > 1}
+    flat = {n: v.squeeze(BAND_DIM, drop=True) if BAND_DIM in v.dims else v
+            for n, v in rasters.items() if n not in stacked}  # fmt: skip
+    described = [_describe(name, variable.attrs) for name, variable in flat.items()]
+    chosen: list[_Described] | None
+    if bands is not None:
+        bands = _listed(bands) or bands
+        if len(stacked) == 1 and not (isinstance(bands, list) and set(bands) <= set(flat)):
+            return _from_band_dim(next(iter(stacked.values())), bands)
+        chosen = _validate(bands, described)
+    else:
+        chosen = _choose(described) or _by_number(described)
+        named = [name for name, variable in stacked.items() if _is_named(variable)]
+        if chosen and named:
+            raise _several([str([band.label for band in chosen]), *map(repr, named)], named[0])
+    if chosen is not None:
+        return _as_bands([(flat[band.label], None, band) for band in chosen])
+    if len(stacked) > 1:
+        raise _several(list(map(repr, stacked)), next(iter(stacked)))
+    if not stacked:
+        raise _no_bands(described)
+    return _from_band_dim(next(iter(stacked.values())), bands)
+
+
+def _from_band_dim(
+    imagery: xr.DataArray, bands: Sequence[Hashable] | None
+) -> tuple[Band, Band, Band]:
+    if BAND_DIM not in imagery.dims:
+        raise _no_band_dim(imagery)
+    described = _describe_bands(imagery)
+    if bands is not None:
+        chosen = _validate(bands, described)
+    else:
+        found = _choose(described) or _by_number(described)
+        if found is None:
+            raise _no_bands(described)
+        chosen = found
+    return _as_bands([(imagery, described.index(band), band) for band in chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """One band and all that is said of it.
+
+    Parameters
+    ----------
+    label : Hashable
+        Its variable, or its label along ``band``.
+    words : mapping
+        What is said, by where it stands; "name" is the label itself.
+    """
+
+    label: Hashable
+    words: Mapping[str, str]
+
+    @cached_property
+    def readings(self) -> dict[str, str | None]:
+        """What each of the words means, as :func:`read_colour` tells."""
+        found = {source: read_colour(text) for source, text in self.words.items()}
+        for source, text in self.words.items():  # "Band 3" of the first band says something
+            other = _numbered(text)
+            if self.number is not None and other not in (None, self.number):
+                found[source] = None
+        if len(self.words.get("name", "")) == 1 and any(v for k, v in found.items() if k != "name"):
+            found["name"] = ""  # a, b, c: an initial counts where nothing else does
+        return found
+
+    @property
+    def number(self) -> int | None:
+        """The number that the label is, or consists of."""
+        whole = isinstance(self.label, int) and not isinstance(self.label, bool)
+        return int(str(self.label)) if whole else _numbered(self.label)
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether two of the words mean different bands."""
+        return len({colour for colour in self.readings.values() if colour}) > 1
+
+    def says(self, colour: str) -> bool:
+        """Whether words mean the colour; GDAL sets its interpretation by default, so not that."""
+        return any(
+            found == colour for source, found in self.readings.items() if source not in _BY_DEFAULT
+        )
+
+    def __str__(self) -> str:
+        told = [f"{source} {text!r}" for source, text in self.words.items() if source != "name"]
+        return f"{self.label!r} ({', '.join(told)})" if told else repr(self.label)
+
+
+def _as_bands(
+    found: Sequence[tuple[xr.DataArray, int | None, _Described]],
+) -> tuple[Band, Band, Band]:
+    red, green, blue = (
+        Band(array, index, band.label, band.says(colour))
+        for colour, (array, index, band) in zip(COLOURS, found, strict=True)
+    )
+    return red, green, blue
+
+
+def _numbered(text: object) -> int | None:
+    found = _NUMBERED.fullmatch(text.strip().lower()) if isinstance(text, str) else None
+    return int(found[1]) if found else None
+
+
+def _describe(label: Hashable, attrs: Mapping[Any, Any]) -> _Described:
+    """Gather what is said of one band: its label, and attributes of its own."""
+    words = {"name": label} if isinstance(label, str) else {}
+    for source in _SOURCES:
+        value = attrs.get(source)
+        if isinstance(value, tuple | list | np.ndarray) and np.size(value) == 1:
+            value = np.reshape(value, -1)[0]
+        if isinstance(value, str) and value.strip():
+            words[source] = str(value)
+    return _Described(label, words)
+
+
+def _describe_bands(imagery: xr.DataArray) -> list[_Described]:
+    """Gather what is said of each band: labels, coordinates along ``band``, and attributes."""
+    count = imagery.sizes[BAND_DIM]
+    labels = list(range(1, count + 1))
+    if BAND_DIM in imagery.coords:
+        labels = np.atleast_1d(imagery[BAND_DIM].values).tolist()
+    said: dict[str, Sequence[Any]] = {}
+    for source in _SOURCES:
+        value = imagery.attrs.get(source)
+        if value is not None:
+            said[source] = _spread(value, labels)
+        if source in imagery.coords and imagery[source].dims == (BAND_DIM,):
+            said[source] = imagery[source].values.tolist()
+    each = [{source: values[i] for source, values in said.items()} for i in range(count)]
+    return [_describe(label, attrs) for label, attrs in zip(labels, each, strict=True)]
+
+
+def _spread(value: Any, labels: Sequence[Hashable]) -> Sequence[Any]:
+    """Give each band its own of the descriptions that an array carries.
+
+    Selecting bands leaves attributes as they were, so that numbers count in the file's own order.
+    """
+    if isinstance(value, str):
+        parts = re.split(r"[,;/|]", value)
+        if len(parts) != len(labels) or len(parts) == 1:
+            # Said of the whole array; it counts where it tells that this is no RGB.
+            return [value if read_colour(value) == "other" else ""] * len(labels)
+        value = parts
+    if not isinstance(value, tuple | list | np.ndarray):
+        return [""] * len(labels)
+    values = [str(part) for part in value]
+    numbers = [n for n in labels if isinstance(n, int) and 1 <= n <= len(values)]
+    if len(set(numbers)) == len(labels):
+        return [values[number - 1] for number in numbers]
+    return values if len(values) == len(labels) else [str(values)] * len(labels)
+
+
+def _choose(bands: Sequence[_Described]) -> list[_Described] | None:
+    """Find the band of each colour by what is said of it; None where one is missing."""
+    found = {}
+    for colour in COLOURS:
+        # Whatever is called so comes first: arithmetic hands metadata on to its results.
+        called = [band for band in bands if band.readings.get("name") == colour]
+        pools = (
+            [b for b in called if b.words["name"].strip().lower() in COLOUR_NAMES],
+            called,
+            [b for b in bands if colour in b.readings.values()],
+        )
+        found[colour] = next((pool for pool in pools if pool), [])
+    unclear = {id(b): b for pool in found.values() for b in pool if b.contradicts_itself}
+    if unclear and all(found.values()):
+        raise ImageryError(
+            "metadata that agree which band is red, green and blue",
+            "; ".join(str(band) for band in unclear.values()),
+            f"say which are right: {_ask(bands)}",
+        )
+    double = {colour: pool for colour, pool in found.items() if len(pool) > 1}
+    if double and all(found.values()):
+        first = tuple(pool[0].label for pool in found.values())
+        several = (
+            f"{len(pool)} for {colour}: {[b.label for b in pool]}"
+            for colour, pool in double.items()
+        )
+        raise ImageryError(
+            "one band each for red, green and blue",
+            "; ".join(several),
+            f"choose: .predict(..., bands={first!r})",
+        )
+    return [pool[0] for pool in found.values()] if all(found.values()) else None
+
+
+def _is_named(imagery: xr.DataArray) -> bool:
+    """Whether names tell red, green and blue along the band dimension."""
+    try:
+        return _choose(_describe_bands(imagery)) is not None
+    except ImageryError:
+        return False
+
+
+def _by_number(bands: Sequence[_Described]) -> list[_Described] | None:
+    """Take three bands that are numbered 1, 2, 3, and of which nothing else is said, as RGB."""
+    silent = all(reading == "" for band in bands for reading in band.readings.values())
+    return list(bands) if silent and [band.number for band in bands] == [1, 2, 3] else None
+
+
+def _listed(bands: object) -> list[Any] | None:
+    """List three bands, numpy's numbers as Python's; None for what cannot name three."""
+    if not isinstance(bands, Iterable) or isinstance(bands, str | bytes | Mapping | Set):
+        return None
+    try:
+        found = [b.item() if hasattr(b, "item") and np.ndim(b) == 0 else b for b in bands]
+    except TypeError:  # an array of no dims
+        return None
+    usable = all(isinstance(b, Hashable) and not isinstance(b, bool) for b in found)
+    return found if usable and len(found) == 3 else None
+
+
+def _validate(bands: object, described: Sequence[_Described]) -> list[_Described]:
+    """Look up three bands by their labels."""
+    labels = [band.label for band in described]
+    given = _listed(bands)
+    if given is None or len(set(given)) != 3 or any(labels.count(b) != 1 for b in given):
+        raise ImageryError(
+            f"three different bands of {labels}, as red, green, blue",
+            f"bands={tuple(bands) if isinstance(bands, list) else bands!r}",
+            _name_them(described),
+        )
+    return [described[labels.index(b)] for b in given]
+
+
+_RELABEL = "number them: imagery.assign_coords(band=range(1, imagery.sizes['band'] + 1))"
+
+
+def _no_bands(bands: Sequence[_Described]) -> ImageryError:
+    silent = all(set(band.words) <= {"name"} for band in bands)
+    listed = str([b.label for b in bands]) if silent else f"[{', '.join(map(str, bands))}]"
+    if len(bands) < 3:
+        return ImageryError(
+            "red, green and blue bands",
+            f"{len(bands)}: {listed}",
+            "give imagery with three bands; the model needs all three",
+        )
+    return ImageryError("red, green and blue bands", listed, _name_them(bands))
+
+
+def _name_them(bands: Sequence[_Described]) -> str:
+    """Name the call, with bands only where their names leave one choice."""
+    try:
+        found = _choose(bands) or _guess(bands)
+    except ImageryError:
+        found = None
+    if found is None or len(bands) < 3:
+        return _ask(bands)
+    return f"name them: .predict(..., bands={tuple(band.label for band in found)!r})"
+
+
+def _guess(bands: Sequence[_Described]) -> list[_Described] | None:
+    """Find bands whose names hold one colour among words that are not known."""
+    found = []
+    for colour in COLOURS:
+        fits = [b for b in bands if any(_holds(text, colour) for text in b.words.values())]
+        found += fits if len(fits) == 1 and not fits[0].contradicts_itself else []
+    return found if len({id(band) for band in found}) == 3 else None
+
+
+def _holds(text: str, colour: str) -> bool:
+    words = set(_WORD.findall(text.lower()))
+    return words & set(COLOURS) == {colour} and read_colour(text) != "other"
+
+
+def _ask(bands: Sequence[_Described]) -> str:
+    """Ask without an order: what holds for one product is wrong for another."""
+    if len({band.label for band in bands}) < len(bands):
+        return _RELABEL
+    if all(band.number is not None for band in bands):
+        return (
+            "pass bands= with the numbers of red, green and blue in that order; they stand in the "
+            "product's documentation (1, 2, 3 for NAIP, 3, 2, 1 for PlanetScope)"
+        )
+    return (
+        "pass bands= with the names of red, green and blue in that order; they stand in the "
+        "product's documentation (B04 is red on Sentinel-2 and near infrared on PlanetScope)"
+    )
+
+
+def _several(pictures: Sequence[str], first: Hashable) -> ImageryError:
+    return ImageryError(
+        "one picture of red, green and blue",
+        f"{' and '.join(pictures)}",
+        f"choose one, for example imagery[{first!r}].chmv2.predict()",
+    )
+
+
+def _no_band_dim(imagery: xr.DataArray) -> ImageryError:
+    """Find the dimension that may hold the bands: short, and neither an axis nor time."""
+    others = [d for d in imagery.dims if str(d).lower() not in _AXES and imagery.sizes[d] >= 3]
+    if imagery.ndim < 3 or not others:
+        fix = "give imagery with three bands; the model needs all three"
+    else:
+        dim = min(others, key=lambda d: imagery.sizes[d])
+        fix = f"name the dimension: imagery.rename({{{str(dim)!r}: {BAND_DIM!r}}})"
+    return ImageryError(
+        "a Dataset with red, green and blue variables, or an array with a 'band' dimension",
+        f"an array with dims {imagery.dims}",
+        fix,
+    )
+
+
+_AXES = ("y", "x", "lat", "lon", "latitude", "longitude", "northing", "easting", "time", "t")
 
 
 def resolve_value_range(
@@ -113,131 +501,63 @@ def resolve_value_range(
     return red, green, blue
 
 
-def _from_variables(
-    imagery: xr.Dataset, bands: Sequence[Hashable] | None
-) -> tuple[Band, Band, Band]:
-    spatial = {n: v for n, v in imagery.data_vars.items() if v.ndim >= 2}
-    if bands is None:
-        chosen = _choose({n: _words(n, v.attrs) for n, v in spatial.items()})
-    else:
-        chosen = _validate_choice(bands, list(spatial))
-    arrays = [imagery[name] for name in chosen]
-    if any(array.sizes.get(BAND_DIM, 1) > 1 for array in arrays):
+def propose_value_range(
+    imagery: xr.Dataset | xr.DataArray,
+    *,
+    bands: Sequence[Hashable] | None = None,
+    nodata: float | None = None,
+) -> Range:
+    """Propose a value range for imagery that is not uint8, from a small sample of its pixels.
+
+    Parameters
+    ----------
+    imagery : Dataset or DataArray
+        As for :func:`xchmv2.predict.predict`.
+    bands, nodata
+        As for :func:`xchmv2.predict.predict`.
+
+    Returns
+    -------
+    (low, high)
+        For all three bands: 0 to 255 for values of 8 bits in a wider type; else the 0.5 % and
+        99.5 % quantiles of the sample, rounded outwards, with 0 for a low one that is near 0.
+
+    Raises
+    ------
+    ImageryError
+        If the bands are not found, or the sample holds no two different valid values.
+
+    Notes
+    -----
+    Five windows of 128 px of the middle date are read: of lazy imagery, five chunks of a band at
+    most. Look at the range before you use it, and use one for all dates and areas of a project:
+    heights depend on it, and another sample gives another range.
+
+    Examples
+    --------
+    >>> propose_value_range(imagery)
+    (0.0, 3000.0)
+    """
+    planes = [band.plane for band in select_bands(imagery, bands)]
+    planes = [plane.transpose(..., *find_grid(plane).dims) for plane in planes]
+    if all(plane.dtype == np.uint8 for plane in planes):
+        return _WHOLE_UINT8
+    found = _sampled_range(planes, nodata)
+    if found is None:
         raise ImageryError(
-            f"a variable without {BAND_DIM!r} for each colour",
-            f"sizes {[dict(array.sizes) for array in arrays]}",
-            f"open each file with open_rasterio(path).squeeze({BAND_DIM!r}, drop=True), then put "
-            "them together",
+            "valid pixels of different values in a small sample",
+            "none",
+            "choose the range yourself: .predict(..., value_range=(low, high))",
         )
-    # Each file of one band was opened with a band of its own, numbered 1.
-    red, green, blue = (
-        Band(array.squeeze(BAND_DIM, drop=True) if BAND_DIM in array.dims else array, None)
-        for array in arrays
-    )
-    return red, green, blue
+    return found
 
 
-def _from_band_dim(
-    imagery: xr.DataArray, bands: Sequence[Hashable] | None
-) -> tuple[Band, Band, Band]:
-    if BAND_DIM not in imagery.dims:
-        raise ImageryError(
-            "a Dataset with red, green and blue variables, or an array with a 'band' dimension",
-            f"an array with dims {imagery.dims}",
-            "name the dimension: imagery.rename({...: 'band'})",
-        )
-    labels = _labels(imagery)
-    if bands is not None:
-        chosen = _validate_choice(bands, labels)
-    elif len(labels) == 3 and labels == [1, 2, 3]:
-        chosen = (1, 2, 3)
-    else:
-        chosen = _choose(_band_words(imagery, labels))
-    red, green, blue = (Band(imagery, labels.index(label)) for label in chosen)
-    return red, green, blue
-
-
-def _labels(imagery: xr.DataArray) -> list[Hashable]:
-    """Labels of the band dimension; 1, 2, 3, ... if it has none."""
-    if BAND_DIM in imagery.coords:
-        return list(np.atleast_1d(imagery[BAND_DIM].values).tolist())
-    return list(range(1, imagery.sizes[BAND_DIM] + 1))
-
-
-def _band_words(imagery: xr.DataArray, labels: list[Hashable]) -> dict[Hashable, set[str]]:
-    """All names of each band: its label, STAC common name, description."""
-    words = {label: _words(label, {}) for label in labels}
-    sources: list[Any] = [imagery.attrs.get("long_name")]
-    for name in ("common_name", "long_name", "description"):
-        if name in imagery.coords and imagery[name].dims == (BAND_DIM,):
-            sources.append(imagery[name].values.tolist())
-    for source in sources:
-        if isinstance(source, tuple | list) and len(source) == len(labels):
-            for label, word in zip(labels, source, strict=True):
-                words[label].add(str(word).lower())
-    return words
-
-
-def _words(name: Hashable, attrs: Mapping[Any, Any]) -> set[str]:
-    found = [name, attrs.get("common_name"), attrs.get("long_name")]
-    return {word.lower() for word in found if isinstance(word, str)}
-
-
-def _choose(words: Mapping[Hashable, set[str]]) -> tuple[Hashable, Hashable, Hashable]:
-    """Find the one candidate for each colour by the names of the bands."""
-    candidates = {
-        colour: [
-            n for n, called in words.items() if colour in {COLOUR_NAMES.get(w) for w in called}
-        ]
-        for colour in COLOURS
-    }
-    double = {colour: names for colour, names in candidates.items() if len(names) > 1}
-    if double:
-        first = tuple(names[0] if names else "..." for names in candidates.values())
-        raise ImageryError(
-            "one band each for red, green and blue",
-            "; ".join(f"{len(names)} for {colour}: {names}" for colour, names in double.items()),
-            f"choose: .predict(..., bands={first!r})",
-        )
-    if not all(candidates.values()):
-        raise _no_bands(list(words))
-    red, green, blue = (candidates[colour][0] for colour in COLOURS)
-    return red, green, blue
-
-
-def _validate_choice(
-    bands: Sequence[Hashable], available: list[Hashable]
-) -> tuple[Hashable, Hashable, Hashable]:
-    chosen = list_items(bands) or []
-    known = all(isinstance(band, Hashable) and band in available for band in chosen)
-    ordered = not isinstance(bands, set | frozenset | Mapping)
-    if len(chosen) != 3 or not known or len(set(chosen)) != 3 or not ordered:
-        raise ImageryError(
-            f"three different bands of {available}, as red, green, blue",
-            f"bands={show(bands)}",
-            f"name three: .predict(..., bands={_example(available)!r})",
-        )
-    return chosen[0], chosen[1], chosen[2]
-
-
-def _no_bands(available: list[Hashable]) -> ImageryError:
-    if len(available) < 3:
-        return ImageryError(
-            "red, green and blue bands",
-            f"{len(available)}: {available}",
-            "give imagery with three bands; the model needs all three",
-        )
-    return ImageryError(
-        "red, green and blue bands",
-        f"{available}",
-        f"name them: .predict(..., bands={_example(available)!r})",
-    )
-
-
-def _example(available: list[Hashable]) -> tuple[Hashable, ...]:
-    """Three of the bands, in the order most sensors number them: blue first."""
-    first = available[:3]
-    return tuple(first if first == [1, 2, 3] else reversed(first))
+def _sampled_range(planes: Sequence[xr.DataArray], nodata: float | None) -> Range | None:
+    with warnings.catch_warnings():  # predict() says so where nodata is impossible
+        warnings.simplefilter("ignore")
+        rule = ValidPixels(resolve_nodata(planes, nodata))
+    seen = [np.stack(window)[:, rule(window)] for window in sample_windows(planes)]
+    return find_range(np.concatenate(seen, axis=1))
 
 
 _WHOLE_UINT8: Range = (0.0, 255.0)
@@ -253,14 +573,31 @@ def _range_from_dtype(bands: Sequence[xr.DataArray]) -> tuple[Range, Range, Rang
             "are, or pass .predict(..., value_range=(0, 255))"
         )
     else:
-        fix = (
-            "pass .predict(..., value_range=(black, white)), for example (0, 0.3) for reflectance "
-            "or (0, 3000) for reflectance stored as integers"
-        )
+        fix = _advise_range(bands)
     raise ImageryError(
         "uint8 imagery, or the values that stand for black and white",
         f"{' and '.join(sorted({str(band.dtype) for band in bands}))} and no value_range",
         fix,
+    )
+
+
+def _advise_range(bands: Sequence[xr.DataArray]) -> str:
+    """Propose a range from a sample; only name the function where that would read dask chunks."""
+    found = None
+    if all(band.chunks is None for band in bands):
+        try:
+            found = _sampled_range(bands, None)
+        except Exception:  # the message matters more than its example
+            found = None
+    if found is None:
+        return (
+            "pass .predict(..., value_range=(black, white)); "
+            "xchmv2.imagery.propose_value_range(imagery) reads a small sample and proposes one"
+        )
+    low, high = (f"{value:.10g}" for value in found)
+    return (
+        f"pass .predict(..., value_range=({low}, {high})), which is what a small sample of this "
+        "imagery spans; use one range for all dates and areas of a project"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
@@ -101,7 +102,9 @@ def describe_object(obj: xr.Dataset | xr.DataArray) -> _Overview:
         ("resolution", _resolution),
         ("predict()", _predict),
     )
-    rows = [(name, _told(look, obj)) for name, look in looks]
+    with warnings.catch_warnings():  # predict() and plan() give them
+        warnings.simplefilter("ignore")
+        rows = [(name, _told(look, obj)) for name, look in looks]
     title = f"xchmv2 accessor of a {type(obj).__name__} ({write_sizes(obj.sizes)})"
     return _Overview(title, (*rows, *_list_methods(obj)))
 

@@ -79,7 +79,7 @@ def resolve_imagery(
     _validate_numbers(nodata, erode, resolution)
     scene = read_scene(imagery, bands, valid)
     target, rows, cols = resolve_target(scene.grid, resolution)
-    arrays = [band.array for band in scene.bands]
+    arrays = [band.plane for band in scene.bands]
     ranges = resolve_value_range(arrays, value_range)
     valid_pixels = ValidPixels(resolve_nodata(arrays, nodata), erode)
     return scene, target, WindowReader(valid_pixels, rows, cols), ranges
@@ -168,7 +168,7 @@ def read_scene(
         for array in _same_dims([band.array for band in chosen])
     }
     arrays = list(turned.values()) * (3 if len(turned) == 1 else 1)
-    red, green, blue = (Band(a, b.index) for a, b in zip(arrays, chosen, strict=True))
+    red, green, blue = (replace(b, array=a) for a, b in zip(arrays, chosen, strict=True))
     scene = Scene((red, green, blue), None, grid.turned(tuple(flipped)), dims, flipped)
     if valid is None:
         return scene
@@ -217,7 +217,7 @@ def _same_dims(arrays: Sequence[xr.DataArray]) -> Sequence[xr.DataArray]:
 
 def _validate_numbers(nodata: object, erode: object, resolution: object) -> None:
     for name, value, example in (
-        ("nodata", nodata, "nodata=0"),
+        ("nodata", nodata, "nodata=float('nan')" if _spells_nan(nodata) else "nodata=0"),
         ("resolution", resolution, "resolution=0.6"),
     ):
         number = isinstance(value, Real) and not isinstance(value, bool)
@@ -233,6 +233,10 @@ def _validate_numbers(nodata: object, erode: object, resolution: object) -> None
             f"erode={show(erode)}",
             "pass how many pixels to trim around nodata: .predict(..., erode=2)",
         )
+
+
+def _spells_nan(value: object) -> bool:
+    return str(value).strip().lower() == "nan"
 
 
 def _validate_mask_type(valid: object) -> None:

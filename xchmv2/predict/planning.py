@@ -13,8 +13,17 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from xchmv2.errors import CheckpointError, CHMv2Error
-from xchmv2.imagery import Scene, ValueRange
+from xchmv2.errors import CheckpointError, CHMv2Error, warn
+from xchmv2.imagery import (
+    COLOURS,
+    TRAINED_COLOUR,
+    Scene,
+    ValueRange,
+    advise_order,
+    looks_exchanged,
+    sample_windows,
+    take_pixels,
+)
 from xchmv2.inference import (
     Layer,
     ModelLike,
@@ -98,10 +107,18 @@ def plan(
     ImageryError, GridError, ConfigError, DeviceError, CHMv2Error
         As ``predict`` does.
 
+    Warns
+    -----
+    UserWarning
+        If these colours fit the training data much better with red and blue exchanged.
+
     Notes
     -----
-    Without `time` nothing is computed and no weights are loaded. For imagery and masks in memory
-    the valid pixels are counted, which takes about as long as reading them once.
+    No weights are loaded without `time`, and nothing is computed but this: for imagery and masks in
+    memory the valid pixels are counted, which takes about as long as reading them once. Where no
+    name tells which bands are red, green and blue, five windows of 128 px of the middle date are
+    read (of lazy imagery, five chunks of each band at most), and their mean colour is set beside
+    that of the model's training data.
 
     Examples
     --------
@@ -142,7 +159,8 @@ def plan(
     here = not (scene.lazy and active_client() is not None)
     if time and here and not problems:
         time_tiles(job.model, (job.rows.window, job.cols.window), job.batch_size, job.layers)
-    return _count(scene, target, job, problems)
+    found = _count(scene, target, job, problems)
+    return found if not job.unnamed else replace(found, colour=_look(scene, job))
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,6 +202,9 @@ class PredictionPlan:
         factor of two or three, or was given to :meth:`timed`.
     valid_tiles : ndarray of int or None
         Dates at which each tile of the grid holds a valid pixel; None where that is not known.
+    colour : tuple of float or None
+        Mean red, green and blue of a sample, from 0 to 1 within the value range; None where names
+        tell the bands, and where the sample cannot be read or holds no valid pixel.
     """
 
     job: Job
@@ -205,6 +226,7 @@ class PredictionPlan:
     seconds_per_tile: float | None = None
     rate: Literal["measured", "rough", "given"] = "measured"
     valid_tiles: npt.NDArray[np.intp] | None = field(default=None, compare=False)
+    colour: tuple[float, float, float] | None = None
 
     @property
     def dates(self) -> int:
@@ -440,6 +462,29 @@ def _skipped(valid: npt.NDArray[np.intp], scene: Scene, *, exact: bool) -> _Skip
     return _Skipped(int(dates * valid.size - valid.sum()), exact)
 
 
+def _look(scene: Scene, job: Job) -> tuple[float, float, float] | None:
+    """Find the mean colour of a sample, and warn if its bands look exchanged."""
+    masks = [] if scene.mask is None else [scene.mask]
+    try:
+        windows = sample_windows([*(band.plane for band in scene.bands), *masks])
+    except Exception:  # a plan holds for imagery that cannot be read just now
+        return None
+    rule, scaling = job.reader.valid_pixels, job.scaling
+    seen = []
+    for window in windows:
+        valid = rule(window[:3], window[3] if masks else None)
+        seen.append(take_pixels(np.stack(window[:3]), valid, scaling.low, scaling.high))
+    pixels = np.concatenate(seen, axis=1)
+    if not pixels.size:
+        return None
+    if looks_exchanged(pixels):
+        warn(advise_order(job.unnamed))
+    red, green, blue = (float(value) for value in pixels.mean(axis=1))
+    return red, green, blue
+
+
+
+
 def _count_valid(scene: Scene, job: Job) -> tuple[npt.NDArray[np.intp] | None, bool]:
     """Count the dates at which each tile holds a valid pixel, from what is in memory.
 
@@ -537,7 +582,7 @@ def _chunk_bytes(scene: Scene, spans: Sequence[Sequence[tuple[int, int]]]) -> in
 
 
 def _write_rows(plan: PredictionPlan) -> list[Row]:
-    """Write a plan as fourteen named lines."""
+    """Write a plan as named lines."""
     job, memory = plan.job, plan.memory
     kind = "dask-backed" if plan.lazy else "not dask-backed: predicted at once"
     ground = "" if plan.area is None else f", {plan.area:.3g} km2"
@@ -568,7 +613,18 @@ def _write_rows(plan: PredictionPlan) -> list[Row]:
         else f"{job.model.device} on each worker of the cluster",
         "time": _write_time(plan),
     }
+    if plan.colour is not None:
+        lines["colours"] = _write_colours(plan.colour)
     return list(lines.items())
+
+
+def _write_colours(colour: tuple[float, float, float]) -> str:
+    """Set a sample's mean colour beside the one that the model knows."""
+    here, trained = (
+        ", ".join(f"{name} {value:.2f}" for name, value in zip(COLOURS, values, strict=True))
+        for values in (colour, TRAINED_COLOUR)
+    )
+    return f"mean {here} in a sample; in training {trained}"
 
 
 def _write_grid(grid: tuple[int, int]) -> str:

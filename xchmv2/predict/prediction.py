@@ -304,6 +304,7 @@ def prepare(
         batch_size=batch_size,
         bands=tuple(band.name for band in scene.bands),
         masked=scene.mask is not None,
+        unnamed=() if all(b.named for b in scene.bands) else tuple(b.label for b in scene.bands),
     )
     return scene, target, job
 

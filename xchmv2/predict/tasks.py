@@ -6,14 +6,15 @@ groups that reach into it. Both are small objects, so that a graph of many thous
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.imagery import WindowReader
+from xchmv2.imagery import WindowReader, advise_order, looks_exchanged, take_pixels
 from xchmv2.inference import (
     BlockPart,
     Layer,
@@ -52,6 +53,8 @@ class Job:
         Names of red, green and blue in the source.
     masked : bool
         Whether a mask of valid pixels was given.
+    unnamed : tuple of Hashable
+        What ``bands=`` calls the three bands, if no name tells that they are red, green and blue.
     """
 
     model: ModelSpec
@@ -64,6 +67,7 @@ class Job:
     batch_size: int | Literal["auto"]
     bands: tuple[str, ...] = ()
     masked: bool = False
+    unnamed: tuple[Hashable, ...] = ()
 
     @property
     def runs(self) -> tuple[tuple[TileRun, ...], tuple[TileRun, ...]]:
@@ -141,6 +145,10 @@ class SumGroup:
         if not valid.any():
             skip_tiles(len(rows.tiles) * len(cols.tiles))
             return None
+        scaling = job.scaling
+        if job.unnamed and looks_exchanged(take_pixels(window, valid, scaling.low, scaling.high)):
+            # The same text for every group of a call, so that Python shows it once.
+            warnings.warn(advise_order(job.unnamed), UserWarning, stacklevel=2)
         return get_predictor(job.model).accumulate(
             window,
             valid,

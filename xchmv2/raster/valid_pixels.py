@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,12 @@ import numpy.typing as npt
 import xarray as xr
 from scipy import ndimage
 
-_DECLARE = ("_FillValue", "nodata", "missing_value")
+from xchmv2.errors import CHMv2Error, warn
+
+#: Attributes and encodings that declare a nodata value.
+_DECLARE = ("_FillValue", "missing_value", "nodata", "nodatavals", "fill_value")
+# Declared values beyond this stand for the lowest or highest float, however they were rounded.
+_HUGE = 1e38
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ class ValidPixels:
         self, bands: Sequence[npt.NDArray[Any]], mask: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.bool_]:
         """Return the valid pixels of three bands (..., H, W), within ``mask`` if it is given."""
-        missing = [_equals(band, value) for band, value in zip(bands, self.nodata, strict=True)]
+        missing = [
+            np.asarray(_equals(band, value)) for band, value in zip(bands, self.nodata, strict=True)
+        ]
         if any(np.issubdtype(band.dtype, np.floating) for band in bands):
             broken = [m | ~np.isfinite(band) for m, band in zip(missing, bands, strict=True)]
             invalid = np.logical_or.reduce(broken)
@@ -73,9 +80,36 @@ def resolve_nodata(
     Returns
     -------
     tuple of (float or None)
-        One value per band.
+        One value per band; None where none is declared.
+
+    Raises
+    ------
+    CHMv2Error
+        If the metadata declare different values, or one that is no number.
+
+    Warns
+    -----
+    UserWarning
+        If a band's data type cannot hold the value; it is ignored.
+
+    Notes
+    -----
+    ``_FillValue``, ``missing_value``, ``nodata``, ``nodatavals`` and ``fill_value`` are one
+    question. Attributes describe the values in memory, so those of the encoding count only where
+    there are none, and only where values were not decoded since they were read.
     """
-    red, green, blue = (_declared(band) if nodata is None else float(nodata) for band in bands)
+    red, green, blue = (_declared(b) if nodata is None else float(nodata) for b in bands)
+    values = (red, green, blue)
+    for value, dtype in dict.fromkeys(zip(values, (b.dtype for b in bands), strict=True)):
+        if value is not None and not math.isnan(value) and not _can_hold(dtype, value):
+            warn(
+                f"the nodata value {value:g} is ignored: no {dtype} pixel can have it; if another "
+                "value stands for nodata, pass nodata="
+            )
+    red, green, blue = (
+        value if value is not None and _can_hold(band.dtype, value) else None
+        for value, band in zip(values, bands, strict=True)
+    )
     return red, green, blue
 
 
@@ -88,23 +122,79 @@ def _declared(band: xr.DataArray) -> float | None:
     scaled = stored.get("scale_factor", 1) != 1 or stored.get("add_offset", 0) != 0
     was = stored.get("rasterio_dtype", stored.get("dtype", band.dtype))
     decoded = scaled or np.dtype(was).kind != band.dtype.kind
-    for place in (band.attrs,) if decoded else (band.attrs, stored):
-        for key in ("_FillValue", "nodata", "missing_value"):
-            if place.get(key) is not None:
-                return float(np.asarray(place[key]).reshape(-1)[0])
-    return None
+    places = [
+        _read_declared(place) for place in ((band.attrs,) if decoded else (band.attrs, stored))
+    ]
+    for found in places:
+        values = {key: value for key, value in found.items() if not math.isnan(value)}
+        fits = {key: value for key, value in values.items() if _can_hold(band.dtype, value)}
+        if not values:
+            continue
+        first = next(iter((fits or values).values()))
+        if all(_same_value(band.dtype, value, first) for value in fits.values()):
+            return first
+        raise CHMv2Error(
+            "one nodata value",
+            ", ".join(f"{key} {value:g}" for key, value in fits.items()),
+            f"pass the right one, as nodata={first:g}, or delete the others, as in "
+            f"del array.attrs[{list(fits)[-1]!r}]",
+        )
+    return math.nan if any(places) else None
 
 
-def _equals(band: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_]:
-    """Compare in the band's own dtype; a value outside its range equals no pixel."""
-    if value is None or np.isnan(value):
+def _read_declared(place: Mapping[Any, Any]) -> dict[str, float]:
+    """Read the nodata values in attributes or an encoding by their keys."""
+    found: dict[str, float] = {}
+    for key in _DECLARE:
+        given = [] if place.get(key) is None else np.reshape(place[key], -1).tolist()
+        told = {str(value).strip().lower() for value in given if value is not None} - _NO_VALUE
+        try:
+            values = {float(value) for value in told}
+        except ValueError:
+            values = set()
+        if told and len(values) != 1:
+            raise CHMv2Error(
+                "one number as nodata value",
+                f"{key} {place[key]!r}",
+                f"pass the right one, as nodata=0, or delete it: del array.attrs[{key!r}]",
+            )
+        if told:
+            found[key] = values.pop()
+    return found
+
+
+_NO_VALUE = {"", "none", "null", "n/a"}
+
+
+def _same_value(dtype: np.dtype[Any], one: float, other: float) -> bool:
+    return one == other or bool(_equals(np.asarray(_cast(dtype, one)), other).all())
+
+
+def _can_hold(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether a pixel of a dtype can have a value, as far as its rounding."""
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= value <= limits.max and float(value).is_integer())
+
+
+def _cast(dtype: np.dtype[Any], value: float) -> Any:
+    """Round a value to a dtype; beyond the largest float it is the largest."""
+    if dtype.kind in "iu":
+        return dtype.type(int(value))
+    largest = float(np.finfo(dtype).max)
+    return dtype.type(max(-largest, min(value, largest)))
+
+
+def _equals(band: Any, value: float | None) -> Any:
+    """Compare in the band's own dtype, array or DataArray; a value beyond it equals no pixel."""
+    if value is None or math.isnan(value) or not _can_hold(band.dtype, value):
         return np.zeros(band.shape, bool)
-    if np.issubdtype(band.dtype, np.floating):
-        return np.asarray(band == band.dtype.type(value))
-    limits = np.iinfo(band.dtype)
-    if not (limits.min <= value <= limits.max and float(value).is_integer()):
-        return np.zeros(band.shape, bool)
-    return np.asarray(band == band.dtype.type(int(value)))
+    if band.dtype.kind == "f" and abs(value) > _HUGE:
+        # Written as -3.4e38 or -3.4028235e38, rounded to float32 or not: no measurement is near.
+        near = band.dtype.type(0.99 * float(_cast(band.dtype, value)))
+        return (band <= near) if value < 0 else (band >= near)
+    return band == _cast(band.dtype, value)
 
 
 def without_nodata(array: xr.DataArray) -> xr.DataArray:
@@ -120,11 +210,16 @@ def without_nodata(array: xr.DataArray) -> xr.DataArray:
     DataArray
         The array itself if it declares none, or NaN; else floats that no longer declare one, lazy
         if the array is.
+
+    Raises
+    ------
+    CHMv2Error
+        As :func:`resolve_nodata`, whose rule it is.
     """
     nodata = resolve_nodata([array] * 3)[0]
     if nodata is None or math.isnan(nodata):
         return array
     floats = array if array.dtype.kind == "f" else array.astype(np.float32)
-    found = floats.where(floats != floats.dtype.type(nodata))
+    found = floats.where(~_equals(floats, nodata))
     found.attrs = {name: value for name, value in floats.attrs.items() if name not in _DECLARE}
     return found

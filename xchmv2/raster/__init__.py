@@ -1,5 +1,6 @@
 """Rasters: grid, pixel size and cell areas on the ground, quantities, tiles and patches."""
 
+from xchmv2.raster.bbox import BBox, around_180, bbox_of, meets, read_bbox
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity
 from xchmv2.raster.display import (
@@ -79,6 +80,7 @@ __all__ = [
     "LARGEST_BLOCK",
     "LARGEST_OFF_NADIR",
     "LOWEST_SUN",
+    "BBox",
     "Chunks",
     "Connectivity",
     "FloatArray",
@@ -89,9 +91,11 @@ __all__ = [
     "TileAxis",
     "TileRun",
     "ValidPixels",
+    "around_180",
     "as_html",
     "as_text",
     "assemble",
+    "bbox_of",
     "cell_areas",
     "cell_sides",
     "choose_heights",
@@ -106,10 +110,12 @@ __all__ = [
     "is_whole",
     "label_patches",
     "label_quantity",
+    "meets",
     "name_contents",
     "on_same_coordinates",
     "on_same_grid",
     "pixel_size",
+    "read_bbox",
     "read_change",
     "read_heights",
     "read_numbers",

@@ -52,6 +52,8 @@ class BandInfo:
         Classes of the classification extension, each with a whole number as its value.
     scale, offset : float or None
         Of physical values: stored value * scale + offset.
+    doubtful : bool
+        Whether its names mean several colours.
     """
 
     words: tuple[str, ...]
@@ -61,6 +63,7 @@ class BandInfo:
     classes: tuple[Metadata, ...] = ()
     scale: float | None = None
     offset: float | None = None
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,32 +126,26 @@ def _band_info(band: Metadata, asset: Asset) -> BandInfo:
         owner(f"raster:{key}").number(f"raster:{key}") or owner(key).number(key)
         for key in ("scale", "offset")
     ]
+    colours = _colours_of(common, others)
     return BandInfo(
         words=(*common, *others),
-        colour=_agreed_colour(band, common, others),
+        colour=next(iter(colours)) if len(colours) == 1 else None,
         dtype=_dtype(owner("data_type")),
         nodata=owner("nodata").nodata(),
         classes=_classes(owner("classification:classes")),
         scale=scales[0],
         offset=scales[1],
+        doubtful=len(colours) > 1,
     )
 
 
-def _agreed_colour(band: Metadata, common: list[str], others: list[str]) -> str | None:
-    """Colour by the common name if there is one, else by name and description; one only."""
-    exact = {_COLOUR_NAMES[word] for word in others if word in _COLOUR_NAMES}
+def _colours_of(common: list[str], others: list[str]) -> set[str | None]:
+    """Colours that names mean, None for another band; those of the common name if they agree."""
+    exact: set[str | None] = {_COLOUR_NAMES[word] for word in others if word in _COLOUR_NAMES}
     named = exact or {colour for word in others if (colour := _colour_in(word))}
     meant = {_COLOUR_NAMES.get(word) for word in common}
     # A common name of another band, such as rededge071, may well have "red" in its description.
-    against = exact if meant == {None} else named
-    if len(meant) > 1 or len(named) > 1 or (meant and against - meant):
-        raise ImageryError(
-            "names of a band that mean one colour",
-            f"{', '.join(f'{word!r:.60}' for word in (*common, *others))}: {band.owner}",
-            "correct them, or name red, green and blue in this order: xchmv2.load(..., "
-            "bands=(...))",
-        )
-    return next(iter(meant or named), None)
+    return meant | (exact if meant == {None} else named)
 
 
 def _colour_in(text: str) -> str | None:
@@ -319,6 +316,8 @@ def _complete(
     item: StacItem, asset: Asset, infos: Sequence[BandInfo]
 ) -> dict[str, AssetBand] | None:
     """All three colours in one asset."""
+    if any(info.doubtful for info in infos):
+        raise _no_colours(item, [asset], "whose names contradict each other")
     found = {colour: _band_of(item, asset, infos, colour) for colour in COLOURS}
     bands = {colour: AssetBand(asset.name, band) for colour, band in found.items() if band}
     if len(bands) < 3:
@@ -416,7 +415,13 @@ def _listed(item: StacItem, rasters: Sequence[Asset] | None = None) -> str:
     parts = []
     for asset in rasters:
         infos = band_infos(asset)
-        names = [f"{info.words[0]:.40}" if info.words else "?" for info in infos[:_LISTED]]
+        names = [_words(info) for info in infos[:_LISTED]]
         names += ["..."] * (len(infos) > _LISTED)
         parts.append(f"{asset.name} ({', '.join(names)})" if names else asset.name)
     return f"assets {'; '.join(parts)}"
+
+
+def _words(info: BandInfo) -> str:
+    """First name of a band; all of them where they contradict each other."""
+    words = [f"{word:.40}" for word in info.words]
+    return (" = " if info.doubtful else "").join(words if info.doubtful else words[:1]) or "?"

@@ -20,7 +20,7 @@ import xchmv2
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.stac.items import find_items
 
-# Private import: an item as it was read, without a cube.
+# Private imports: an item as it was read, without a cube.
 
 COLOURS = ("red", "green", "blue")
 
@@ -357,6 +357,11 @@ def test_indices_and_names_of_bands_that_item_or_collection_list(rgb):
     new["properties"]["bands"] = [{"name": b["name"], "eo:common_name": b["common_name"]}
                                   for b in listed]  # fmt: skip
     np.testing.assert_array_equal(native(new), noise()[::-1])
+    new["assets"]["image"].pop("bands")  # the only image
+    np.testing.assert_array_equal(native(new), noise()[::-1])
+    new["properties"]["bands"] = [{"name": "nir"}, *new["properties"]["bands"][:2]]
+    with pytest.raises(ImageryError, match="though the item lists other bands"):
+        xchmv2.load(new)
     extent = pystac.Extent(pystac.SpatialExtent([[-180, -90, 180, 90]]),
                            pystac.TemporalExtent([[None, None]]))  # fmt: skip
     for known in ({"item_assets": {"image": {"eo:bands": listed}}}, {"bands": listed}):
@@ -568,9 +573,17 @@ def test_published_items_are_right_or_refused_in_a_sentence(data):
         ({"geopolygon": {"type": "x"}}, "geopolygon as a place"),
         ({"geobox": "here"}, "geobox or like with coordinates and a CRS, found str"),
         ({"bbox": np.array(5)}, "bbox as .west, south, east, north. in degrees"),
-        ({"bbox": (16, 45, 15, 46)}, "swap its corners"),
     ],
 )
 def test_places_that_are_none(rgb, place, message):
     with pytest.raises(CHMv2Error, match=message):
         xchmv2.load(described(rgb), **place)
+
+
+def test_swapped_corners_are_no_place_across_180_degrees(rgb):
+    found = described(rgb)
+    west, south, east, north = found["bbox"]
+    for swapped in ((east, south, west, north), (west, north, east, south)):
+        with pytest.raises(CHMv2Error, match="swap its corners"):
+            xchmv2.load(found, bbox=swapped)
+    np.testing.assert_array_equal(native(found, bbox=(west, south, east, north)), noise())

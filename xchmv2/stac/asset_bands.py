@@ -356,10 +356,19 @@ def _one_file_each(item: StacItem, rasters: Sequence[Asset]) -> dict[str, AssetB
 
 
 def _only_file(item: StacItem, rasters: Sequence[Asset]) -> dict[str, AssetBand]:
-    """Take a single image whose bands the metadata do not describe: its file may."""
+    """Take a single image: as the item lists its bands; else undescribed, as its file may."""
     if len(rasters) != 1 or not _is_silent(band_infos(rasters[0])):
         raise _no_colours(item, rasters)
-    return _undescribed(item, rasters[0])
+    (asset,) = rasters
+    if not _listed_bands(asset):
+        owner = Metadata(f"item {item}", {"bands": list(asset.item_bands)})
+        infos = tuple(_band_info(band, asset) for band in owner.entries("bands"))
+        choice = _complete(item, asset, infos)
+        if choice is None and not _is_silent(infos):
+            raise _no_colours(item, rasters, "though the item lists other bands")
+        if choice is not None:
+            return choice
+    return _undescribed(item, asset)
 
 
 def _no_colours(item: StacItem, assets: Sequence[Asset], why: str = "") -> ImageryError:

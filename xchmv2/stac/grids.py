@@ -78,11 +78,9 @@ def _read_code(owner: Callable[[str], Metadata]) -> str | int | dict[str, Any] |
     """Read the CRS from the first field that has one."""
     code = owner("proj:code").text("proj:code")
     epsg = owner("proj:epsg").number("proj:epsg", 0, 2**31)
-    wkt, json = (
-        owner("proj:wkt2").text("proj:wkt2"),
-        owner("proj:projjson").mapping("proj:projjson"),
-    )
-    return code or (int(epsg) if epsg else None) or wkt or dict(json) or None
+    wkt = owner("proj:wkt2").text("proj:wkt2")
+    described = dict(owner("proj:projjson").mapping("proj:projjson"))
+    return code or (int(epsg) if epsg else None) or wkt or described or None
 
 
 def validate_place(item: StacItem) -> None:
@@ -188,9 +186,7 @@ def resolve_area(
     except Exception as error:  # whatever odc-geo makes of a place that is none
         raise CHMv2Error(
             f"{' and '.join(place)} as a place",
-            f"{', '.join(f'{name}={value!r:.60}' for name, value in place.items())} ({error})"[
-                :300
-            ],
+            f"{', '.join(f'{key}={value!r:.60}' for key, value in place.items())}: {error!s:.90}",
             "for example xchmv2.load(..., bbox=(west, south, east, north)) in degrees",
         ) from error
     if resolution is None:
@@ -242,13 +238,10 @@ def _resolve_crs(crs: Any, boxes: Sequence[GeoBox], place: Mapping[str, Any]) ->
         if not (found.geographic or _is_cut(found, across))
         and (not zone or found.proj.utm_zone is not None)
     ]
+    if whole:
+        return whole[0]
     west, south, east, north = across
-    longitude = (west + east) / 2
-    return (
-        whole[0]
-        if whole
-        else CRS.utm(longitude - 360 if longitude >= 180 else longitude, (south + north) / 2)
-    )
+    return CRS.utm(((west + east) / 2 + 180) % 360 - 180, (south + north) / 2)
 
 
 def _place_across_180(boxes: Sequence[GeoBox], place: Mapping[str, Any]) -> BBox | None:
@@ -354,8 +347,7 @@ def validate_resolution(resolution: Any) -> None:
 def place_in_degrees(place: Mapping[str, Any]) -> BBox | None:
     """Box in degrees around the wanted place, if it does not depend on the images."""
     if "bbox" in place:
-        found: BBox = place["bbox"]
-        return found
+        return read_bbox(place["bbox"])
     if "geobox" in place or "like" in place:
         return bbox_of(_given_geobox(place))
     return None

@@ -772,9 +772,9 @@ def test_files_with_another_layout_are_refused(tmp_path):
     [
         ({}, "one of bbox, like and geobox, found none of them"),
         ({"bbox": (0, 0, 1, 1), "geobox": utm(10)}, "found bbox and geobox"),
-        ({"bbox": (0, 0, 1)}, r"bbox=\(west, .*\) in degrees.*found bbox=\(0, 0, 1\)"),
+        ({"bbox": (0, 0, 1)}, r"bbox as \(west, .*\) in degrees.*found bbox=\(0, 0, 1\)"),
         ({"bbox": (0, 1, 1, 0)}, "south below north"),
-        ({"bbox": (316000, 4884000, 317000, 4885000)}, "reproject it"),
+        ({"bbox": (316000, 4884000, 317000, 4885000)}, "for other coordinates pass geobox="),
         ({"bbox": (0, 86, 1, 87)}, "within 85.05 degrees"),
         ({"bbox": (0, 0, float("nan"), 1)}, "bbox="),
         ({"bbox": (1, 0, 1, 1)}, "bbox="),

@@ -594,7 +594,7 @@ def test_facts_of_several_items_are_the_worst(rgb):
         told("a", "2021-07-01T12:30:00+02:00", view_sun_elevation=44.9, view_off_nadir=3,
              view_sun_azimuth=190.0, platform="WV02"),
         told("c", "2020-07-01T10:00:00Z", view_sun_elevation=45, view_off_nadir=25),
-        told("d", "2019-07-01T10:00:00Z", view_sun_elevation="high", view_off_nadir=None),
+        told("d", "2019-07-01T10:00:00Z", view_sun_elevation=float("nan"), view_off_nadir=None),
     ])  # fmt: skip
     assert cube.time.dtype == "datetime64[ns]"
     assert [str(t)[:16] for t in cube.time.values] == [
@@ -822,7 +822,7 @@ def test_real_item_collection_is_read_whole(data):
         (None, "STAC items, found NoneType 'None'; pass items"),
         ([1], "STAC items, found int '1'"),
         ({"type": "Point"}, "a mapping of type 'Point'"),
-        ({"type": "Feature", "assets": {}}, "valid STAC items"),
+        ({"type": "Feature", "assets": {}}, "properties as a mapping, found None in item None"),
         ("nowhere.json", "a file of STAC items that can be read, found .*nowhere.json"),
     ],
 )

@@ -483,8 +483,6 @@ def _look(scene: Scene, job: Job) -> tuple[float, float, float] | None:
     return red, green, blue
 
 
-
-
 def _count_valid(scene: Scene, job: Job) -> tuple[npt.NDArray[np.intp] | None, bool]:
     """Count the dates at which each tile holds a valid pixel, from what is in memory.
 

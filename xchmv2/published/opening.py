@@ -8,7 +8,6 @@ from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from numbers import Real
 from typing import Any, Literal
 
 import dask.array as da
@@ -25,7 +24,7 @@ from xchmv2.published.footprints import UNKNOWN_DAY
 from xchmv2.published.target import Frame, Target
 from xchmv2.published.tile_reading import CONNECTIONS, Reader, resolve_time, tile_size
 from xchmv2.published.tiles import CRS, HALF, PUBLISHED_MAP, Mirror, TileGrid, Window
-from xchmv2.raster import HEIGHT_ATTRS, HEIGHT_NAME, find_crs_coordinate, find_grid
+from xchmv2.raster import HEIGHT_ATTRS, HEIGHT_NAME, find_crs_coordinate, find_grid, read_bbox
 
 _Layer = Literal["heights", "dates"]
 
@@ -283,27 +282,19 @@ def _resolve_area(bbox: Any, like: Any, geobox: Any) -> _Area:
 
 
 def _from_bbox(bbox: Any) -> _Area:
-    corners = tuple(bbox) if hasattr(bbox, "__iter__") else ()
-    numbers = len(corners) == 4 and all(isinstance(v, Real) and math.isfinite(v) for v in corners)
-    if not numbers or not _on_map(*corners):
+    west, south, east, north = read_bbox(bbox)
+    if south >= _LAST_LATITUDE or north <= -_LAST_LATITUDE:
         raise CHMv2Error(
-            "bbox=(west, south, east, north) in degrees, south below north, within 85.05 degrees "
-            "of the equator and 180 of Greenwich (west above east: across 180 degrees)",
+            "bbox within 85.05 degrees of the equator, where the map ends",
             f"bbox={bbox!r}",
-            "reproject it, or swap its corners, or pass geobox= for a grid in another CRS",
+            "choose another area",
         )
-    west, south, east, north = map(float, corners)
     project = pyproj.Transformer.from_crs("OGC:CRS84", CRS, always_xy=True).transform
+    beyond = 360 if east > 180 else 0
     (left, right), (bottom, top) = project(
-        [west, east], [max(south, -_LAST_LATITUDE), min(north, _LAST_LATITUDE)]
+        [west, east - beyond], [max(south, -_LAST_LATITUDE), min(north, _LAST_LATITUDE)]
     )
-    return _Area((left, bottom, right + 2 * HALF if west > east else right, top))
-
-
-def _on_map(west: float, south: float, east: float, north: float) -> bool:
-    longitudes = -180 <= west <= 180 and -180 <= east <= 180 and west != east
-    latitudes = -90 <= south < north <= 90
-    return longitudes and latitudes and south < _LAST_LATITUDE and north > -_LAST_LATITUDE
+    return _Area((left, bottom, right + 2 * HALF if beyond else right, top))
 
 
 def _from_cube(like: Any) -> _Area:

@@ -11,6 +11,7 @@ from xchmv2.raster.arguments import (
     validate_raster,
     validate_text,
 )
+from xchmv2.raster.bbox import BBox, around_180, bbox_of, meets, read_bbox
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity
 from xchmv2.raster.display import (
@@ -90,6 +91,7 @@ __all__ = [
     "LARGEST_BLOCK",
     "LARGEST_OFF_NADIR",
     "LOWEST_SUN",
+    "BBox",
     "Chunks",
     "Connectivity",
     "FloatArray",
@@ -100,9 +102,11 @@ __all__ = [
     "TileAxis",
     "TileRun",
     "ValidPixels",
+    "around_180",
     "as_html",
     "as_text",
     "assemble",
+    "bbox_of",
     "cell_areas",
     "cell_sides",
     "choose_heights",
@@ -118,10 +122,12 @@ __all__ = [
     "label_patches",
     "label_quantity",
     "list_items",
+    "meets",
     "name_contents",
     "on_same_coordinates",
     "on_same_grid",
     "pixel_size",
+    "read_bbox",
     "read_change",
     "read_heights",
     "read_numbers",

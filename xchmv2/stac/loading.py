@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery import COLOURS
-from xchmv2.raster import BLOCK, find_crs_coordinate, is_whole
+from xchmv2.raster import BLOCK, find_crs_coordinate, is_whole, meets, read_bbox
 from xchmv2.stac.asset_bands import BandNames
 from xchmv2.stac.cube import (
     ClearRule,
@@ -25,15 +25,16 @@ from xchmv2.stac.cube import (
     resolve_clear,
 )
 from xchmv2.stac.grids import (
+    BBOX_MARGIN,
     DEGREES,
     PLACES,
     footprint,
-    outline_in_degrees,
     overlaps,
     pixel_on_ground,
+    place_in_degrees,
     resolve_area,
-    validate_bbox,
     validate_pixel,
+    validate_place,
     validate_resolution,
 )
 from xchmv2.stac.item_images import (
@@ -50,9 +51,6 @@ from xchmv2.stac.items import StacItem, find_items, time_coordinates
 
 #: Pixel on the ground that the model was trained at [m].
 _RESOLUTION = 0.6
-#: Boxes of items are imprecise: items so near to the place may still overlap it [degrees].
-_MARGIN = 0.01
-
 
 #: Options that are passed to ``odc.stac.load`` unchanged.
 _HANDED_ON = ("fail_on_error", "fuse_func", "use_overviews", "preserve_original_order")
@@ -84,7 +82,8 @@ def load(
         pystac items, a collection or static catalogue, dicts, an ItemCollection, a pystac-client
         search, the path or URL of a JSON file with any of these, or an iterable of them.
     bbox : (west, south, east, north), optional
-        Place to load [degrees]; by default all that the items cover.
+        Place to load [degrees], by default all that the items cover; west above east means across
+        180 degrees.
     geobox : GeoBox, optional
         Exact grid to load on, in place of ``bbox``, ``crs`` and ``resolution``.
     like : Dataset, DataArray or GeoBox, optional
@@ -207,8 +206,18 @@ def _resolve_place(
     place = {name: options[name] for name in PLACES if options.get(name) is not None}
     if "intersects" in place:
         place.setdefault("geopolygon", place.pop("intersects"))
+    if set(place) == {"lon", "lat"}:
+        try:
+            (west, east), (south, north) = (place.pop(name) for name in ("lon", "lat"))
+        except (TypeError, ValueError):
+            raise CHMv2Error(
+                "lon and lat as two numbers each",
+                f"lon={options['lon']!r:.60} and lat={options['lat']!r:.60}",
+                "for example xchmv2.load(..., lon=(15.0, 15.1), lat=(45.0, 45.1))",
+            ) from None
+        bbox = (west, south, east, north)
     if bbox is not None:
-        place["bbox"] = validate_bbox(bbox)
+        place["bbox"] = read_bbox(bbox)
     for name, value in (("geobox", geobox), ("like", like)):
         if value is not None:
             place[name] = value
@@ -231,25 +240,14 @@ def _resolve_place(
 
 def _near_items(items: Sequence[StacItem], place: Mapping[str, Any]) -> list[StacItem]:
     """Leave out items that are far away, before their metadata are read."""
-    outline = outline_in_degrees(place)
-    if outline is None:
+    for item in items:
+        validate_place(item)
+    wanted = place_in_degrees(place)
+    if wanted is None:
         return list(items)
-    west, south, east, north = outline.boundingbox.buffered(_MARGIN)
-    near = [
-        item
-        for item in items
-        if item.bbox is None
-        or item.bbox[0] > item.bbox[2]  # across the antimeridian
-        or (
-            item.bbox[0] < east
-            and item.bbox[2] > west
-            and item.bbox[1] < north
-            and item.bbox[3] > south
-        )
-    ]
+    near = [item for item in items if item.bbox is None or meets(item.bbox, wanted, BBOX_MARGIN)]
     if not near:
-        boxes = [item.bbox for item in items if item.bbox is not None]
-        raise _outside(boxes, outline.boundingbox)
+        raise _outside([item.bbox for item in items if item.bbox is not None], wanted)
     return near
 
 

@@ -183,6 +183,14 @@ class FileBands:
         )
 
 
+def fits(value: float, dtype: str) -> bool:
+    """Whether a data type can hold a value."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return True
+    return value.is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max
+
+
 def _scale_words(scale: Scale) -> str:
     return f"scale {scale[0]:g} and offset {scale[1]:g}"
 

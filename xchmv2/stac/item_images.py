@@ -31,6 +31,7 @@ from xchmv2.stac.image_files import (
     Header,
     Scale,
     Sign,
+    fits,
     read_headers,
     scale_call,
 )
@@ -419,14 +420,6 @@ def resolve_values(
             )
     usual = min(counts, key=lambda value: (-counts[value], value), default=None)
     return BandValues(dtype, usual)
-
-
-def fits(value: float, dtype: str) -> bool:
-    """Whether a data type can hold a value."""
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return True
-    return value.is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max
 
 
 def _only(types: Mapping[str, ItemImage]) -> str:

@@ -37,12 +37,11 @@ from xchmv2.stac.grids import (
     validate_pixel,
     validate_resolution,
 )
-from xchmv2.stac.image_files import Sign, gdal_settings, validate_sign, without_query
+from xchmv2.stac.image_files import Sign, fits, gdal_settings, validate_sign, without_query
 from xchmv2.stac.item_images import (
     BandValues,
     ItemImage,
     find_images,
-    fits,
     resolve_values,
     validate_scales,
 )

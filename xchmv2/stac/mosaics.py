@@ -34,6 +34,7 @@ from xchmv2.stac.image_files import (
     Header,
     Sign,
     Unreadable,
+    fits,
     gdal,
     open_file,
     unreadable,
@@ -435,9 +436,10 @@ class _Bands:
 
 
 def _declared(band: _Band) -> list[float | None]:
-    """Nodata value of each band: the file's own, else that of its item."""
+    """Nodata value of each band: the file's own, else that of its item, if it can occur."""
     own = [band.file.nodatavals[number - 1] for number in band.spec.bands]
-    return [a if a is not None else b for a, b in zip(own, band.spec.nodata, strict=True)]
+    found = [a if a is not None else b for a, b in zip(own, band.spec.nodata, strict=True)]
+    return [value if value is not None and fits(value, band.dtype) else None for value in found]
 
 
 def _grid(box: GeoBox) -> Grid:

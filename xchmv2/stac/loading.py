@@ -131,22 +131,24 @@ def load(
     ------
     ImageryError
         If bands, pixels, values or place of the imagery do not fit; when computed, if a file
-        cannot be read.
+        cannot be read, or is not as its item or other files say.
     CHMv2Error
         If there are no items, or an option is not valid.
 
     Notes
     -----
     No pixel is read. The header is read of files whose item lacks grid or bands, and of one file
-    for each collection and asset whose items lack data type or nodata value.
+    for each collection and asset whose items lack data type or nodata value. Each file is compared
+    with what was assumed about it when its pixels are read.
 
-    A date is averaged by area if its imagery is finer than the grid, else interpolated bilinearly,
-    independently of other dates; imagery coarser than the grid is marked in ``quality_flags``.
-    Items that do not overlap the place are left out. Of several items of one date the worst values
-    are kept: lowest sun, largest angle, most cloud.
+    An image is averaged by area if it is finer than the grid, else interpolated bilinearly,
+    independently of all others; imagery coarser than the grid is marked in ``quality_flags``.
+    Where images of a date overlap, each pixel comes whole from the earliest valid one. Items that
+    do not overlap the place are left out. Of several items of one date the worst values are kept:
+    lowest sun, largest angle, most cloud.
 
     Integer imagery that declares no nodata value gets 0: pixels that no image covers are black in
-    all bands, which ``predict`` takes for invalid, as it does a black collar.
+    all bands, which ``predict`` takes for invalid, as it does a black collar. Floats are NaN there.
 
     Examples
     --------

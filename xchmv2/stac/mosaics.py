@@ -402,7 +402,7 @@ class _Bands:
             source = _source_window(self._box, target, scale)
             if source is not None:
                 crop = _crop(self._box, source)
-                values, valid = warp(*self._native(source), crop, target, way, scale)
+                values, valid = _warp(*self._native(source), crop, target, way, scale)
                 part = _overlap(block, cell)
                 at = _slices(part, cell)
                 yield part, values[:, *at], valid[at]
@@ -476,7 +476,7 @@ def _source_window(source: GeoBox, target: GeoBox, scale: float) -> Block | None
     return (spans[0], spans[1]) if all(a < b for a, b in spans) else None
 
 
-def warp(
+def _warp(
     bands: _Pixels, valid: _Valid, source: GeoBox, target: GeoBox, way: str, scale: float = 1.0
 ) -> tuple[_Pixels, _Valid]:
     """Resample with GDAL, all bands alike: (n, H, W) and (H, W) -> (n, h, w) and (h, w).
@@ -513,5 +513,5 @@ def _onto(file: _Band, target: GeoBox) -> tuple[_Pixels, _Valid | None]:
         return np.zeros((count, *target.shape), np.float32), np.zeros(target.shape, bool)
     values, mask = file.read(window)
     valid = np.ones(values.shape[1:], bool) if mask is None else mask
-    found, seen = warp(values, valid, _crop(file.box, window), target, "nearest")
+    found, seen = _warp(values, valid, _crop(file.box, window), target, "nearest")
     return np.where(seen, found, 0).astype(values.dtype), seen

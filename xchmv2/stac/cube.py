@@ -119,12 +119,19 @@ def load_cube(
     ------
     ImageryError
         If the grid has too many rows, columns or chunks to be held.
+    CHMv2Error
+        If chunk sizes do not fit.
     """
     box = reader.box
     shape = (len(dates), *box.shape)
     sizes = tuple(chunks.get(name, 1) for name in ("time", "y", "x"))
     _validate_size(box, shape, sizes)
-    after, *spatial = da.core.normalize_chunks(sizes, shape=shape, dtype=reader.dtype)
+    try:
+        after, *spatial = da.core.normalize_chunks(sizes, shape=shape, dtype=reader.dtype)
+    except (TypeError, ValueError) as error:
+        found = f"chunks={dict(chunks)}: {error}"
+        fix = "for example xchmv2.load(..., chunks={'y': 2048, 'x': 2048})"
+        raise CHMv2Error(f"chunk sizes of a cube of {shape}", found, fix) from error
     sources = [
         [_image_files(image, reader) for image in date.images if image.sources] for date in dates
     ]

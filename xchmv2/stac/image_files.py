@@ -168,19 +168,20 @@ class FileBands:
         file = without_query(self.href)
         return ImageryError(f"{expected} ({why}) in item {self.item}", f"{found} in {file}", fix)
 
-    def masked(self, header: Header) -> bool:
-        """Whether a mask inside the file, an alpha band or a sidecar counts.
+    def masks(self, header: Header) -> tuple[int, ...]:
+        """Bands whose masks count, in the file or beside it: one if they share a mask or alpha.
 
         GDAL calls the fourth band of some files alpha that the metadata call near infrared.
         """
-        flags = {flag for band in self.bands for flag in header.flags[band - 1]}
+        flags = header.flags[self.bands[0] - 1]
         if MaskFlags.alpha in flags:
             alpha = header.colours.index("alpha")
             name = self.names[alpha] if alpha < len(self.names) else ""
-            return alpha + 1 not in self.bands and (not name or "alpha" in name)
-        return not flags <= {MaskFlags.all_valid, MaskFlags.nodata} or any(
-            not header.flags[band - 1] for band in self.bands
-        )
+            counts = alpha + 1 not in self.bands and (not name or "alpha" in name)
+            return self.bands[:1] if counts else ()
+        if MaskFlags.per_dataset in flags:
+            return self.bands[:1]
+        return tuple(band for band in self.bands if not header.flags[band - 1])
 
 
 def fits(value: float, dtype: str) -> bool:

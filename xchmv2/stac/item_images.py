@@ -14,7 +14,7 @@ import numpy as np
 from odc.geo import CRS, Geometry
 from odc.geo.geobox import GeoBox
 
-from xchmv2.errors import ImageryError
+from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery import COLOURS
 from xchmv2.stac.asset_bands import (
     AssetBand,
@@ -399,7 +399,8 @@ def resolve_values(
 
     ``dtype`` and ``nodata`` of the user override them; else an ImageryError refuses files of
     several data types. Of several nodata values the most frequent stands for all on the cube, as
-    each file's own holds while it is read. Floats are NaN there.
+    each file's own holds while it is read. Floats are NaN there. A CHMv2Error refuses a nodata
+    value of the user's that the data type cannot hold.
     """
     read = sorted((p for p in images if p.sources), key=lambda image: image.order)
     if dtype is None:
@@ -408,6 +409,12 @@ def resolve_values(
             for name in names:
                 types.setdefault(str(image.bands[name].dtype), image)
         dtype = _only(types)
+    if nodata is not None and not fits(nodata, dtype):
+        raise CHMv2Error(
+            f"nodata as a number that {dtype} can hold",
+            f"nodata={nodata:g}",
+            "leave it out to believe the files, or for example xchmv2.load(..., nodata=0)",
+        )
     if nodata is not None or np.dtype(dtype).kind == "f":
         return BandValues(dtype, nodata)
     found = [image.bands[name].nodata for image in read for name in names]

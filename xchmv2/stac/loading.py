@@ -37,7 +37,7 @@ from xchmv2.stac.grids import (
     validate_pixel,
     validate_resolution,
 )
-from xchmv2.stac.image_files import Sign, fits, gdal_settings, validate_sign, without_query
+from xchmv2.stac.image_files import Sign, gdal_settings, validate_sign, without_query
 from xchmv2.stac.item_images import (
     BandValues,
     ItemImage,
@@ -374,9 +374,9 @@ def _resolve_dtype(options: Mapping[str, Any]) -> tuple[str | None, float | None
         nodata = None if nodata is None else float(nodata)
     except (TypeError, ValueError):
         nodata = math.inf
-    if nodata is not None and (math.isinf(nodata) or (dtype and not fits(nodata, dtype))):
+    if nodata is not None and math.isinf(nodata):
         raise CHMv2Error(
-            f"nodata as a number{f' that {dtype} can hold' if dtype else ''}",
+            "nodata as a number",
             f"nodata={options['nodata']!r}",
             "leave it out to believe the files, or for example xchmv2.load(..., nodata=0)",
         )

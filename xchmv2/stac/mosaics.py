@@ -206,13 +206,14 @@ class Access:
 class _Band:
     """One open file: the dataset that is read, perhaps an overview, and its grid.
 
-    ``whole`` is the file at full resolution, ``steps`` its pixels for each that is read.
+    ``masks`` are the bands whose masks count, of ``whole``, the file at full resolution; ``steps``
+    are its pixels for each that is read.
     """
 
     spec: FileBands
     file: Any
     box: GeoBox
-    masked: bool
+    masks: tuple[int, ...]
     address: str
     whole: Any
     steps: tuple[float, float]
@@ -231,12 +232,13 @@ class _Band:
 
         def action() -> tuple[_Pixels, _Valid | None]:
             values = self.file.read(bands, window=window)
-            if not self.masked:
+            if not self.masks:
                 return values, None
             # Overviews may lack the mask, and say that all is valid.
             high, wide = self.steps
             at = Window(left * wide, top * high, (right - left) * wide, (bottom - top) * high)
-            masks = self.whole.read_masks(bands, window=at, out_shape=values.shape)
+            size = (len(self.masks), *values.shape[1:])
+            masks = self.whole.read_masks(list(self.masks), window=at, out_shape=size)
             return values, (masks > 0).all(axis=0)
 
         return _attempt(action, self.spec.href, self.address, where)
@@ -287,7 +289,7 @@ class _Bands:
         self._rule = ValidPixels((red, green, blue))
         #: Whether neither the user nor file or item says anything about empty pixels.
         self.silent = all(
-            not file.masked and np.dtype(file.dtype).kind in "iu" for file in self._files
+            not file.masks and np.dtype(file.dtype).kind in "iu" for file in self._files
         ) and values == [None] * len(values)
 
     def _open(self, access: Access, stack: ExitStack, spec: FileBands, overviews: bool) -> _Band:
@@ -298,8 +300,7 @@ class _Bands:
 
         file = _attempt(opened, spec.href, address)
         header = Header.of(file)
-        box = spec.verified(header)
-        masked = spec.masked(header)
+        box, masks = spec.verified(header), spec.masks(header)
         shrink = pixel_on_ground(self._target) / pixel_on_ground(box) * (1 + 1e-6)
         levels = [n for n, level in enumerate(file.overviews(spec.bands[0])) if level <= shrink]
         steps, whole = (1.0, 1.0), file
@@ -307,7 +308,7 @@ class _Bands:
             file = _attempt(lambda: opened(overview_level=levels[-1]), spec.href, address)
             steps = (whole.height / file.height, whole.width / file.width)
             box = GeoBox(file.shape, box.affine * Affine.scale(*steps[::-1]), box.crs)
-        return _Band(spec, file, box, masked, address, whole, steps)
+        return _Band(spec, file, box, masks, address, whole, steps)
 
     def _native(self, block: Block) -> tuple[_Pixels, _Valid]:
         """Values (n, h, w) and valid pixels of a window of the finest grid."""
@@ -391,7 +392,7 @@ class _Bands:
         for cell in self._iter_cells(reach):
             part = _overlap(reach, cell)
             source = (read.source_span(0, *part[0]), read.source_span(1, *part[1]))
-            if min(_shape(source)) > 0:
+            if min(*_shape(part), *_shape(source)) > 0:
                 yield part, *read(*self._native(source), part)
 
     def _iter_warped(self, block: Block) -> Iterator[tuple[Block, _Pixels, _Valid]]:

@@ -9,7 +9,7 @@ from xchmv2.imagery.bands import (
     resolve_value_range,
 )
 from xchmv2.imagery.overview import describe_object
-from xchmv2.imagery.resampling import WindowReader, resolve_target, validate_source
+from xchmv2.imagery.resampling import WindowReader, map_axes, resolve_target, validate_source
 from xchmv2.imagery.sampling import (
     TRAINED_COLOUR,
     advise_order,
@@ -29,6 +29,7 @@ __all__ = [
     "advise_order",
     "describe_object",
     "looks_exchanged",
+    "map_axes",
     "propose_value_range",
     "read_colour",
     "read_scene",

@@ -144,8 +144,12 @@ def _aligned(grid: Grid, resolution: float) -> tuple[Grid, _AxisMap, _AxisMap]:
         edges=(edges[0], edges[1]),
         pixel=(pixels[0], pixels[1]),
     )
-    rows, cols = (_axis_map(grid, target, axis) for axis in (0, 1))
-    return target, rows, cols
+    return target, *map_axes(grid, target)
+
+
+def map_axes(source: Grid, target: Grid) -> tuple[_AxisMap, _AxisMap]:
+    """Map rows and columns of a target grid to those of a source in the same CRS and directions."""
+    return _axis_map(source, target, 0), _axis_map(source, target, 1)
 
 
 def _axis_map(grid: Grid, target: Grid, axis: int) -> _AxisMap:

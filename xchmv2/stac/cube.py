@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pystac
 import xarray as xr
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
 
 from xchmv2.errors import CHMv2Error, ImageryError
+from xchmv2.imagery import COLOURS
 from xchmv2.stac.asset_bands import BandInfo
-from xchmv2.stac.grids import DEGREES
-from xchmv2.stac.item_images import BandValues, ItemImage
+from xchmv2.stac.grids import DEGREES, footprint
+from xchmv2.stac.item_images import ItemImage
+from xchmv2.stac.mosaics import Access, Block, BlockReader, ImageFiles, Span
 
 #: One of odc-stac's names, or its function of (item, parsed item, index).
 GroupBy = str | Callable[[pystac.Item, Any, int], Any] | None
 
-#: File and band of each variable.
-_Layout = Mapping[str, tuple[str, int]]
-
 #: Pixels that differ by less than this share are of one size.
 _TOLERANCE = 0.01
-_EXTENSIONS = [
-    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
-]
+#: Longest side of a cube [px]: half-way around the Earth at 0.6 m is twice as long.
+_LONGEST = 2**24
+#: Largest number of chunks: each takes about a kilobyte of memory before anything is read.
+_MOST_CHUNKS = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +53,6 @@ class Date:
         """Whether the grid is finer than the imagery."""
         return self.native > self.wanted * (1 + _TOLERANCE)
 
-    @property
-    def resampling(self) -> str:
-        """Resampling of the date: by area where it is finer than the grid."""
-        return "average" if self.native < self.wanted * (1 - _TOLERANCE) else "bilinear"
-
-    @property
-    def readable(self) -> bool:
-        """Whether any image can be read."""
-        return any(image.sources for image in self.images)
-
 
 def group_images(
     images: Sequence[ItemImage], groupby: GroupBy, geobox: GeoBox
@@ -73,8 +67,8 @@ def group_images(
     groups: dict[Any, list[ItemImage]] = {}
     for index, image in enumerate(images):
         groups.setdefault(_group_key(image, index, groupby, shift), []).append(image)
-    ordered = [tuple(sorted(g, key=lambda p: (p.item.time, p.item.id))) for g in groups.values()]
-    return sorted(ordered, key=lambda group: (group[0].item.time, group[0].item.id))
+    ordered = [tuple(sorted(group, key=lambda image: image.order)) for group in groups.values()]
+    return sorted(ordered, key=lambda group: group[0].order)
 
 
 def _group_key(image: ItemImage, index: int, groupby: GroupBy, shift: timedelta) -> Any:
@@ -82,8 +76,8 @@ def _group_key(image: ItemImage, index: int, groupby: GroupBy, shift: timedelta)
     if callable(groupby):
         import odc.stac
 
-        values = {name: BandValues("uint8", None) for name in image.sources}
-        plain = _plain_item(image, values, {})
+        # With no files, odc-stac needs none of the metadata that items may lack.
+        plain = pystac.Item(item.id, _geometry(image), None, item.time, {}, collection="images")
         return groupby(item.source, next(iter(odc.stac.parse_items([plain]))), index)
     if groupby == "solar_day":
         return (item.time + shift).date()
@@ -100,151 +94,123 @@ def _group_key(image: ItemImage, index: int, groupby: GroupBy, shift: timedelta)
     return item.properties[groupby]
 
 
+def _geometry(image: ItemImage) -> dict[str, Any] | None:
+    outline = image.outline(DEGREES)
+    return None if outline is None else dict(outline.json)
+
+
 def load_cube(
-    dates: Sequence[Date],
-    geobox: GeoBox,
-    values: Mapping[str, BandValues],
-    *,
-    chunks: Mapping[str, int],
-    resampling: Any,
-    driver: Any,
-    options: Mapping[str, Any],
+    dates: Sequence[Date], reader: BlockReader, access: Access, *, chunks: Mapping[str, Any]
 ) -> xr.Dataset:
-    """Load all dates lazily, (time, y, x), with ``odc.stac.load``.
+    """Load all dates lazily, (time, y, x): one task reads all bands of a chunk of one date.
 
     Parameters
     ----------
     dates : sequence of Date
-        In order of time; at least one is readable.
-    geobox : GeoBox
-        The grid to load on.
-    values : mapping
-        Data type and nodata value of each variable.
-    resampling : str, dict or None
-        The user's; None resamples each date as its own pixels need.
-    chunks, driver, options
-        As of odc-stac.
+        In order of time.
+    reader : BlockReader
+        Grid, data types and resampling.
+    access : Access
+        How files are opened; it does not enter the keys of the graph.
+    chunks : mapping
+        Chunk sizes of time, y and x.
+
+    Raises
+    ------
+    ImageryError
+        If the grid has too many rows, columns or chunks to be held.
+    CHMv2Error
+        If chunk sizes do not fit.
     """
-    some = next(date.resampling for date in dates if date.readable)
-    members: dict[str, list[int]] = {}  # dates without a readable file join any others
-    for number, date in enumerate(dates):
-        members.setdefault(date.resampling if date.readable else some, []).append(number)
-    parts = []
-    for way, numbers in members.items():
-        items = [(image, number) for number in numbers for image in dates[number].images]
-        # odc-stac learns the bands from the first item: one that has them.
-        items.sort(key=lambda pair: not pair[0].sources)
-        ways = _resampling(resampling, way, values)
-        part = _load_part(items, geobox, values, ways, chunks, driver, options)
-        parts.append(part.assign_coords(time=numbers))
-    if len(parts) == 1:
-        return parts[0]
-    return xr.concat(
-        parts, "time", data_vars="all", coords="minimal", compat="override", join="override",
-        combine_attrs="override",
-    ).sortby("time")  # fmt: skip
-
-
-def _resampling(wanted: Any, way: str, values: Mapping[str, BandValues]) -> dict[str, str]:
-    """Resampling of each variable; masks hold classes, which have no mean."""
-    if isinstance(wanted, Mapping):
-        rest = wanted.get("*", way)
-        ways = {name: wanted.get(name, rest) for name in values}
-        return ways | {"valid": wanted.get("valid", "nearest")}
-    return {name: wanted or way for name in values} | {"valid": "nearest"}
-
-
-def _load_part(
-    items: Sequence[tuple[ItemImage, int]],
-    geobox: GeoBox,
-    values: Mapping[str, BandValues],
-    resampling: Mapping[str, str],
-    chunks: Mapping[str, int],
-    driver: Any,
-    options: Mapping[str, Any],
-) -> xr.Dataset:
-    import odc.stac
-
-    numbers = [number for _, number in items]
-    some = next(_layout(image) for image, _ in items if image.sources)
-    plain = [_plain_item(image, values, some) for image, _ in items]
-    aliases = {
-        _collection(layout): {"aliases": layout}
-        for layout in (_layout(image) for image, _ in items)
+    box = reader.box
+    shape = (len(dates), *box.shape)
+    sizes = tuple(chunks.get(name, 1) for name in ("time", "y", "x"))
+    _validate_size(box, shape, sizes)
+    try:
+        after, *spatial = da.core.normalize_chunks(sizes, shape=shape, dtype=reader.dtype)
+    except (TypeError, ValueError) as error:
+        found = f"chunks={dict(chunks)}: {error}"
+        fix = "for example xchmv2.load(..., chunks={'y': 2048, 'x': 2048})"
+        raise CHMv2Error(f"chunk sizes of a cube of {shape}", found, fix) from error
+    sources = [
+        [_image_files(image, reader) for image in date.images if image.sources] for date in dates
+    ]
+    token = tokenize(reader, sources, spatial)
+    read = f"load-{token}"
+    rows, cols = (_spans(sizes) for sizes in spatial)
+    tasks = {
+        (read, d, i, j): (reader.read, access, _touching(images, (row, col)), (row, col))
+        for d, images in enumerate(sources)
+        for i, row in enumerate(rows)
+        for j, col in enumerate(cols)
     }
-    cube: xr.Dataset = odc.stac.load(
-        plain,
-        list(values),
-        geobox=geobox,
-        groupby=lambda item, parsed, index: numbers[index],
-        chunks=dict(chunks),
-        resampling=dict(resampling),
-        stac_cfg=aliases,
-        driver=driver,
-        **options,
+    graph = HighLevelGraph.from_collections(read, tasks, [])
+    dtypes = dict.fromkeys(COLOURS, reader.dtype)
+    if reader.mask is not None:
+        dtypes["valid"] = reader.mask[0]
+    dims = ("time", *box.dimensions)
+    arrays = {}
+    for place, (name, dtype) in enumerate(dtypes.items()):
+        key = f"load-{name}-{token}"
+        layer = {(key, *block): (_pick, (read, *block), place) for _, *block in tasks}
+        picked = HighLevelGraph({**graph.layers, key: layer}, {**graph.dependencies, key: {read}})
+        array = da.Array(picked, key, ((1,) * len(dates), *spatial), dtype=dtype)
+        arrays[name] = (dims, array.rechunk((after, *spatial)))
+    return xr.Dataset(arrays, coords=xr_coords(box))
+
+
+def _validate_size(box: GeoBox, shape: tuple[int, ...], sizes: tuple[Any, ...]) -> None:
+    """Refuse a grid whose coordinates or tasks alone would exhaust the memory."""
+    count = math.prod(
+        math.ceil(side / size) if isinstance(size, int) and size > 0 else 1
+        for side, size in zip(shape, sizes, strict=True)
     )
-    return cube
+    if max(box.shape) <= _LONGEST and count <= _MOST_CHUNKS:
+        return
+    raise ImageryError(
+        f"a cube of up to {_LONGEST:,} px along a side and {_MOST_CHUNKS:,} chunks",
+        f"{shape[0]} dates of {box.shape[0]:,} x {box.shape[1]:,} px in {count:,} chunks",
+        "load a part of it: xchmv2.load(..., bbox=(west, south, east, north)), or larger chunks=",
+    )
 
 
-def _files(image: ItemImage) -> dict[str, str]:
-    """Neutral names of the assets, so that odc-stac takes none for the name of a band."""
-    assets = sorted({source.asset for source in image.sources.values()})
-    return {asset: f"file{number}" for number, asset in enumerate(assets)}
+def _spans(sizes: Sequence[int]) -> list[Span]:
+    stops = np.cumsum(sizes).tolist()
+    return [(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
 
 
-def _layout(image: ItemImage) -> _Layout:
-    """File and band of each variable of an image."""
-    files = _files(image)
-    return {name: (files[s.asset], s.band) for name, s in sorted(image.sources.items())}
+def _touching(images: Sequence[ImageFiles], block: Block) -> tuple[ImageFiles, ...]:
+    return tuple(
+        image
+        for image in images
+        if all(a < d and c < b for (a, b), (c, d) in zip(image.place, block, strict=True))
+    )
 
 
-def _collection(layout: _Layout) -> str:
-    return " ".join(f"{name}={file}.{band}" for name, (file, band) in layout.items())
+def _pick(block: tuple[Any, Any], place: int) -> Any:
+    """Task: one variable of a block that was read, as a date of its own."""
+    pixels, mask = block
+    return (mask if place == len(COLOURS) else pixels[place])[np.newaxis]
 
 
-def _plain_item(image: ItemImage, values: Mapping[str, BandValues], some: _Layout) -> pystac.Item:
-    """Make an item with complete metadata for odc-stac; its collection names where its bands are.
-
-    An image that cannot be read gets no assets and the layout ``some``: its part of the cube stays
-    empty.
-    """
-    item, layout = image.item, _layout(image)
-    plain = pystac.Item(
-        item.id, _geometry(image), None, item.time, {},
-        stac_extensions=list(_EXTENSIONS), collection=_collection(layout or some),
-    )  # fmt: skip
-    for asset, file in _files(image).items():
-        names = {band: name for name, (where, band) in layout.items() if where == file}
-        described = [
-            _band(values[names[band]]) if band in names else {} for band in range(1, max(names) + 1)
-        ]
-        fields = {**_projection(image.boxes[asset]), "raster:bands": described}
-        plain.add_asset(
-            file, pystac.Asset(image.hrefs[asset], None, None, "image/tiff", ["data"], fields)
-        )
-    return plain
+def _image_files(image: ItemImage, reader: BlockReader) -> ImageFiles:
+    """Say what is read of an image, and where it lies on the grid to load on."""
+    colours = image.files(COLOURS, converted=reader.converts)
+    held = [colour for file in colours for colour in _colours_of(image, file.asset)]
+    mask = image.files(["valid"])[0] if "valid" in image.sources else None
+    box, spans = reader.box, []
+    outlines = [footprint(file.box, box.crs).boundingbox for file in colours]
+    corners = [(x, y) for b in outlines for x in (b.left, b.right) for y in (b.bottom, b.top)]
+    at = ~box.affine * tuple(np.array(corners).T)
+    for along, size in zip(at[::-1], box.shape, strict=True):
+        # A pixel more, as an outline is a polygon of some corners.
+        first, last = math.floor(along.min()) - 1, math.ceil(along.max()) + 1
+        spans.append((max(first, 0), max(min(last, size), 0)))
+    return ImageFiles(colours, tuple(held.index(c) for c in COLOURS), mask, (spans[0], spans[1]))
 
 
-def _geometry(image: ItemImage) -> dict[str, Any] | None:
-    """Outline of an image without files, whose grid odc-stac cannot know."""
-    outline = None if image.sources else image.outline(DEGREES)
-    return None if outline is None else dict(outline.json)
-
-
-def _band(values: BandValues) -> dict[str, Any]:
-    nodata = values.nodata
-    number = "nan" if nodata is not None and np.isnan(nodata) else nodata
-    return {"data_type": values.dtype} | ({} if nodata is None else {"nodata": number})
-
-
-def _projection(box: GeoBox) -> dict[str, Any]:
-    epsg = box.crs.to_epsg()
-    named = {"proj:code": f"EPSG:{epsg}"} if epsg else {"proj:wkt2": box.crs.to_wkt()}
-    return {
-        **named,
-        "proj:shape": [int(size) for size in box.shape],
-        "proj:transform": [float(number) for number in box.affine[:6]],
-    }
+def _colours_of(image: ItemImage, asset: str) -> list[str]:
+    return [colour for colour in COLOURS if image.sources[colour].asset == asset]
 
 
 #: Values that mean a clear view, or a function from the mask's values to booleans.
@@ -318,7 +284,7 @@ def resolve_clear(
 
 
 def _by_values(values: tuple[int, ...], dtype: str, nodata: float | None) -> ClearRule:
-    if nodata is not None:
+    if nodata is not None and nodata not in values:
         return ClearRule(values, None, nodata)
     return ClearRule(values, None, 0 if 0 not in values else _unlikely(dtype, values))
 

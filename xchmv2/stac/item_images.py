@@ -1,20 +1,18 @@
-"""Items as images: bands, grids and values from metadata and file headers; signing and reading."""
+"""Items as images: bands, grids and values from metadata and file headers."""
 
 from __future__ import annotations
 
-import re
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-import rasterio
+import numpy as np
 from odc.geo import CRS, Geometry
 from odc.geo.geobox import GeoBox
-from odc.loader import RioDriver
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery import COLOURS
@@ -27,18 +25,19 @@ from xchmv2.stac.asset_bands import (
     find_colours,
 )
 from xchmv2.stac.grids import DEGREES, declared_geobox, footprint, pixel_on_ground, validate_pixel
-from xchmv2.stac.items import StacItem
+from xchmv2.stac.image_files import (
+    UNSCALED,
+    FileBands,
+    Header,
+    Scale,
+    Sign,
+    fits,
+    read_headers,
+    scale_call,
+)
+from xchmv2.stac.items import Asset, StacItem
 
 _T = TypeVar("_T")
-
-#: Turns the address of a file into one that opens, such as ``planetary_computer.sign``.
-Sign = Callable[[str], str]
-
-_OPEN_AT_ONCE = 8
-_ADVICE = (
-    "check the address and your access to it (sign=planetary_computer.sign signs those of the "
-    "Planetary Computer); on_error='nodata' leaves out files that do not open"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +59,10 @@ class ItemImage:
         Metadata of each variable's band, completed by the header of the file.
     unreadable : int
         Number of files that cannot be read.
+    scales : mapping
+        Scale and offset of each variable's band.
+    named : bool
+        Whether the metadata say which band is which colour.
     """
 
     item: StacItem
@@ -68,6 +71,41 @@ class ItemImage:
     boxes: Mapping[str, GeoBox]
     bands: Mapping[str, BandInfo]
     unreadable: int = 0
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    named: bool = False
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """Place in a mosaic and among dates, whatever the order of the items."""
+        item = self.item
+        return (item.time, item.collection, item.id, tuple(sorted(self.hrefs.values())))
+
+    def files(self, names: Sequence[str], converted: bool = False) -> tuple[FileBands, ...]:
+        """Files that hold some variables; ``converted`` is whether any data type will do."""
+        found: dict[str, list[str]] = {}
+        for name in names:
+            found.setdefault(self.sources[name].asset, []).append(name)
+        return tuple(self._file(asset, part, converted) for asset, part in found.items())
+
+    def _file(self, asset: str, names: Sequence[str], converted: bool) -> FileBands:
+        sources = [self.sources[name] for name in names]
+        infos = band_infos(self.item.assets[asset])
+        stated = [infos[s.band - 1] if s.band <= len(infos) else None for s in sources]
+        return FileBands(
+            href=self.hrefs[asset],
+            item=str(self.item),
+            id=self.item.id,
+            asset=asset,
+            bands=tuple(source.band for source in sources),
+            box=self.boxes[asset],
+            dtypes=tuple(None if converted else self.bands[name].dtype for name in names),
+            nodata=tuple(info.nodata if info else None for info in stated),
+            scales=tuple(self.scales[name] for name in names),
+            colours=tuple(names) if self.named and names[0] in COLOURS else (),
+            names=tuple(info.words[0] if info.words else "" for info in infos),
+            declared=all(info is not None and info.dtype is not None for info in stated),
+            scaled=all(_stated_scale(self.item, s) is not None for s in sources),
+        )
 
     @cached_property
     def geobox(self) -> GeoBox | None:
@@ -94,6 +132,13 @@ class BandValues:
 
     dtype: str
     nodata: float | None
+
+    @property
+    def fill(self) -> float:
+        """Value of pixels that no image covers."""
+        if self.nodata is not None:
+            return self.nodata
+        return math.nan if np.dtype(self.dtype).kind == "f" else 0
 
 
 def find_images(
@@ -134,18 +179,19 @@ def find_images(
     Notes
     -----
     Headers are read from every file whose grid or bands the metadata lack, and from the
-    first file of each collection and asset where they lack data type or nodata value.
+    first file in time of each collection and asset where they lack data type or nodata value.
+    All files are compared with what was assumed when their pixels are read.
     """
     drafts = [_Draft.of(item, bands, cloud_mask, patch) for item in items]
     for draft in drafts:
         draft.validate_pixels()
-    headers = _read_headers(_hrefs_to_open(drafts, tolerant, values_known), sign)
+    headers = read_headers(_hrefs_to_open(drafts, tolerant, values_known), sign)
     errors = [found for found in headers.values() if isinstance(found, ImageryError)]
     if errors and not tolerant:
         raise errors[0]
     known = {href: h for href, h in headers.items() if not isinstance(h, ImageryError)}
-    typical: dict[tuple[str, str], _Header] = {}
-    for draft in drafts:
+    typical: dict[tuple[str, str], Header] = {}
+    for draft in _in_time(drafts):
         for asset, href in draft.hrefs.items():
             if href in known:
                 typical.setdefault(draft.kind(asset), known[href])
@@ -159,6 +205,7 @@ class _Draft:
     item: StacItem
     choice: Mapping[str, AssetBand]
     hrefs: Mapping[str, str]
+    named: bool
 
     @classmethod
     def of(
@@ -174,7 +221,7 @@ class _Draft:
         hrefs = {source.asset: item.assets[source.asset].href for source in choice.values()}
         if patch is not None:
             hrefs = {name: patch(href) for name, href in hrefs.items()}
-        return cls(item, choice, hrefs)
+        return cls(item, choice, hrefs, named=bands is None or isinstance(bands, str))
 
     @property
     def sources(self) -> dict[str, AssetBand]:
@@ -216,15 +263,15 @@ class _Draft:
 
     def completed(
         self,
-        headers: Mapping[str, _Header | ImageryError],
-        known: Mapping[str, _Header],
-        typical: Mapping[tuple[str, str], _Header],
+        headers: Mapping[str, Header | ImageryError],
+        known: Mapping[str, Header],
+        typical: Mapping[tuple[str, str], Header],
     ) -> ItemImage:
         """Add the headers of files that were opened, else those of files of the same kind."""
         failed = sum(isinstance(headers.get(h), ImageryError) for h in set(self.hrefs.values()))
         boxes = {}
         for asset, href in self.hrefs.items():
-            box = known[href].geobox if href in known else self.declared(asset)
+            box = (known[href].geobox if href in known else None) or self.declared(asset)
             if box is not None:
                 boxes[asset] = box
             elif not failed:
@@ -236,36 +283,83 @@ class _Draft:
         if not self.choice["red"].band:
             (asset,) = self.imagery
             sources = _told_by_file(self.item, asset, known[self.hrefs[asset]]) | sources
-        bands = {
-            name: self._values(name, source, typical, known) for name, source in sources.items()
-        }
-        return ItemImage(self.item, sources, self.hrefs, boxes, bands)
+        bands, scales = {}, {}
+        for name, source in sources.items():
+            own, like = known.get(self.hrefs[source.asset]), typical.get(self.kind(source.asset))
+            bands[name] = self._values(name, source, own, like)
+            stated, header = _stated_scale(self.item, source), own or like
+            scales[name] = stated or (header.scales[source.band - 1] if header else UNSCALED)
+        named = self.named and self.choice["red"].band > 0
+        image = ItemImage(self.item, sources, self.hrefs, boxes, bands, 0, scales, named)
+        for file in (*image.files(COLOURS), *image.files([n for n in sources if n == "valid"])):
+            if file.href in known:
+                file.verify_bands(known[file.href])
+        return image
 
     def _values(
-        self,
-        name: str,
-        source: AssetBand,
-        typical: Mapping[tuple[str, str], _Header],
-        known: Mapping[str, _Header],
+        self, name: str, source: AssetBand, own: Header | None, like: Header | None
     ) -> BandInfo:
+        """Metadata of a band: those of its file before the item's, and those of like files last."""
         info = self.info(source) or BandInfo((), None, None, None)
-        header = known.get(self.hrefs[source.asset]) or typical.get(self.kind(source.asset))
-        if header is None:
-            return info
-        if source.band > len(header.dtypes):
+        for header in (own, like):
+            if header is not None and source.band > len(header.dtypes):
+                raise ImageryError(
+                    f"band {source.band} for {name} in asset {source.asset!r}",
+                    f"{len(header.dtypes)} bands in its file: item {self.item}",
+                    "name others: xchmv2.load(..., bands=('asset.1', 'asset.2', 'asset.3'))",
+                )
+        told = [
+            (header.dtypes[source.band - 1], header.nodata[source.band - 1])
+            if header
+            else (None,) * 2
+            for header in (own, like)
+        ]
+        (dtype, nodata), (likely, empty) = told
+        return replace(
+            info,
+            dtype=dtype or info.dtype or likely,
+            nodata=next((v for v in (nodata, info.nodata, empty) if v is not None), None),
+        )
+
+
+def _in_time(drafts: Iterable[_Draft]) -> list[_Draft]:
+    """Order by time, collection and id: what is learned does not depend on the order of items."""
+    return sorted(drafts, key=lambda d: (d.item.time, d.item.collection, d.item.id))
+
+
+def _stated_scale(item: StacItem, source: AssetBand) -> Scale | None:
+    """Scale and offset that the metadata of an item state for a band; None if they do not."""
+    found: list[float | None] = []
+    for name in ("scale", "offset"):
+        value = _band_field(item.assets[source.asset], source.band, name)
+        try:
+            found.append(None if value is None else float(value))
+        except (TypeError, ValueError):
             raise ImageryError(
-                f"band {source.band} for {name} in asset {source.asset!r}",
-                f"{len(header.dtypes)} bands in its file: item {self.item}",
-                "name others: xchmv2.load(..., bands=('asset.1', 'asset.2', 'asset.3'))",
-            )
-        nodata = header.nodata[source.band - 1]
-        nodata = info.nodata if nodata is None else nodata
-        return replace(info, dtype=header.dtypes[source.band - 1], nodata=nodata)
+                f"a number as {name} of asset {source.asset!r} in item {item}",
+                f"{value!r}",
+                f"correct it: item.assets[{source.asset!r}].extra_fields['raster:bands']",
+            ) from None
+    if found == [None, None]:
+        return None
+    scale, offset = found
+    return (1.0 if scale is None else scale, 0.0 if offset is None else offset)
+
+
+def _band_field(asset: Asset, band: int, name: str) -> Any:
+    """Field of a band in ``raster:bands`` or STAC 1.1 ``bands``, else of the whole asset."""
+    for key, prefix in (("raster:bands", ""), ("bands", "raster:")):
+        entries = asset.fields.get(key)
+        if isinstance(entries, list | tuple) and 0 < band <= len(entries):
+            entry = entries[band - 1]
+            if isinstance(entry, Mapping) and entry.get(prefix + name) is not None:
+                return entry[prefix + name]
+    return asset.fields.get(f"raster:{name}")
 
 
 def _hrefs_to_open(drafts: Sequence[_Draft], tolerant: bool, values_known: bool) -> Iterable[str]:
     asked: set[tuple[str, str]] = set()
-    for draft in drafts:
+    for draft in _in_time(drafts):
         yield from (draft.hrefs[asset] for asset in draft.silent())
         if tolerant:
             yield from draft.hrefs.values()
@@ -276,7 +370,7 @@ def _hrefs_to_open(drafts: Sequence[_Draft], tolerant: bool, values_known: bool)
                     yield draft.hrefs[asset]
 
 
-def _told_by_file(item: StacItem, asset: str, header: _Header) -> dict[str, AssetBand]:
+def _told_by_file(item: StacItem, asset: str, header: Header) -> dict[str, AssetBand]:
     """Colours as the file names them; three bands are red, green and blue."""
     colours = header.colours
     if set(COLOURS) <= set(colours):
@@ -301,155 +395,75 @@ def _no_crs(item: StacItem, asset: str) -> ImageryError:
 def resolve_values(
     images: Sequence[ItemImage], names: Sequence[str], dtype: str | None, nodata: float | None
 ) -> BandValues:
-    """Find the data type and nodata value that the files of some variables share.
+    """Find the data type that the files of some variables share, and one nodata value for all.
 
-    ``dtype`` and ``nodata`` of the user override them; else an ImageryError refuses files that
-    differ.
+    ``dtype`` and ``nodata`` of the user override them; else an ImageryError refuses files of
+    several data types. Of several nodata values the most frequent stands for all on the cube, as
+    each file's own holds while it is read. Floats are NaN there. A CHMv2Error refuses a nodata
+    value of the user's that the data type cannot hold.
     """
-    types: dict[str, ItemImage] = {}
-    empty: dict[float, ItemImage] = {}
-    for image in images:
-        for name in names if image.sources else ():
-            band = image.bands[name]
-            types.setdefault(str(band.dtype), image)
-            if band.nodata is not None:
-                empty.setdefault(band.nodata, image)
+    read = sorted((p for p in images if p.sources), key=lambda image: image.order)
     if dtype is None:
-        dtype = _only(types, "data type", "load them apart, or convert: xchmv2.load(..., dtype=)")
-    if nodata is None and empty:
-        nodata = _only(empty, "nodata value", "load them apart, or say it: xchmv2.load(nodata=0)")
-    return BandValues(dtype, nodata)
-
-
-def _only(found: Mapping[_T, ItemImage], what: str, fix: str) -> _T:
-    if len(found) > 1:
-        values = ", ".join(f"{value} in {image.item}" for value, image in found.items())
-        raise ImageryError(f"imagery of one {what}", values, fix)
-    return next(iter(found))
-
-
-@dataclass(frozen=True)
-class _Header:
-    """Header of a file: its grid, None without a CRS; data type, nodata and colour of each band."""
-
-    geobox: GeoBox | None
-    dtypes: tuple[str, ...]
-    nodata: tuple[float | None, ...]
-    colours: tuple[str, ...]
-
-
-def _read_headers(hrefs: Iterable[str], sign: Sign | None) -> dict[str, _Header | ImageryError]:
-    """Read the headers of files, or the errors of those that do not open, several at a time."""
-    driver = RioDriver()
-    settings = driver.capture_env()
-
-    def read(href: str) -> _Header | ImageryError:
-        address = href if sign is None else sign(href)
-        try:
-            with driver.restore_env(settings, driver.new_load(None)):
-                return _read_header(address)
-        except RasterioError as error:
-            return _unreadable(href, address, error)
-
-    wanted = sorted(set(hrefs))
-    validate_sign(sign, *wanted[:1])
-    with warnings.catch_warnings(), ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:
-        # A missing georeference is seen in the header.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return dict(zip(wanted, pool.map(read, wanted), strict=True))
-
-
-def _read_header(address: str) -> _Header:
-    with rasterio.open(address, sharing=False) as file:
-        return _Header(
-            geobox=GeoBox(file.shape, file.transform, _crs(file.crs)) if file.crs else None,
-            dtypes=tuple(file.dtypes),
-            nodata=tuple(file.nodatavals),
-            colours=tuple(colour.name for colour in file.colorinterp),
+        types: dict[str, ItemImage] = {}
+        for image in read:
+            for name in names:
+                types.setdefault(str(image.bands[name].dtype), image)
+        dtype = _only(types)
+    if nodata is not None and not fits(nodata, dtype):
+        raise CHMv2Error(
+            f"nodata as a number that {dtype} can hold",
+            f"nodata={nodata:g}",
+            "leave it out to believe the files, or for example xchmv2.load(..., nodata=0)",
         )
+    if nodata is not None or np.dtype(dtype).kind == "f":
+        return BandValues(dtype, nodata)
+    found = [image.bands[name].nodata for image in read for name in names]
+    counts = Counter(value for value in found if value is not None)
+    for value in [value for value in counts if not fits(value, dtype)]:
+        del counts[value]
+        if not math.isnan(value):
+            warnings.warn(
+                f"nodata value {value:g} is ignored: {dtype} cannot hold it", stacklevel=3
+            )
+    usual = min(counts, key=lambda value: (-counts[value], value), default=None)
+    return BandValues(dtype, usual)
 
 
-def _crs(name: Any) -> CRS:
-    """Name a CRS by its EPSG code where it has one, as items do."""
-    crs = CRS(name)
-    epsg = crs.to_epsg()
-    return CRS(f"EPSG:{epsg}") if epsg else crs
+def _only(types: Mapping[str, ItemImage]) -> str:
+    if len(types) > 1:
+        image = list(types.values())[-1]
+        raise ImageryError(
+            "imagery of one data type",
+            ", ".join(f"{value} in {image.item}" for value, image in types.items()),
+            "load each kind apart, such as "
+            f"xchmv2.load([item for item in items if item.id == {image.item.id!r}])",
+        )
+    return next(iter(types))
 
 
-def _unreadable(href: str, address: str, error: Exception) -> ImageryError:
-    """Error that names the file and the reason, without the secrets of a signed address."""
-    reason = str(error).replace(address, without_query(address))
-    return ImageryError("an image that can be read", f"{without_query(href)}: {reason}", _ADVICE)
-
-
-def without_query(address: str) -> str:
-    """Cut the query off an address: it may hold signatures and tokens."""
-    return re.sub(r"\?.*", "", address) if "://" in address else address
-
-
-def validate_sign(sign: Sign | None, *hrefs: str) -> None:
-    """Try it on addresses now, because an error would else come when the graph runs."""
-    fix = "for example sign=planetary_computer.sign; items that are signed already need none"
-    for href in hrefs:
-        if sign is None:
-            return
-        try:
-            signed: Any = sign(href)
-        except Exception as error:  # whatever a function of the user's raises
-            found = f"{type(error).__name__}: {error}"
-            raise CHMv2Error(
-                "sign as a function that takes the URL of a file", found, fix
-            ) from error
-        if not isinstance(signed, str):
-            found = f"{type(signed).__name__} {signed!r:.60}"
-            raise CHMv2Error("sign to return a URL", found, fix)
-
-
-class ImageDriver(RioDriver):  # type: ignore[misc]  # odc.loader has no types
-    """Reads with rasterio as odc-stac does, but signs when a pixel is read and names failed files.
-
-    A signature made when the graph is built would expire during a long run, and would make the
-    keys of two identical graphs differ.
-
-    Parameters
-    ----------
-    sign : callable, optional
-        Applied to the address in the process that reads; it must be picklable on a cluster.
-    nodata : float, optional
-        Nodata value that overrides those of the files.
-    """
-
-    def __init__(self, sign: Sign | None = None, nodata: float | None = None) -> None:
-        super().__init__()
-        self._sign = sign
-        self._nodata = nodata
-
-    def open(self, src: Any, ctx: Any) -> _ImageReader:
-        """Return a reader of one band of one file; nothing is opened yet."""
-        return _ImageReader(src, ctx, self._sign, self._nodata)
-
-
-class _ImageReader:
-    """Reads windows of one band, as ``odc.loader`` asks for them."""
-
-    def __init__(self, src: Any, ctx: Any, sign: Sign | None, nodata: float | None) -> None:
-        self._src = src
-        self._ctx = ctx
-        self._sign = sign
-        self._nodata = nodata
-
-    def read(self, cfg: Any, dst_geobox: Any, **options: Any) -> Any:
-        """Read the part of the file that lies on ``dst_geobox``, or raise an ImageryError."""
-        href = self._src.uri
-        address = href if self._sign is None else self._sign(href)
-        reader = RioDriver().open(replace(self._src, uri=address), self._ctx)
-        # Where the file does not declare a nodata value, that of the item holds, so that it is not
-        # averaged with imagery either. The user's value is for the imagery, not for masks.
-        override = self._nodata if cfg.fill_value == self._nodata else None
-        cfg = replace(cfg, src_nodata_fallback=cfg.fill_value, src_nodata_override=override)
-        try:
-            return reader.read(cfg, dst_geobox, **options)
-        except (RasterioError, ValueError) as error:
-            failure = _unreadable(href, address, error)
-        # Raised here, it has no cause of rasterio's, which cannot be unpickled.
-        raise failure
+def validate_scales(images: Sequence[ItemImage]) -> None:
+    """Refuse items of several scales; where all share one, the stored numbers are kept."""
+    kinds: dict[tuple[Scale, ...], list[ItemImage]] = {}
+    for image in sorted(images, key=lambda image: image.order):
+        if image.sources:
+            kinds.setdefault(tuple(image.scales[name] for name in COLOURS), []).append(image)
+    if len(kinds) == 1 and len(set(next(iter(kinds)))) > 1:
+        calls = [f"{c}=cube.{c}{scale_call(s)}" for c, s in zip(COLOURS, *kinds, strict=True)]
+        warnings.warn(
+            "stored numbers of red, green and blue have different scales and are loaded as they "
+            f"are; scale them: cube.assign({', '.join(calls)})",
+            stacklevel=3,
+        )
+    if len(kinds) < 2:
+        return
+    found, calls = [], []
+    for (scale, *_), some in kinds.items():
+        ids = [image.item.id for image in some]
+        found.append(f"scale {scale[0]:g} and offset {scale[1]:g} in {', '.join(ids)}")
+        items = f"[item for item in items if item.id in {ids}]"
+        calls.append(f"xchmv2.load({items}, dtype='float32'){scale_call(scale)}")
+    raise ImageryError(
+        "imagery of one scale and offset",
+        "; ".join(found),
+        f"load each kind apart and scale it: {' and '.join(calls)}",
+    )

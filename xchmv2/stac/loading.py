@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
 
 from xchmv2._version import __version__
 from xchmv2.errors import CHMv2Error, ImageryError
@@ -37,24 +38,25 @@ from xchmv2.stac.grids import (
     validate_place,
     validate_resolution,
 )
+from xchmv2.stac.image_files import Sign, gdal_settings, validate_sign, without_query
 from xchmv2.stac.item_images import (
     BandValues,
-    ImageDriver,
     ItemImage,
-    Sign,
     find_images,
     resolve_values,
-    validate_sign,
-    without_query,
+    validate_scales,
 )
 from xchmv2.stac.items import StacItem, find_items, time_coordinates
+from xchmv2.stac.mosaics import Access, BlockReader
 
 #: Pixel on the ground that the model was trained at [m].
 _RESOLUTION = 0.6
 
-#: Options that are passed to ``odc.stac.load`` unchanged.
-_HANDED_ON = ("fail_on_error", "fuse_func", "use_overviews", "preserve_original_order")
-_OPTIONS = (*PLACES, *_HANDED_ON, "resampling", "dtype", "nodata", "patch_url", "driver")
+_OPTIONS = (
+    *PLACES, "dtype", "fail_on_error", "nodata", "patch_url", "resampling", "use_overviews",
+)  # fmt: skip
+#: Options of ``odc.stac.load`` that ``load`` once had.
+_DROPPED = ("driver", "fuse_func", "preserve_original_order")
 
 
 def load(
@@ -112,10 +114,9 @@ def load(
         Whether files that do not open are refused, or left out, counted in ``unreadable_assets``
         and flagged; the latter reads the header of every file now.
     **odc_options
-        ``dtype``, ``nodata``, ``resampling``, ``patch_url``, ``fail_on_error``, ``fuse_func``,
-        ``use_overviews``, ``preserve_original_order`` and ``driver``, and ``lon`` and ``lat``,
-        ``x`` and ``y``, ``geopolygon`` or ``intersects`` in place of ``bbox``, as for
-        ``odc.stac.load``.
+        ``dtype``, ``nodata``, ``resampling``, ``patch_url``, ``fail_on_error`` and
+        ``use_overviews``, and ``lon`` and ``lat``, ``x`` and ``y``, ``geopolygon`` or
+        ``intersects`` in place of ``bbox``, as for ``odc.stac.load``.
 
     Returns
     -------
@@ -129,22 +130,24 @@ def load(
     ------
     ImageryError
         If bands, pixels, values or place of the imagery do not fit; when computed, if a file
-        cannot be read.
+        cannot be read, or is not as its item or other files say.
     CHMv2Error
         If there are no items, or an option is not valid.
 
     Notes
     -----
     No pixel is read. The header is read of files whose item lacks grid or bands, and of one file
-    for each collection and asset whose items lack data type or nodata value.
+    for each collection and asset whose items lack data type or nodata value. Each file is compared
+    with what was assumed about it when its pixels are read.
 
-    A date is averaged by area if its imagery is finer than the grid, else interpolated bilinearly,
-    independently of other dates; imagery coarser than the grid is marked in ``quality_flags``.
-    Items that do not overlap the place are left out. Of several items of one date the worst values
-    are kept: lowest sun, largest angle, most cloud.
+    An image is averaged by area if it is finer than the grid, else interpolated bilinearly,
+    independently of all others; imagery coarser than the grid is marked in ``quality_flags``.
+    Where images of a date overlap, each pixel comes whole from the earliest valid one. Items that
+    do not overlap the place are left out. Of several items of one date the worst values are kept:
+    lowest sun, largest angle, most cloud.
 
     Integer imagery that declares no nodata value gets 0: pixels that no image covers are black in
-    all bands, which ``predict`` takes for invalid, as it does a black collar.
+    all bands, which ``predict`` takes for invalid, as it does a black collar. Floats are NaN there.
 
     Examples
     --------
@@ -154,8 +157,9 @@ def load(
     place = _resolve_place(bbox, geobox, like, crs, resolution, odc_options)
     sizes = _resolve_chunks(chunks)
     _validate_options(on_error, cloud_mask, clear_values, odc_options)
-    sign, patch, driver = _resolve_access(sign, odc_options)
-    dtype, nodata = odc_options.get("dtype"), odc_options.get("nodata")
+    patch = odc_options.get("patch_url")
+    dtype, nodata = _resolve_dtype(odc_options)
+    resampling = _resolve_resampling(odc_options.get("resampling"))
     near = _near_items(find_items(items), place)
     images = find_images(
         near,
@@ -172,25 +176,29 @@ def load(
             validate_pixel(image.item, pixel_on_ground(image.geobox))
     validate_sign(sign, next(iter(images[0].hrefs.values())))
     boxes = [image.geobox for image in images if image.geobox is not None]
-    target = resolve_area(boxes, crs=crs, resolution=resolution, place=place)
+    target = _resolve_grid(boxes, crs, resolution, place)
     images = _images_inside(images, target)
     stored = resolve_values(images, COLOURS, dtype, nodata)
-    values = dict.fromkeys(COLOURS, stored)
-    rule = None
+    validate_scales(images)
+    rule = mask = None
     if cloud_mask is not None:
-        rule, values["valid"] = _resolve_mask(images, cloud_mask, clear_values)
+        rule, mask = _resolve_mask(images, cloud_mask, clear_values)
     wanted = pixel_on_ground(target)
     groups = group_images(images, groupby, target)
     dates = [Date(group, _coarsest(group), wanted) for group in groups]
-    cube = load_cube(
-        dates,
-        target,
-        values,
-        chunks=sizes,
-        resampling=odc_options.get("resampling"),
-        driver=driver,
-        options={name: odc_options[name] for name in _HANDED_ON if name in odc_options},
+    reader = BlockReader(
+        box=target,
+        dtype=stored.dtype,
+        fill=stored.fill,
+        converts=dtype is not None,
+        mask=mask,
+        nodata=nodata,
+        resampling=resampling[0],
+        mask_resampling=resampling[1],
+        overviews=bool(odc_options.get("use_overviews", True)),
+        fail_on_error=bool(odc_options.get("fail_on_error", True)),
     )
+    cube = load_cube(dates, reader, Access(sign, gdal_settings()), chunks=sizes)
     return _label(cube, dates, target, stored, rule)
 
 
@@ -305,6 +313,13 @@ def _resolve_chunks(chunks: Any) -> dict[str, int]:
 def _validate_options(
     on_error: str, cloud_mask: str | None, clear_values: object, options: Mapping[str, Any]
 ) -> None:
+    dropped = sorted(set(options) & set(_DROPPED))
+    if dropped:
+        raise CHMv2Error(
+            "options that keep every pixel whole, from the earliest image that has it",
+            f"{dropped}",
+            "leave them out; groupby= says what is mosaicked, sign= and patch_url= how files open",
+        )
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise CHMv2Error(
@@ -326,25 +341,77 @@ def _validate_options(
         )
 
 
-def _resolve_access(
-    sign: Sign | None, options: Mapping[str, Any]
-) -> tuple[Sign | None, Sign | None, Any]:
-    """Decide who signs: our driver when it reads; another driver gets signed addresses."""
-    patch, driver = options.get("patch_url"), options.get("driver")
-    if driver is None:
-        return sign, patch, ImageDriver(sign, options.get("nodata"))
-    if sign is None or patch is None:
-        return None, sign or patch, driver
-    return None, lambda href: sign(patch(href)), driver
+def _resolve_grid(
+    boxes: Sequence[GeoBox], crs: Any, resolution: float | None, place: Mapping[str, Any]
+) -> GeoBox:
+    """Choose the grid to load on; advice about predict becomes advice about load."""
+    try:
+        return resolve_area(boxes, crs=crs, resolution=resolution, place=place)
+    except ImageryError as error:
+        if "predict(" not in error.fix:
+            raise
+        option = "crs='utm'" if "CRS" in error.expected else f"resolution={_RESOLUTION}"
+        fix = f"xchmv2.load(..., {option})"
+        raise ImageryError(error.expected, error.found, fix) from None
+
+
+def _resolve_dtype(options: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """Check the user's data type and nodata value."""
+    dtype, nodata = options.get("dtype"), options.get("nodata")
+    try:
+        dtype = None if dtype is None else np.dtype(dtype).name
+    except (TypeError, ValueError):
+        dtype = "unknown"
+    if dtype is not None and (dtype == "unknown" or np.dtype(dtype).kind not in "iuf"):
+        raise CHMv2Error(
+            "dtype as one data type of integers or floats",
+            f"dtype={options['dtype']!r}",
+            "leave it out to keep that of the files, or say xchmv2.load(..., dtype='uint16')",
+        )
+    try:
+        nodata = None if nodata is None else float(nodata)
+    except (TypeError, ValueError):
+        nodata = math.inf
+    if nodata is not None and math.isinf(nodata):
+        raise CHMv2Error(
+            "nodata as a number",
+            f"nodata={options['nodata']!r}",
+            "leave it out to believe the files, or for example xchmv2.load(..., nodata=0)",
+        )
+    return dtype, nodata
+
+
+def _resolve_resampling(wanted: Any) -> tuple[str | None, str]:
+    """Resampling of the colours, all alike, and of the mask, whose classes have no mean."""
+    ways = wanted if isinstance(wanted, Mapping) else {"*": wanted, "valid": "nearest"}
+    colours = {ways.get(colour, ways.get("*")) for colour in COLOURS}
+    found = (*colours, ways.get("valid", "nearest"))
+    known = [way for way in Resampling.__members__ if way != "gauss"]
+    if len(colours) > 1 or any(way not in (None, *known) for way in found):
+        raise CHMv2Error(
+            f"resampling as one of {known} for all colours",
+            f"resampling={wanted!r}",
+            "leave it out, or for example xchmv2.load(..., resampling='bilinear')",
+        )
+    return found[0], found[1] or "nearest"
 
 
 def _resolve_mask(
     images: Sequence[ItemImage], name: str, clear_values: ClearValues | None
-) -> tuple[ClearRule, BandValues]:
+) -> tuple[ClearRule, tuple[str, float, bool]]:
+    """Rule for clear pixels; data type and fill of the mask, and whether its nodata counts."""
     stored = resolve_values(images, ("valid",), None, None)
-    info = next(image.bands["valid"] for image in images if image.sources)
-    rule = resolve_clear(name, info, stored.dtype, stored.nodata, clear_values)
-    return rule, BandValues(stored.dtype, rule.fill)
+    infos = [image.bands["valid"] for image in images if image.sources]
+    other = next((info for info in infos if info.classes != infos[0].classes), None)
+    if other is not None and clear_values is None:
+        raise ImageryError(
+            f"one list of classes for the mask {name!r} of all items",
+            f"{list(infos[0].classes)} and {list(other.classes)}",
+            "say which values are clear: xchmv2.load(..., clear_values=...), or load them apart",
+        )
+    rule = resolve_clear(name, infos[0], stored.dtype, stored.nodata, clear_values)
+    # Listed values are clear whatever the file calls them.
+    return rule, (stored.dtype, rule.fill, rule.values is None)
 
 
 def _coarsest(group: Sequence[ItemImage]) -> float:
@@ -369,7 +436,7 @@ def _label(
     )
     if rule is not None:
         cube["valid"] = rule(cube["valid"])
-    cube = cube.drop_vars("time").assign_coords(coords)
+    cube = cube.assign_coords(coords)
     mapping = find_crs_coordinate(cube.coords)
     for name, array in cube.data_vars.items():
         attrs = {"long_name": name, "common_name": name} | _nodata(stored)
@@ -382,10 +449,9 @@ def _label(
 
 def _nodata(stored: BandValues) -> dict[str, Any]:
     """Nodata attribute of pixels that no image covers."""
-    dtype = np.dtype(stored.dtype)
-    if stored.nodata is not None:
-        return {"nodata": stored.nodata if dtype.kind == "f" else int(stored.nodata)}
-    return {} if dtype.kind == "f" else {"nodata": 0}
+    if math.isnan(stored.fill):
+        return {}
+    return {"nodata": stored.fill if np.dtype(stored.dtype).kind == "f" else int(stored.fill)}
 
 
 def _collections(dates: Sequence[Date]) -> str:

@@ -21,6 +21,7 @@ from xchmv2.raster import (
     find_period,
     ground_pixel,
     tell_kind,
+    with_crs_variables,
     write_crs,
     write_period,
     write_pixel,
@@ -101,6 +102,7 @@ def describe_object(obj: xr.Dataset | xr.DataArray) -> _Overview:
         ("resolution", _resolution),
         ("predict()", _predict),
     )
+    obj = with_crs_variables(obj)
     rows = [(name, _told(look, obj)) for name, look in looks]
     title = f"xchmv2 accessor of a {type(obj).__name__} ({write_sizes(obj.sizes)})"
     return _Overview(title, (*rows, *_list_methods(obj)))

@@ -57,6 +57,7 @@ def plan(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
+    pixel_size: float | None = None,
     tile: int = TILE,
     overlap: int = OVERLAP,
     block: int | None = None,
@@ -75,8 +76,8 @@ def plan(
     model : str, path, CHMv2ForDepthEstimation or ModelSpec
         As for ``predict``. For a model on the hub the configuration is fetched, not the weights.
         Where the model cannot be found, the plan says so and holds for all else.
-    bands, value_range, nodata, valid, erode, resolution, tile, overlap, block, layers, device, \
-    dtype, batch_size, compile
+    bands, value_range, nodata, valid, erode, resolution, pixel_size, tile, overlap, block, \
+    layers, device, dtype, batch_size, compile
         As for ``predict``.
 
     Returns
@@ -119,6 +120,7 @@ def plan(
         valid=valid,
         erode=erode,
         resolution=resolution,
+        pixel_size=pixel_size,
         tile=tile,
         overlap=overlap,
         block=block,
@@ -153,7 +155,8 @@ class PredictionPlan:
     crs : str or None
         EPSG code or name.
     source_pixel, pixel : tuple of float or None
-        Height and width of a pixel on the ground, of imagery and result [m]; None without a CRS.
+        Height and width of a pixel on the ground, of imagery and result [m]; None where
+        neither a CRS nor ``pixel_size`` tells.
     date_chunks : int
         Chunks of dates: tasks handle those of one chunk together.
     skipped : Skipped or None
@@ -357,6 +360,7 @@ def _count(
 ) -> PredictionPlan:
     sizes = dict(zip(scene.template.dims, scene.template.shape, strict=True))
     source = {str(dim): sizes[dim] for dim in scene.dims}
+    known = target.crs is not None or target.side is not None
     return PredictionPlan(
         job=job,
         source_sizes=source,
@@ -366,8 +370,8 @@ def _count(
         resampled=not job.reader.is_identity,
         period=find_period(scene.template),
         crs=write_crs(target.crs),
-        source_pixel=None if target.crs is None else ground_pixel(scene.grid),
-        pixel=None if target.crs is None else ground_pixel(target),
+        source_pixel=ground_pixel(scene.grid) if known else None,
+        pixel=ground_pixel(target) if known else None,
         date_chunks=math.prod(len(chunks) for chunks in scene.leading_chunks),
         skipped=_count_skipped(scene, job),
         memory=_estimate_memory(scene, job),
@@ -527,7 +531,7 @@ def _write_grid(grid: tuple[int, int]) -> str:
 
 def _write_resolution(plan: PredictionPlan) -> str:
     if plan.source_pixel is None or plan.pixel is None:
-        return "not known without a CRS; the imagery's own pixels"
+        return "not known without a CRS or pixel_size; the imagery's own pixels"
     change = f"resampled to {write_pixel(plan.pixel)}" if plan.resampled else "the imagery's own"
     return f"{write_pixel(plan.source_pixel)} on the ground, {change}"
 

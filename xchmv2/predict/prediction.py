@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -24,7 +26,7 @@ from xchmv2.raster import (
     LARGEST_BLOCK,
     Grid,
     TileAxis,
-    find_crs_coordinate,
+    georeference,
     is_whole,
     validate_grid,
 )
@@ -40,6 +42,7 @@ def predict(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
+    pixel_size: float | None = None,
     tile: int = TILE,
     overlap: int = OVERLAP,
     block: int | None = None,
@@ -76,6 +79,8 @@ def predict(
     resolution : float, optional
         Ground resolution to resample to while predicting [m]; the model was trained at 0.6 m. It
         holds at the scene's centre, to half a percent: see Notes.
+    pixel_size : float, optional
+        Side of a pixel on the ground [m], for imagery without a CRS, such as a drone's.
     tile, overlap : int
         Side of the network's window, and width that neighbouring windows share [px].
     block : int, optional
@@ -116,6 +121,11 @@ def predict(
     CHMv2Error
         If an option is outside its range, or a cluster runs another version of this package.
 
+    Warns
+    -----
+    UserWarning
+        If nothing tells the size of a pixel: neither a CRS nor ``pixel_size``.
+
     Notes
     -----
     On dask-backed imagery nothing is computed and no weights are loaded. The result does not
@@ -151,6 +161,7 @@ def predict(
         valid=valid,
         erode=erode,
         resolution=resolution,
+        pixel_size=pixel_size,
         tile=tile,
         overlap=overlap,
         block=block,
@@ -176,6 +187,7 @@ def prepare(
     valid: xr.DataArray | None,
     erode: int,
     resolution: float | None,
+    pixel_size: float | None,
     tile: int,
     overlap: int,
     block: int | None,
@@ -190,8 +202,8 @@ def prepare(
 
     Parameters
     ----------
-    imagery, model, bands, value_range, nodata, valid, erode, resolution, tile, overlap, block, \
-    layers, device, dtype, batch_size, compile
+    imagery, model, bands, value_range, nodata, valid, erode, resolution, pixel_size, tile, \
+    overlap, block, layers, device, dtype, batch_size, compile
         As for :func:`predict`.
     describe : callable, optional
         Names the model; called like ``resolve_model``.
@@ -220,7 +232,15 @@ def prepare(
         valid=valid,
         erode=erode,
         resolution=resolution,
+        pixel_size=pixel_size,
     )
+    if target.crs is None and target.side is None:
+        warnings.warn(
+            "imagery without a CRS, so that the size of its pixels is not known and not checked; "
+            "state it: .predict(..., pixel_size=0.6) in metres on the ground, or write the CRS: "
+            "imagery.rio.write_crs('EPSG:...')",
+            stacklevel=_calls_within(),
+        )
     spec = describe(
         model,
         device=device,
@@ -243,6 +263,14 @@ def prepare(
         masked=scene.mask is not None,
     )
     return scene, target, job
+
+
+def _calls_within() -> int:
+    """Count the calls from that of the user, as a warning's ``stacklevel`` in the caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("xchmv2."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _validate_options(layers: Layer | Sequence[Layer], batch_size: int | str) -> tuple[Layer, ...]:
@@ -300,9 +328,7 @@ def _label(
     """Give the pixels their names, dims, coordinates, CRS, units and provenance."""
     template = scene.template
     coords = _coords(template, scene.grid, target)
-    mapping = find_crs_coordinate(coords)
     provenance = {
-        **({"grid_mapping": mapping} if mapping else {}),
         "chmv2_model": job.model.model,
         "chmv2_weights_sha256": job.model.weights_sha256,
         "chmv2_dtype": job.model.dtype,
@@ -314,7 +340,7 @@ def _label(
     for layer, data in found.items():
         name = _NAMES.get(layer, layer)
         array = xr.DataArray(data, coords, template.dims, name, {**_ATTRS[layer], **provenance})
-        variables[name] = array.transpose(*scene.dims).isel(scene.flipped)
+        variables[name] = georeference(array.transpose(*scene.dims).isel(scene.flipped))
         # So that rioxarray and GDAL take NaN for nodata; xarray writes the same by default.
         variables[name].encoding["_FillValue"] = np.float32(np.nan)
     if tuple(found) == ("height",):
@@ -325,11 +351,11 @@ def _label(
 def _coords(template: xr.DataArray, grid: Grid, target: Grid) -> dict[Hashable, xr.DataArray]:
     """Coordinates of the result: the imagery's own, or those of the grid it is resampled to."""
     coords: dict[Hashable, xr.DataArray] = {str(n): c for n, c in template.coords.items()}
-    if grid.crs is None:
+    if target == grid:
         return coords
-    mapping = find_crs_coordinate(coords)
-    fresh = xr_coords(target.geobox, crs_coord_name=mapping or "spatial_ref", dims=grid.dims)
-    if target != grid:
-        kept = {n: c for n, c in coords.items() if not set(c.dims) & set(grid.dims)}
-        return {**kept, **fresh}
-    return coords if mapping else {**coords, "spatial_ref": fresh["spatial_ref"]}
+    kept = {n: c for n, c in coords.items() if not set(c.dims) & set(grid.dims)}
+    mapping = template.attrs.get("grid_mapping", "spatial_ref")
+    fresh = xr_coords(target.geobox, crs_coord_name=mapping, dims=grid.dims)
+    if grid.crs is None:
+        fresh = {dim: fresh[dim].drop_attrs() for dim in grid.dims if dim in coords}
+    return {**kept, **fresh}

@@ -2,6 +2,15 @@
 
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity
+from xchmv2.raster.crs import (
+    crs_label,
+    find_crs,
+    find_crs_coordinate,
+    is_crs_variable,
+    same_crs,
+    with_crs_variables,
+    without_lost_mapping,
+)
 from xchmv2.raster.display import (
     Row,
     as_html,
@@ -17,9 +26,10 @@ from xchmv2.raster.display import (
 )
 from xchmv2.raster.grid import (
     Grid,
-    find_crs_coordinate,
+    advise_reprojection,
     find_grid,
-    is_crs_variable,
+    georeference,
+    georeference_all,
     on_same_coordinates,
     on_same_grid,
     same_grid,
@@ -89,15 +99,20 @@ __all__ = [
     "TileAxis",
     "TileRun",
     "ValidPixels",
+    "advise_reprojection",
     "as_html",
     "as_text",
     "assemble",
     "cell_areas",
     "cell_sides",
     "choose_heights",
+    "crs_label",
+    "find_crs",
     "find_crs_coordinate",
     "find_grid",
     "find_period",
+    "georeference",
+    "georeference_all",
     "ground_pixel",
     "ground_scale",
     "has_true_areas",
@@ -119,6 +134,7 @@ __all__ = [
     "resolve_nodata",
     "resolve_rule",
     "runs_by_block",
+    "same_crs",
     "same_grid",
     "sieve",
     "spatial_dims",
@@ -126,6 +142,8 @@ __all__ = [
     "tell_kind",
     "tile_runs",
     "validate_grid",
+    "with_crs_variables",
+    "without_lost_mapping",
     "without_nodata",
     "write_bytes",
     "write_crs",

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import odc.geo.xr
 import xarray as xr
 
-from xchmv2.raster.grid import find_crs_coordinate
+from xchmv2.raster.crs import find_crs_coordinate
+from xchmv2.raster.grid import georeference
 
 #: Name of the variable that holds canopy heights.
 HEIGHT_NAME = "canopy_height"
@@ -42,12 +44,20 @@ def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> 
         nothing of the old encoding, so that no derived quantity is labelled as a canopy height or
         as direct model output. The input is not modified.
     """
+    array = _georeferenced(array)
     labelled = array.copy(deep=False).rename(name)
     mapping = _grid_mapping(array)
     labelled.attrs = {**attrs, **({"grid_mapping": mapping} if mapping else {})}
     floating = np.issubdtype(array.dtype, np.floating)
     labelled.encoding = {"_FillValue": np.nan} if floating else {}
     return labelled
+
+
+def _georeferenced(array: xr.DataArray) -> xr.DataArray:
+    """Make the CRS coordinate true; numbers without both spatial dims keep theirs."""
+    if odc.geo.xr.spatial_dims(array) is None or 0 in array.shape:
+        return array
+    return georeference(array)
 
 
 def _grid_mapping(array: xr.DataArray) -> str | None:

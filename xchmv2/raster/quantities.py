@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
+from xchmv2.raster.crs import with_crs_variables
 from xchmv2.raster.grid import find_grid
 from xchmv2.raster.ground import ground_pixel, has_true_areas
 from xchmv2.raster.labels import HEIGHT_NAME
@@ -257,6 +258,7 @@ def choose_heights(height: Raster) -> xr.DataArray:
         raise CHMv2Error(
             "a DataArray of heights", type(height).__name__, "pass the result of .chmv2.predict()"
         )
+    height = with_crs_variables(height)
     if HEIGHT_NAME in height.data_vars:
         return height[HEIGHT_NAME]
     if len(height.data_vars) == 1:
@@ -346,7 +348,7 @@ def _choose_change(change: Raster) -> xr.DataArray:
         )
     for name in CHANGE_NAMES:
         if name in change.data_vars:
-            return change[name]
+            return with_crs_variables(change)[name]
     raise CHMv2Error(
         f"a Dataset with {' or '.join(CHANGE_NAMES)}",
         f"variables {sorted(map(str, change.data_vars))}",

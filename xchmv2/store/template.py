@@ -14,7 +14,7 @@ from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 
 from xchmv2.errors import StoreError
-from xchmv2.raster import BLOCK, find_grid, is_crs_variable
+from xchmv2.raster import BLOCK, find_grid, georeference_all, with_crs_variables
 
 # Registered conventions of Zarr for the CRS and the grid, by their identifiers.
 _CONVENTIONS = (
@@ -299,7 +299,8 @@ def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     date_dim = others[0] if others else None
     wanted = (*others, *dims)
     _validate_dims(dataset, wanted)
-    dataset = _with_coordinates_in_memory(dataset.transpose(*wanted), date_dim)
+    dataset = georeference_all(dataset).transpose(*wanted)
+    dataset = _with_coordinates_in_memory(dataset, date_dim)
     if date_dim is not None:
         _validate_dates(dataset[date_dim], date_dim)
     return Cube(_in_equal_blocks(dataset, dims), date_dim, dims)
@@ -315,8 +316,7 @@ def date_label(value: Any) -> str:
 def _as_dataset(height: xr.DataArray | xr.Dataset) -> xr.Dataset:
     if isinstance(height, xr.DataArray):
         return height.to_dataset(name=str(height.name or "canopy_height"))
-    crs = [name for name, variable in height.data_vars.items() if is_crs_variable(variable)]
-    dataset = height.set_coords(crs)
+    dataset = with_crs_variables(height)
     if not dataset.data_vars:
         raise StoreError(
             "at least one variable", "an empty Dataset", "write the result of predict()"

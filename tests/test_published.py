@@ -407,9 +407,7 @@ def test_footprints_of_another_place(tmp_path):
     elsewhere = shapely.geometry.mapping(shapely.box(1, 2, 3, 4))
     write_tile(tmp_path, WEST, np.full((SIZE, SIZE), 3), features=None)
     write_footprints(tmp_path, WEST, [feature(elsewhere, "2019-05-05T10:00:00Z")])
-    with pytest.raises(
-        CHMv2Error, match=r"none that touches it.*set_crs\('EPSG:\.\.\.', allow_over"
-    ):
+    with pytest.raises(CHMv2Error, match=r"none that touches it.*\.set_crs\('EPSG:"):
         xchmv2.open_published(bbox_of(WEST), base_url=tmp_path)
 
 

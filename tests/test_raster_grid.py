@@ -79,9 +79,12 @@ SAID = {
             "proj4": "+proj=utm +zone=33 +datum=WGS84 +units=m +no_defs",
             "crs_wkt": UTM.to_wkt(),
             "proj:code": "EPSG:32633",
+            "epsg_code": "32633.0",
             "proj:projjson": UTM.to_json_dict(),
         }.items()
     },
+    "attrs crs of rasterio": bare(crs=rasterio.crs.CRS.from_epsg(32633)),
+    "attrs crs as old dict": bare(crs={"init": "epsg:32633"}),
     "stale grid_mapping beside one CRS": mapping({"crs_wkt": UTM.to_wkt()}, text="gone"),
 }
 

@@ -245,7 +245,7 @@ class PredictionPlan:
 
     @property
     def area(self) -> float | None:
-        """Ground that one date covers, by the pixel at its centre [km2]; None without a CRS."""
+        """Ground that one date covers, by the pixel at its centre [km2]; None if not known."""
         if self.pixel is None:
             return None
         return self.job.rows.size * self.job.cols.size * math.prod(self.pixel) / 1e6

@@ -15,7 +15,10 @@ from xchmv2.errors import ImageryError
 
 _Raster = TypeVar("_Raster", bound=xr.DataArray | xr.Dataset)
 #: Attributes of a CRS coordinate that spell its CRS; the first one that is there counts.
-_SPELLED = ("crs_wkt", "spatial_ref", "proj:wkt2", "proj:code", "epsg", "epsg_code", "proj4")
+_SPELLED = (
+    "crs_wkt", "spatial_ref", "proj:wkt2", "proj:code", "epsg", "epsg_code", "proj4",
+    "proj4_params", "esri_pe_string",
+)  # fmt: skip
 #: Attributes of a raster that may do so too.
 _ATTRIBUTES = (*_SPELLED, "crs", "proj4text", "proj:epsg", "proj:projjson")
 #: Coordinates whose value spells it.
@@ -232,6 +235,7 @@ def _is_absent(value: Any) -> bool:
 def _parse(value: Any, where: str) -> CRS:
     """Read any spelling of a CRS."""
     text = value.item() if isinstance(value, np.generic) else value
+    text = text.get("init", text) if isinstance(text, dict) else text
     if isinstance(text, str):
         text = text.strip()
         if text.lower().startswith("+init="):  # as old versions of rasterio wrote it

@@ -140,6 +140,8 @@ class TestCRS:
             (mapping({"grid_mapping_name": "nonsense"}), "a complete CF grid mapping, found 'nons"),
             (mapping({"grid_mapping_name": "transverse_mercator"}), "complete CF grid mapping"),
             (mapping({"comment": "UTM"}), "a CRS coordinate that says which, found 'utm' with"),
+            (mapping({"spatial_ref": UTM.to_wkt(), "crs_wkt": pyproj.CRS(4326).to_wkt()}),
+             "one CRS, found EPSG:32633 in spatial_ref of 'utm' and EPSG:4326 in crs_wkt of 'utm'"),
             (bare().assign_coords(spatial_ref=0), "'spatial_ref' with {}"),
             (bare().assign_coords(epsg=("band", [32633, 32632, 32633])), "found epsg of 32632, 32"),
             (bare(crs="EPSG:4326").assign_coords(epsg=32633),

@@ -14,9 +14,9 @@ from odc.geo import CRS
 from xchmv2.errors import ImageryError
 
 _Raster = TypeVar("_Raster", bound=xr.DataArray | xr.Dataset)
-#: Attributes of a CRS coordinate that spell its CRS; the first one that is there counts.
+#: Attributes of a CRS coordinate that spell its CRS, in the order of rioxarray and odc-geo.
 _SPELLED = (
-    "crs_wkt", "spatial_ref", "proj:wkt2", "proj:code", "epsg", "epsg_code", "proj4",
+    "spatial_ref", "crs_wkt", "proj:wkt2", "proj:code", "epsg", "epsg_code", "proj4",
     "proj4_params", "esri_pe_string",
 )  # fmt: skip
 #: Attributes of a raster that may do so too.
@@ -209,9 +209,10 @@ def _of_coordinate(array: xr.DataArray, name: str) -> CRS | None:
     if name not in array.coords:
         return None
     coord = array[name]
-    for key in _SPELLED:
-        if not _is_absent(coord.attrs.get(key)):
-            return _parse(coord.attrs[key], f"{key} of {name!r}")
+    places = {f"{key} of {name!r}": coord.attrs.get(key) for key in _SPELLED}
+    spelled = {at: _parse(value, at) for at, value in places.items() if not _is_absent(value)}
+    if spelled:
+        return _agreed(spelled)
     if "grid_mapping_name" in coord.attrs:
         return _from_cf(coord.attrs, name)
     values = sorted({str(value) for value in coord.values.ravel() if not _is_absent(value)})

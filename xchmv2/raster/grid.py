@@ -188,7 +188,7 @@ def _with_true_transforms(array: xr.DataArray, grid: Grid) -> xr.DataArray:
 
 
 def _is_near(one: Affine, other: Affine) -> bool:
-    """Whether two transforms agree within 1 % of a pixel, and far from the first pixel too."""
+    """Whether two transforms agree in pixel size, and in place within 1 % of a pixel."""
     sizes = np.allclose((one.a, one.e), (other.a, other.e), rtol=1e-7, atol=0)
     apart = (abs(one.c - other.c) / abs(other.a), abs(one.f - other.f) / abs(other.e))
     return bool(sizes and one.b == one.d == 0 and max(apart) <= _TOLERANCE)

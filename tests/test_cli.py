@@ -310,6 +310,19 @@ class TestPredict:
         with rasterio.open(tmp_path / "h.tif") as found:
             np.testing.assert_allclose(found.read(1), expected, atol=5e-4)
 
+    def test_the_pixel_size_of_an_image_without_crs(self, tmp_path, tiny_checkpoint):
+        bands = cube((128, 160), pixel=0.3, crs=None).to_dataarray("band")
+        bands.rio.to_raster(tmp_path / "drone.tif")
+        words = ["predict", tmp_path / "drone.tif", tmp_path / "h.tif", "--model", tiny_checkpoint,
+                 "--resolution", 0.6, "--device", "cpu", "--tile", 64, "--overlap", 16]  # fmt: skip
+        assert "pixel_size=0.6" in run(*words).output
+        found = run(*words, "--pixel-size", 0.3)
+        assert found.exit_code == 0, found.output
+        with rasterio.open(tmp_path / "h.tif") as file:
+            assert file.shape == (64, 80)
+            assert file.crs is None
+            assert file.transform.a == pytest.approx(0.6)
+
     def test_a_store_out_that_goes_on(self, rasters, tmp_path, tiny_checkpoint):
         out = tmp_path / "h.zarr"
         words = ["predict", rasters[0], out, *PREDICT, "--model", tiny_checkpoint]

@@ -205,7 +205,7 @@ def test_only_a_few_models_are_held(monkeypatch):
 def test_rescaling_of_the_checkpoint_is_used(tiny_checkpoint, tmp_path):
     model = CHMv2ForDepthEstimation.from_pretrained(tiny_checkpoint)
     model.save_pretrained(tmp_path)
-    imagery = cube((64, 64), crs=None)
+    imagery = cube((64, 64))
     image = imagery.to_dataarray("band").transpose("y", "x", "band").values
     for settings in (dict(rescale_factor=1 / 127.5), dict(do_rescale=False, image_std=[50.0] * 3)):
         processor = CHMv2ImageProcessor(**settings)

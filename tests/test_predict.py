@@ -100,7 +100,7 @@ class TestOutput:
     def test_geographic_names_of_dims_survive(self):
         imagery = cube((70, 70), dims=("northing", "easting"), crs=None)
         renamed = imagery.rename(northing="lat", easting="lon")
-        assert renamed.chmv2.predict(MODEL, **GRID).dims == ("lat", "lon")
+        assert renamed.chmv2.predict(MODEL, pixel_size=0.6, **GRID).dims == ("lat", "lon")
 
     @pytest.mark.parametrize("chunked", [False, True])
     def test_south_up_imagery_gives_the_same_ground_the_same_height(self, chunked):
@@ -455,5 +455,6 @@ def test_reads_like_the_published_pipeline(tiny_checkpoint):
     model = CHMv2ForDepthEstimation.from_pretrained(tiny_checkpoint)
     with torch.inference_mode():
         outputs = model(**CHMv2ImageProcessor()(image, return_tensors="pt"))
-    found = imagery.chmv2.predict(tiny_checkpoint, dtype="float32", device="cpu", **GRID)
+    options = {"pixel_size": 0.6, "dtype": "float32", "device": "cpu", **GRID}
+    found = imagery.chmv2.predict(tiny_checkpoint, **options)
     np.testing.assert_allclose(found, outputs.predicted_depth[0], atol=1e-4)

@@ -207,9 +207,12 @@ class TestNumbers:
         assert planned.megapixels == pytest.approx(2 * 200 * 250 / 1e6)
         assert planned.area == pytest.approx(0.120 * 0.150, rel=2e-3)
         assert planned.resampled
-        bare = cube((100, 100), crs=None).chmv2.plan(MODEL, **GRID)
+        with pytest.warns(UserWarning, match="imagery without a CRS"):
+            bare = cube((100, 100), crs=None).chmv2.plan(MODEL, **GRID)
         assert (bare.crs, bare.pixel, bare.area) == (None, None, None)
         assert "not known without a CRS" in repr(bare)
+        stated = cube((100, 100), crs=None).chmv2.plan(MODEL, pixel_size=0.5, **GRID)
+        assert (stated.crs, stated.pixel, stated.area) == (None, (0.5, 0.5), 0.0025)
 
     def test_memory_of_a_task(self):
         """By hand: one group, one block, one date a chunk."""

@@ -385,6 +385,32 @@ def test_footprints_in_a_named_crs_and_crossing_themselves(tmp_path):
     assert opened.notnull().mean() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("named", [{"name": "EPSG:32619"}, {"code": 32619}, None, {"href": "?"}])
+def test_footprints_in_another_crs(tmp_path, named):
+    box = mercantile.xy_bounds(WEST)
+    project = pyproj.Transformer.from_crs(3857, 32619, always_xy=True).transform
+    ring = shapely.box(*box).exterior.segmentize(1000)
+    ring = shapely.transform(ring, lambda points: np.column_stack(project(*points.T)))
+    write_tile(tmp_path, WEST, np.full((SIZE, SIZE), 3), features=None)
+    polygon = {"type": "Polygon", "coordinates": [[list(point) for point in ring.coords]]}
+    crs = {} if named is None else {"crs": {"type": "name", "properties": named}}
+    write_footprints(tmp_path, WEST, [feature(polygon, "2019-05-05T10:00:00Z")], **crs)
+    if named is None or "href" in named:
+        with pytest.raises(CHMv2Error, match=r"coordinates outside the CRS|neither a name nor"):
+            xchmv2.open_published(bbox_of(WEST), base_url=tmp_path)
+        return
+    opened = xchmv2.open_published(bbox_of(WEST), base_url=tmp_path)["canopy_height"][0].load()
+    assert opened.notnull().mean() == pytest.approx(1, abs=0.01)
+
+
+def test_footprints_of_another_place(tmp_path):
+    elsewhere = shapely.geometry.mapping(shapely.box(1, 2, 3, 4))
+    write_tile(tmp_path, WEST, np.full((SIZE, SIZE), 3), features=None)
+    write_footprints(tmp_path, WEST, [feature(elsewhere, "2019-05-05T10:00:00Z")])
+    with pytest.raises(CHMv2Error, match=r"none that touches it.*\.set_crs\('EPSG:"):
+        xchmv2.open_published(bbox_of(WEST), base_url=tmp_path)
+
+
 def test_time_is_the_median_by_area(folder):
     opened = xchmv2.open_published((*across(1)[:3], across(1)[3]), base_url=folder)
     assert opened.time.values == np.datetime64("2019-07-03")

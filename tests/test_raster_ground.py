@@ -163,7 +163,7 @@ def test_lazy_like_the_array_and_over_its_spatial_dims():
 
 
 def test_irregular_coordinates_are_refused():
-    with pytest.raises(CHMv2Error, match="y coordinates in steps from 1 to 2; interpolate"):
+    with pytest.raises(CHMv2Error, match=r"in steps from 1 to 2; put it on one: imagery\.reindex"):
         cell_areas(raster([0.0, 1.0, 3.0], axis(0, 1, 3)))
 
 

@@ -100,7 +100,8 @@ def test_yellowstone_without_georeference(data, checkpoint):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         image = opened(data / "rgb_misc/YELL_2019_no_georef.tiff")
-    heights = image.isel(y=slice(0, 500)).chmv2.predict(checkpoint, tile=224, overlap=32)
+    with pytest.warns(UserWarning, match="imagery without a CRS"):
+        heights = image.isel(y=slice(0, 500)).chmv2.predict(checkpoint, tile=224, overlap=32)
     assert heights.dims == ("y", "x")
     assert heights.shape == (500, 1249)
     assert heights.notnull().all()

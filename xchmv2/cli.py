@@ -218,6 +218,11 @@ def _add(command: _F, options: Sequence[Callable[[_F], _F]]) -> _F:
     type=float,
     help="Ground resolution to resample to [m]; the model was trained at 0.6.",
 )
+@click.option(
+    "--pixel-size",
+    type=float,
+    help="Side of a pixel on the ground [m], for an IMAGE without a CRS.",
+)
 @_prediction_options
 @_writing_options
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
@@ -234,7 +239,8 @@ def _predict(image: str, out: str, *, resume: bool, overwrite: bool, **options: 
 
     side = options["block"] or BLOCK
     imagery, valid = _open_imagery(image, options["bands"], {"x": side, "y": side})
-    named = {name: options[name] for name in (*_PREDICTION_NAMES, "bands", "nodata", "resolution")}
+    names = (*_PREDICTION_NAMES, "bands", "nodata", "resolution", "pixel_size")
+    named = {name: options[name] for name in names}
     height = imagery.chmv2.predict(valid=valid, **named)
     quiet = options["quiet"]
     if kind == ".tif":

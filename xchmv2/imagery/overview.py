@@ -22,6 +22,7 @@ from xchmv2.raster import (
     find_period,
     ground_pixel,
     tell_kind,
+    with_crs_variables,
     write_crs,
     write_period,
     write_pixel,
@@ -102,6 +103,7 @@ def describe_object(obj: xr.Dataset | xr.DataArray) -> _Overview:
         ("resolution", _resolution),
         ("predict()", _predict),
     )
+    obj = with_crs_variables(obj)
     with warnings.catch_warnings():  # predict() and plan() give them
         warnings.simplefilter("ignore")
         rows = [(name, _told(look, obj)) for name, look in looks]

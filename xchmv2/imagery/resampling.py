@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
+from odc.geo import CRS
 from scipy import sparse
 
 from xchmv2.errors import ImageryError
-from xchmv2.raster import Grid, ValidPixels, ground_pixel, stepped_ground_scale
+from xchmv2.raster import (
+    Grid,
+    ValidPixels,
+    advise_reprojection,
+    crs_label,
+    ground_pixel,
+    stepped_ground_scale,
+)
 
 #: Ground resolutions the model was trained for, roughly [m]; both ends belong to it.
 _FINEST, _COARSEST = 0.25, 1.5
@@ -22,6 +31,8 @@ _FINEST_SOURCE = 0.01
 #: Imagery coarser than this does not show single trees, so resampling cannot help [m].
 _COARSEST_SOURCE = 3.0
 _TOLERANCE = 0.01
+#: Sides of a pixel may differ by this factor; the model knows round crowns.
+LONGEST_SIDE = 1.2
 
 
 def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap, _AxisMap]:
@@ -46,17 +57,19 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap
     ------
     ImageryError
         If the imagery or the requested resolution is outside the range the model was trained for,
-        the CRS is geographic, or ``resolution`` is given without a CRS.
+        pixels are much longer than wide and not resampled, the CRS is geographic, or
+        ``resolution`` is given without a CRS or the size of a pixel.
     """
-    if grid.crs is None:
+    if grid.crs is None and grid.side is None:
         if resolution is not None:
             raise ImageryError(
                 "a CRS, which gives the size of a pixel on the ground",
                 f"none, with resolution={resolution}",
-                "write it: imagery.rio.write_crs('EPSG:...'), or leave resolution out",
+                "write it: imagery.rio.write_crs('EPSG:...'), or state the size in metres: "
+                ".predict(..., pixel_size=0.6)",
             )
         return grid, _AxisMap.identity(grid.shape[0]), _AxisMap.identity(grid.shape[1])
-    _refuse_geographic(grid)
+    refuse_geographic(grid)
     native = ground_pixel(grid)
     if resolution is None:
         _validate_native(native)
@@ -65,26 +78,40 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap
     return _aligned(grid, resolution)
 
 
-def _refuse_geographic(grid: Grid) -> None:
-    if not grid.crs.geographic:
+def refuse_geographic(
+    grid: Grid,
+    band: xr.DataArray | None = None,
+    imagery: xr.DataArray | xr.Dataset | None = None,
+) -> None:
+    """Refuse degrees; the advice keeps the nodata of a band where it and the imagery are given."""
+    if grid.crs is None or not grid.crs.geographic:
         return
     (top, left), (dy, dx), (rows, cols) = grid.edges, grid.pixel, grid.shape
     lon, lat = left + dx * cols / 2, top + dy * rows / 2
-    zone = min(60, int((lon + 180) // 6) + 1)
-    utm = f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+    zone = int((lon + 180) // 6) % 60 + 1
+    utm = CRS(f"EPSG:{(32600 if lat >= 0 else 32700) + zone}")
+    call = f"imagery.odc.reproject({crs_label(utm)!r}, resolution=0.6)"
+    if band is not None and imagery is not None:
+        side = math.sqrt(math.prod(ground_pixel(grid)))
+        call = advise_reprojection(band, imagery, grid.crs, utm, side)
     raise ImageryError(
         "a projected CRS, in which pixels are square on the ground",
         f"the geographic CRS {grid.crs.to_epsg() or grid.crs.proj.name}",
-        f"reproject it: imagery.odc.reproject({utm!r}, resolution=0.6).chmv2.predict(...)",
+        f"reproject it: {call}.chmv2.predict(...)",
     )
 
 
 def _validate_native(native: tuple[float, float]) -> None:
-    if min(native) >= _FINEST * (1 - _TOLERANCE) and max(native) <= _COARSEST * (1 + _TOLERANCE):
+    low, high = min(native), max(native)
+    sizes = low >= _FINEST * (1 - _TOLERANCE) and high <= _COARSEST * (1 + _TOLERANCE)
+    if sizes and high <= LONGEST_SIDE * (1 + _TOLERANCE) * low:
         return
     validate_source(native)
+    expected = f"pixels at most {LONGEST_SIDE} times as long as wide"
+    if not sizes:
+        expected = f"imagery of {_FINEST} to {_COARSEST} m on the ground"
     raise ImageryError(
-        f"imagery of {_FINEST} to {_COARSEST} m on the ground (the model was trained at 0.6 m)",
+        f"{expected} (the model was trained at 0.6 m)",
         f"pixels of {native[0]:.3g} x {native[1]:.3g} m",
         "resample while predicting: .predict(..., resolution=0.6)",
     )
@@ -128,14 +155,21 @@ def _validate_wanted(native: tuple[float, float], resolution: float) -> None:
 
 
 def _aligned(grid: Grid, resolution: float) -> tuple[Grid, _AxisMap, _AxisMap]:
-    """Cover the grid with pixels of the requested size, at multiples from the CRS origin."""
+    """Cover the grid with pixels of the requested size, at multiples from the CRS origin.
+
+    Without a CRS they are multiples from the first edge.
+    """
     edges, pixels, shape = [], [], []
-    scales = stepped_ground_scale(grid)
-    for edge, pixel, scale, size in zip(grid.edges, grid.pixel, scales, grid.shape, strict=True):
+    start, scales = (0.0, 0.0), stepped_ground_scale(grid)
+    if grid.crs is None:
+        start = grid.edges
+    for edge, pixel, origin, scale, size in zip(
+        grid.edges, grid.pixel, start, scales, grid.shape, strict=True
+    ):
         wanted = math.copysign(resolution / scale, pixel)
-        first = math.floor(round(edge / wanted, 6))
-        last = math.ceil(round((edge + pixel * size) / wanted, 6))
-        edges.append(first * wanted)
+        first = math.floor(round((edge - origin) / wanted, 6))
+        last = math.ceil(round((edge - origin + pixel * size) / wanted, 6))
+        edges.append(origin + first * wanted)
         pixels.append(wanted)
         shape.append(last - first)
     target = replace(
@@ -143,6 +177,7 @@ def _aligned(grid: Grid, resolution: float) -> tuple[Grid, _AxisMap, _AxisMap]:
         shape=(shape[0], shape[1]),
         edges=(edges[0], edges[1]),
         pixel=(pixels[0], pixels[1]),
+        side=None if grid.side is None else resolution,
     )
     return target, *map_axes(grid, target)
 

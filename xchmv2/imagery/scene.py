@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -17,17 +18,28 @@ from xchmv2.imagery.bands import (
     resolve_value_range,
     select_bands,
 )
-from xchmv2.imagery.resampling import WindowReader, resolve_target
+from xchmv2.imagery.resampling import (
+    LONGEST_SIDE,
+    WindowReader,
+    refuse_geographic,
+    resolve_target,
+)
 from xchmv2.raster import (
     Grid,
     ValidPixels,
+    crs_label,
+    find_crs,
     find_grid,
-    is_crs_variable,
+    georeference,
     is_whole,
     on_same_coordinates,
     resolve_nodata,
+    same_crs,
+    same_grid,
     show,
     validate_raster,
+    with_crs_variables,
+    without_lost_mapping,
 )
 
 
@@ -40,6 +52,7 @@ def resolve_imagery(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
+    pixel_size: float | None = None,
 ) -> tuple[Scene, Grid, WindowReader, tuple[Range, Range, Range]]:
     """Validate imagery for the model and choose the grid to predict on; nothing is computed.
 
@@ -47,7 +60,7 @@ def resolve_imagery(
     ----------
     imagery : Dataset or DataArray
         One variable per band, or an array with a ``band`` dimension; it is not modified.
-    bands, value_range, nodata, valid, erode, resolution
+    bands, value_range, nodata, valid, erode, resolution, pixel_size
         As for :func:`xchmv2.predict.predict`.
 
     Returns
@@ -66,7 +79,8 @@ def resolve_imagery(
     ImageryError
         If the imagery does not fit the model; the message says how to make it fit.
     CHMv2Error
-        If ``nodata``, ``erode`` or ``resolution`` is no number, or ``erode`` is below 0.
+        If ``nodata``, ``erode``, ``resolution`` or ``pixel_size`` is no number, or below 0 where
+        it must not be.
     """
     validate_raster(
         imagery,
@@ -76,10 +90,15 @@ def resolve_imagery(
         name="imagery",
         error=ImageryError,
     )
-    _validate_numbers(nodata, erode, resolution)
+    _validate_numbers(nodata, erode, resolution, pixel_size)
+    if pixel_size is not None:
+        imagery = without_lost_mapping(imagery)
     scene = read_scene(imagery, bands, valid)
-    target, rows, cols = resolve_target(scene.grid, resolution)
     arrays = [band.plane for band in scene.bands]
+    if pixel_size is not None:
+        scene = replace(scene, grid=_state_pixel_size(scene.grid, pixel_size))
+    refuse_geographic(scene.grid, arrays[0], imagery)
+    target, rows, cols = resolve_target(scene.grid, resolution)
     ranges = resolve_value_range(arrays, value_range)
     valid_pixels = ValidPixels(resolve_nodata(arrays, nodata), erode)
     return scene, target, WindowReader(valid_pixels, rows, cols), ranges
@@ -157,8 +176,10 @@ def read_scene(
         If bands, dims, sizes, grid or mask do not fit.
     """
     _validate_mask_type(valid)
-    chosen = select_bands(_with_crs_coordinate(imagery), bands)
+    chosen = select_bands(with_crs_variables(imagery), bands)
     _validate_sizes(chosen[0].array)
+    given = chosen[0].array
+    chosen = _georeferenced(chosen)
     grid = find_grid(chosen[0].array)
     flipped = _flips(grid)
     dims = tuple(dim for dim in chosen[0].array.dims if dim != BAND_DIM)
@@ -172,16 +193,48 @@ def read_scene(
     scene = Scene((red, green, blue), None, grid.turned(tuple(flipped)), dims, flipped)
     if valid is None:
         return scene
+    valid = valid.assign_coords(  # on the corners of pixels, where the imagery was
+        {d: chosen[0].array[d].variable for d in grid.dims if d in valid.dims and d in given.coords
+         and d in valid.coords and valid[d].equals(given[d])}
+    )  # fmt: skip
     mask = valid.isel({dim: turn for dim, turn in flipped.items() if dim in valid.dims})
     return replace(scene, mask=_place_mask(mask, scene.template))
 
 
-def _with_crs_coordinate(imagery: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.DataArray:
-    """Make CRS variables coordinates: a plain ``open_zarr`` leaves them among the data."""
-    if isinstance(imagery, xr.DataArray):
-        return imagery
-    names = [name for name, variable in imagery.data_vars.items() if is_crs_variable(variable)]
-    return imagery.set_coords(names)
+def _georeferenced(bands: tuple[Band, Band, Band]) -> tuple[Band, Band, Band]:
+    """Give each band coordinates of pixel centres and one CRS, the same for all."""
+    arrays = {id(band.array): band.array for band in bands}
+    true = {key: georeference(array) for key, array in arrays.items()}
+    first, *others = true.values()
+    for array in others:
+        crs, other = find_crs(first), find_crs(array)
+        if not same_crs(crs, other):
+            found = [("no CRS" if c is None else crs_label(c)) for c in (crs, other)]
+            raise ImageryError(
+                "red, green and blue in one CRS",
+                " and ".join(found),
+                "write the true one: imagery.rio.write_crs('EPSG:...')",
+            )
+    red, green, blue = (Band(true[id(band.array)], band.index) for band in bands)
+    return red, green, blue
+
+
+def _state_pixel_size(grid: Grid, pixel_size: float) -> Grid:
+    """State the ground size of pixels that no CRS tells."""
+    if grid.crs is not None:
+        raise ImageryError(
+            "pixel_size for imagery without a CRS alone",
+            f"pixel_size={pixel_size} and {crs_label(grid.crs)}",
+            "leave pixel_size out: the CRS gives the size of a pixel on the ground",
+        )
+    tall, wide = map(abs, grid.pixel)
+    if max(tall, wide) > LONGEST_SIDE * min(tall, wide):
+        raise ImageryError(
+            "pixels as long as wide, whose size is one number",
+            f"coordinates {tall:g} apart along {grid.dims[0]}, {wide:g} along {grid.dims[1]}",
+            f"if the pixels are square, drop these: imagery.drop_vars({list(grid.dims)})",
+        )
+    return replace(grid, side=float(pixel_size))
 
 
 def _validate_sizes(array: xr.DataArray) -> None:
@@ -210,15 +263,19 @@ def _same_dims(arrays: Sequence[xr.DataArray]) -> Sequence[xr.DataArray]:
         raise ImageryError(
             "red, green and blue on one grid",
             f"dims {[array.dims for array in arrays]}",
-            "bring them onto one grid first: imagery.odc.reproject(...)",
+            "bring each onto the first one's: imagery['green'].odc.reproject("
+            "imagery['red'].odc.geobox, dst_nodata=0)",
         )
     return xr.broadcast(*arrays)
 
 
-def _validate_numbers(nodata: object, erode: object, resolution: object) -> None:
+def _validate_numbers(
+    nodata: object, erode: object, resolution: object, pixel_size: object
+) -> None:
     for name, value, example in (
         ("nodata", nodata, "nodata=float('nan')" if _spells_nan(nodata) else "nodata=0"),
         ("resolution", resolution, "resolution=0.6"),
+        ("pixel_size", pixel_size, "pixel_size=0.6"),
     ):
         number = isinstance(value, Real) and not isinstance(value, bool)
         if value is not None and not number:  # NaN and infinity are nodata values too
@@ -227,6 +284,12 @@ def _validate_numbers(nodata: object, erode: object, resolution: object) -> None
                 f"{name}={show(value)}",
                 f"for example .predict(..., {example})",
             )
+    if isinstance(pixel_size, Real) and not 0 < float(pixel_size) < math.inf:
+        raise CHMv2Error(
+            "the side of a pixel on the ground as metres above 0",
+            f"pixel_size={pixel_size!r}",
+            "for example .predict(..., pixel_size=0.6)",
+        )
     if not is_whole(erode, 0):
         raise CHMv2Error(
             "a number of pixels, 0 or more",
@@ -262,8 +325,23 @@ def _place_mask(valid: xr.DataArray, template: xr.DataArray) -> xr.DataArray:
         valid,
         template,
         expected="valid on the imagery's own coordinates",
-        fix="bring it onto them: valid.reindex_like(imagery, method='nearest', "
-        "tolerance=half a pixel, fill_value=False)",
+        fix=f"bring it onto them: {_advise_mask(valid, template)}",
         error=ImageryError,
     )
     return valid.broadcast_like(template).transpose(*template.dims)
+
+
+def _advise_mask(valid: xr.DataArray, template: xr.DataArray) -> str:
+    """Write the call that brings a mask onto the imagery's coordinates."""
+    grid = find_grid(template)
+    if set(grid.dims) <= set(valid.dims):
+        there = find_crs(valid)
+        if there is not None and grid.crs is not None and not same_crs(there, grid.crs):
+            return "valid.astype('uint8').odc.reproject(imagery.odc.geobox, dst_nodata=0) == 1"
+        if not same_grid(valid, template):
+            own = ", ".join(f"{dim!r}: imagery[{dim!r}]" for dim in grid.dims)
+            half = min(map(abs, grid.pixel)) / 2
+            how = f"method='nearest', tolerance={half:g}, fill_value=False"
+            return f"valid.reindex({{{own}}}, {how})"
+    own = ", ".join(f"{dim!r}: imagery[{dim!r}]" for dim in valid.dims)
+    return f"valid.reindex({{{own}}}, fill_value=False)"

@@ -8,7 +8,6 @@ import functools
 import math
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from xchmv2.errors import CheckpointError, DemoModelWarning
+from xchmv2.errors import CheckpointError, DemoModelWarning, warn
 from xchmv2.inference.blending import Layer
 from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
 from xchmv2.inference.predictor import Predictor
@@ -303,11 +302,10 @@ def validate_config(config: CHMv2Config, *, spread: bool = False) -> None:
 @functools.cache
 def warn_of_demo() -> None:
     """Warn once in a process that the demonstration model is in use."""
-    warnings.warn(
+    warn(
         "the demonstration model was trained on synthetic forest alone: its heights mean nothing "
         f"anywhere else; for real imagery use the published weights, model={MODEL!r}",
         DemoModelWarning,
-        stacklevel=6,
     )
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from xchmv2.errors import CheckpointError, ConfigError
+from xchmv2.errors import CheckpointError, ConfigError, warn
 from xchmv2.model.config import CHMv2Config
 from xchmv2.model.files import (
     CONFIG_NAME,
@@ -224,12 +223,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     _refuse_not_finite(found, checkpoint.folder)
     without = [key for key in current if key not in found]
     if without:
-        warnings.warn(
+        warn(
             f"the weights in {checkpoint.folder} lack {without[0]} and {len(without) - 1} more, "
             "which config.json asks for by key_bias: true. They are zeros here, as they were when "
             "DINOv3 was trained; the conversion in transformers leaves them out. "
-            "model.save_pretrained(folder) writes them, and that folder loads without this warning",
-            stacklevel=3,
+            "model.save_pretrained(folder) writes them, and that folder loads without this warning"
         )
     model.load_state_dict(found | {key: torch.zeros_like(current[key]) for key in without})
 

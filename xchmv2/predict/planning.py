@@ -70,6 +70,7 @@ def plan(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
+    pixel_size: float | None = None,
     tile: int = TILE,
     overlap: int = OVERLAP,
     block: int | None = None,
@@ -89,8 +90,8 @@ def plan(
     model : str, path, CHMv2ForDepthEstimation or ModelSpec
         As for ``predict``. For a model on the hub the configuration is fetched, not the weights.
         Where the model cannot be found, the plan says so and holds for all else.
-    bands, value_range, nodata, valid, erode, resolution, tile, overlap, block, layers, device, \
-    dtype, batch_size, compile
+    bands, value_range, nodata, valid, erode, resolution, pixel_size, tile, overlap, block, \
+    layers, device, dtype, batch_size, compile
         As for ``predict``.
     time : bool, default False
         Whether to load the model and forward a few tiles here, to measure the time of a tile.
@@ -146,6 +147,7 @@ def plan(
         valid=valid,
         erode=erode,
         resolution=resolution,
+        pixel_size=pixel_size,
         tile=tile,
         overlap=overlap,
         block=block,
@@ -184,7 +186,8 @@ class PredictionPlan:
     crs : str or None
         EPSG code or name.
     source_pixel, pixel : tuple of float or None
-        Height and width of a pixel on the ground, of imagery and result [m]; None without a CRS.
+        Height and width of a pixel on the ground, of imagery and result [m]; None where
+        neither a CRS nor ``pixel_size`` tells.
     date_chunks : int
         Chunks of dates: tasks handle those of one chunk together.
     skipped : Skipped or None
@@ -281,7 +284,7 @@ class PredictionPlan:
 
     @property
     def area(self) -> float | None:
-        """Ground that one date covers, by the pixel at its centre [km2]; None without a CRS."""
+        """Ground that one date covers, by the pixel at its centre [km2]; None if not known."""
         if self.pixel is None:
             return None
         return self.job.rows.size * self.job.cols.size * math.prod(self.pixel) / 1e6
@@ -418,6 +421,7 @@ def _count(
     valid, exact = _count_valid(scene, job)
     sizes = dict(zip(scene.template.dims, scene.template.shape, strict=True))
     source = {str(dim): sizes[dim] for dim in scene.dims}
+    known = target.crs is not None or target.side is not None
     return PredictionPlan(
         job=job,
         source_sizes=source,
@@ -427,8 +431,8 @@ def _count(
         resampled=not job.reader.is_identity,
         period=find_period(scene.template),
         crs=write_crs(target.crs),
-        source_pixel=None if target.crs is None else ground_pixel(scene.grid),
-        pixel=None if target.crs is None else ground_pixel(target),
+        source_pixel=ground_pixel(scene.grid) if known else None,
+        pixel=ground_pixel(target) if known else None,
         date_chunks=math.prod(len(chunks) for chunks in scene.leading_chunks),
         skipped=None if valid is None else _skipped(valid, scene, exact=exact),
         valid_tiles=valid,
@@ -631,7 +635,7 @@ def _write_grid(grid: tuple[int, int]) -> str:
 
 def _write_resolution(plan: PredictionPlan) -> str:
     if plan.source_pixel is None or plan.pixel is None:
-        return "not known without a CRS; the imagery's own pixels"
+        return "not known without a CRS or pixel_size; the imagery's own pixels"
     change = f"resampled to {write_pixel(plan.pixel)}" if plan.resampled else "the imagery's own"
     return f"{write_pixel(plan.source_pixel)} on the ground, {change}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -14,7 +13,7 @@ from dask.system import CPU_COUNT
 from odc.geo.xr import xr_coords
 
 from xchmv2._version import __version__
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.imagery import Scene, ValueRange, resolve_imagery
 from xchmv2.inference import (
     Layer,
@@ -37,7 +36,7 @@ from xchmv2.raster import (
     LARGEST_BLOCK,
     Grid,
     TileAxis,
-    find_crs_coordinate,
+    georeference,
     is_whole,
     list_items,
     show,
@@ -57,6 +56,7 @@ def predict(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
+    pixel_size: float | None = None,
     tile: int = TILE,
     overlap: int = OVERLAP,
     block: int | None = None,
@@ -94,6 +94,8 @@ def predict(
     resolution : float, optional
         Ground resolution to resample to while predicting [m]; the model was trained at 0.6 m. It
         holds at the scene's centre, to half a percent: see Notes.
+    pixel_size : float, optional
+        Side of a pixel on the ground [m], for imagery without a CRS, such as a drone's.
     tile, overlap : int
         Side of the network's window, and width that neighbouring windows share [px].
     block : int, optional
@@ -141,7 +143,8 @@ def predict(
     Warns
     -----
     UserWarning
-        If the imagery is in memory and its prediction will take more than ten minutes, by
+        If nothing tells the size of a pixel: neither a CRS nor ``pixel_size``.
+        Or if the imagery is in memory and its prediction will take more than ten minutes, by
         measured or rough rates.
 
     Notes
@@ -183,6 +186,7 @@ def predict(
         valid=valid,
         erode=erode,
         resolution=resolution,
+        pixel_size=pixel_size,
         tile=tile,
         overlap=overlap,
         block=block,
@@ -213,11 +217,10 @@ def _compute(
     window = (job.rows.window, job.cols.window)
     rate = seconds_per_tile(job.model, window) or rough_seconds_per_tile(job.model, window)
     if rate is not None and rate * tiles > _LONG:
-        warnings.warn(
+        warn(
             f"imagery in memory is predicted at once: up to {tiles} tiles, about "
             f"{write_seconds(rate * tiles)}, and nothing is kept if it is interrupted. With "
-            "imagery.chunk() the prediction is lazy, and .chmv2.to_zarr('canopy.zarr') can resume",
-            stacklevel=4,
+            "imagery.chunk() the prediction is lazy, and .chmv2.to_zarr('canopy.zarr') can resume"
         )
     alone = dask.config.get("scheduler", None) in ("sync", "synchronous", "single-threaded")
     threads = dask.config.get("num_workers", None) or min(CPU_COUNT, _MOST_THREADS)
@@ -238,6 +241,7 @@ def prepare(
     valid: xr.DataArray | None,
     erode: int,
     resolution: float | None,
+    pixel_size: float | None,
     tile: int,
     overlap: int,
     block: int | None,
@@ -252,8 +256,8 @@ def prepare(
 
     Parameters
     ----------
-    imagery, model, bands, value_range, nodata, valid, erode, resolution, tile, overlap, block, \
-    layers, device, dtype, batch_size, compile
+    imagery, model, bands, value_range, nodata, valid, erode, resolution, pixel_size, tile, \
+    overlap, block, layers, device, dtype, batch_size, compile
         As for :func:`predict`.
     describe : callable, optional
         Names the model; called like ``resolve_model``.
@@ -283,7 +287,14 @@ def prepare(
         valid=valid,
         erode=erode,
         resolution=resolution,
+        pixel_size=pixel_size,
     )
+    if target.crs is None and target.side is None:
+        warn(
+            "imagery without a CRS, so that the size of its pixels is not known and not checked; "
+            "state it: .predict(..., pixel_size=0.6) in metres on the ground, or write the CRS: "
+            "imagery.rio.write_crs('EPSG:...')"
+        )
     spec = describe(
         model,
         device=device,
@@ -365,9 +376,7 @@ def _label(
     """Give the pixels their names, dims, coordinates, CRS, units and provenance."""
     template = scene.template
     coords = _coords(template, scene.grid, target)
-    mapping = find_crs_coordinate(coords)
     provenance = {
-        **({"grid_mapping": mapping} if mapping else {}),
         "chmv2_model": job.model.model,
         "chmv2_weights_sha256": job.model.weights_sha256,
         "chmv2_dtype": job.model.dtype,
@@ -379,7 +388,7 @@ def _label(
     for layer, data in found.items():
         name = _NAMES.get(layer, layer)
         array = xr.DataArray(data, coords, template.dims, name, {**_ATTRS[layer], **provenance})
-        variables[name] = array.transpose(*scene.dims).isel(scene.flipped)
+        variables[name] = georeference(array.transpose(*scene.dims).isel(scene.flipped))
         # So that rioxarray and GDAL take NaN for nodata; xarray writes the same by default.
         variables[name].encoding["_FillValue"] = np.float32(np.nan)
     if tuple(found) == ("height",):
@@ -390,11 +399,11 @@ def _label(
 def _coords(template: xr.DataArray, grid: Grid, target: Grid) -> dict[Hashable, xr.DataArray]:
     """Coordinates of the result: the imagery's own, or those of the grid it is resampled to."""
     coords: dict[Hashable, xr.DataArray] = {str(n): c for n, c in template.coords.items()}
-    if grid.crs is None:
+    if target == grid:
         return coords
-    mapping = find_crs_coordinate(coords)
-    fresh = xr_coords(target.geobox, crs_coord_name=mapping or "spatial_ref", dims=grid.dims)
-    if target != grid:
-        kept = {n: c for n, c in coords.items() if not set(c.dims) & set(grid.dims)}
-        return {**kept, **fresh}
-    return coords if mapping else {**coords, "spatial_ref": fresh["spatial_ref"]}
+    kept = {n: c for n, c in coords.items() if not set(c.dims) & set(grid.dims)}
+    mapping = template.attrs.get("grid_mapping", "spatial_ref")
+    fresh = xr_coords(target.geobox, crs_coord_name=mapping, dims=grid.dims)
+    if grid.crs is None:
+        fresh = {dim: fresh[dim].drop_attrs() for dim in grid.dims if dim in coords}
+    return {**kept, **fresh}

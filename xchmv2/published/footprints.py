@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+import mercantile
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -101,7 +102,7 @@ def read_footprints(mirror: Mirror, quadkey: str) -> _Footprints | None:
     Raises
     ------
     CHMv2Error
-        If the file cannot be reached or is no GeoJSON of footprints.
+        If the file cannot be reached, is no GeoJSON of footprints, or they lie elsewhere.
     """
     with _guard:
         lock, found = _slot(mirror, quadkey)
@@ -109,7 +110,8 @@ def read_footprints(mirror: Mirror, quadkey: str) -> _Footprints | None:
         if not found:
             address = mirror.footprints(quadkey)
             content = mirror.read(address)
-            found.append(None if content is None else _parse(content, address))
+            footprints = None if content is None else _parse(content, address)
+            found.append(footprints and _over_tile(footprints, quadkey, address))
     return found[0]
 
 
@@ -126,10 +128,10 @@ def _parse(content: bytes, address: str) -> _Footprints | None:
         features = [f for f in collection["features"] if f.get("geometry")]
         shapes = np.array([shapely.geometry.shape(f["geometry"]) for f in features], object)
         days = _to_days([(f.get("properties") or {}).get("acq_date") for f in features])
-        # Older files may name another CRS than longitude and latitude.
-        named = (collection.get("crs") or {}).get("properties", {}).get("name")
-        project = pyproj.Transformer.from_crs(named or _LON_LAT, CRS, always_xy=True).transform
+        project = pyproj.Transformer.from_crs(_crs_of(collection), CRS, always_xy=True).transform
         shapes = shapely.transform(shapes, lambda points: np.column_stack(project(*points.T)))
+        if np.isinf(shapely.get_coordinates(shapes)).any():
+            raise ValueError("coordinates outside the CRS that it names (degrees by default)")
         polygons, index = _polygons_of(np.asarray(shapes, object))
         # Of an outline that crosses itself, what is inside by the even-odd rule.
         polygons, part = _polygons_of(shapely.make_valid(polygons))
@@ -144,6 +146,32 @@ def _parse(content: bytes, address: str) -> _Footprints | None:
     days = days[index[part]]
     order = np.argsort(days, kind="stable")
     return _Footprints(polygons[order], days[order])
+
+
+def _crs_of(collection: dict[str, Any]) -> Any:
+    """Read the CRS that older files name, by a name or an EPSG code; else degrees (RFC 7946)."""
+    said = collection.get("crs")
+    if not said:
+        return _LON_LAT
+    properties = said.get("properties") or {}
+    named = properties.get("name", properties.get("code"))
+    if named is None:
+        raise ValueError(f"a CRS that is neither a name nor a code: {said}")
+    return f"EPSG:{named}" if str(named).isdigit() else named
+
+
+def _over_tile(footprints: _Footprints, quadkey: str, address: str) -> _Footprints:
+    """Refuse footprints of which none touches their tile: their CRS is not the one they name."""
+    box = shapely.box(*mercantile.xy_bounds(mercantile.quadkey_to_tile(quadkey)))
+    if not shapely.intersects(footprints.polygons, box).any():
+        raise CHMv2Error(
+            f"footprints over tile {quadkey}, in longitude and latitude or in a CRS that the "
+            "file names",
+            f"none that touches it at {address}",
+            "reproject the file, geopandas.read_file(path).set_crs('EPSG:...', allow_override=True)"
+            ".to_crs(4326).to_file(path), or pass another base_url",
+        )
+    return footprints
 
 
 def _to_days(dates: list[Any]) -> npt.NDArray[np.int32]:

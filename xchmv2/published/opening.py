@@ -24,7 +24,15 @@ from xchmv2.published.footprints import UNKNOWN_DAY
 from xchmv2.published.target import Frame, Target
 from xchmv2.published.tile_reading import CONNECTIONS, Reader, resolve_time, tile_size
 from xchmv2.published.tiles import CRS, HALF, PUBLISHED_MAP, Mirror, TileGrid, Window
-from xchmv2.raster import HEIGHT_ATTRS, HEIGHT_NAME, find_crs_coordinate, find_grid, read_bbox
+from xchmv2.raster import (
+    HEIGHT_ATTRS,
+    HEIGHT_NAME,
+    find_crs_coordinate,
+    find_grid,
+    georeference,
+    read_bbox,
+    with_crs_variables,
+)
 
 _Layer = Literal["heights", "dates"]
 
@@ -298,7 +306,7 @@ def _from_bbox(bbox: Any) -> _Area:
 
 
 def _from_cube(like: Any) -> _Area:
-    array = _spatial_array(like)
+    array = georeference(_spatial_array(like))
     grid = find_grid(array)
     if grid.crs is None:
         raise CHMv2Error(
@@ -306,8 +314,9 @@ def _from_cube(like: Any) -> _Area:
             "like= without one",
             "write it: cube.rio.write_crs('EPSG:...')",
         )
-    name = find_crs_coordinate(array.coords) or "spatial_ref"
-    coords = dict(xr_coords(grid.geobox, crs_coord_name=name, dims=grid.dims))
+    coords = dict(
+        xr_coords(grid.geobox, crs_coord_name=array.attrs["grid_mapping"], dims=grid.dims)
+    )
     # Exactly the cube's own labels: recomputed ones may differ in their last bits.
     coords |= {dim: array[dim].reset_coords(drop=True) for dim in grid.dims if dim in array.coords}
     sizes = array.chunksizes
@@ -319,7 +328,9 @@ def _spatial_array(like: Any) -> xr.DataArray:
     if isinstance(like, xr.DataArray):
         return like
     if isinstance(like, xr.Dataset):
-        arrays = [a for a in like.data_vars.values() if spatial_dims(a) is not None]
+        arrays = [
+            a for a in with_crs_variables(like).data_vars.values() if spatial_dims(a) is not None
+        ]
         if arrays:
             return arrays[0]
     raise CHMv2Error(

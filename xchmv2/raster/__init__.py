@@ -14,6 +14,15 @@ from xchmv2.raster.arguments import (
 from xchmv2.raster.bbox import BBox, around_180, bbox_of, meets, read_bbox
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity
+from xchmv2.raster.crs import (
+    crs_label,
+    find_crs,
+    find_crs_coordinate,
+    is_crs_variable,
+    same_crs,
+    with_crs_variables,
+    without_lost_mapping,
+)
 from xchmv2.raster.display import (
     Row,
     as_html,
@@ -29,9 +38,10 @@ from xchmv2.raster.display import (
 )
 from xchmv2.raster.grid import (
     Grid,
-    find_crs_coordinate,
+    advise_reprojection,
     find_grid,
-    is_crs_variable,
+    georeference,
+    georeference_all,
     on_same_coordinates,
     on_same_grid,
     same_grid,
@@ -102,6 +112,7 @@ __all__ = [
     "TileAxis",
     "TileRun",
     "ValidPixels",
+    "advise_reprojection",
     "around_180",
     "as_html",
     "as_text",
@@ -110,9 +121,13 @@ __all__ = [
     "cell_areas",
     "cell_sides",
     "choose_heights",
+    "crs_label",
+    "find_crs",
     "find_crs_coordinate",
     "find_grid",
     "find_period",
+    "georeference",
+    "georeference_all",
     "ground_pixel",
     "ground_scale",
     "has_true_areas",
@@ -137,6 +152,7 @@ __all__ = [
     "resolve_nodata",
     "resolve_rule",
     "runs_by_block",
+    "same_crs",
     "same_grid",
     "show",
     "sieve",
@@ -151,6 +167,8 @@ __all__ = [
     "validate_numbers",
     "validate_raster",
     "validate_text",
+    "with_crs_variables",
+    "without_lost_mapping",
     "without_nodata",
     "without_time_zone",
     "write_bytes",

@@ -14,6 +14,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from xchmv2.errors import CHMv2Error, ImageryError
+from xchmv2.raster.crs import find_crs
 from xchmv2.raster.grid import Grid, find_grid
 from xchmv2.raster.labels import label_quantity
 
@@ -45,7 +46,7 @@ def has_true_areas(array: xr.DataArray) -> bool:
         True with a geographic or projected CRS. Without one, or with one that is not tied to the
         Earth, False: :func:`cell_areas` then uses the coordinates' own units.
     """
-    return _earthbound(array.odc.crs)
+    return _earthbound(find_crs(array))
 
 
 def cell_areas(array: xr.DataArray) -> xr.DataArray:
@@ -133,7 +134,7 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
     Parameters
     ----------
     grid : Grid
-        A grid with a CRS.
+        A grid with a CRS, or with the ``side`` of its pixels.
 
     Returns
     -------
@@ -150,6 +151,8 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
     A projected metre is not always a metre on the ground: at 60 degrees north a metre of
     EPSG:3857 is half a metre.
     """
+    if grid.crs is None and grid.side is not None:
+        return grid.side, grid.side
     projected = grid.crs.proj
     (top, left), (dy, dx), (rows, cols) = grid.edges, grid.pixel, grid.shape
     cx, cy = left + dx * cols / 2, top + dy * rows / 2
@@ -214,6 +217,8 @@ def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
         As for :func:`ground_pixel`.
     """
     scales = ground_scale(grid)
+    if grid.crs is None:
+        return scales
     if math.isclose(*scales, rel_tol=_STEP):  # conformal: squares remain squares
         scales = (math.sqrt(math.prod(scales)),) * 2
     crs, step = grid.crs.proj, math.log1p(_STEP)

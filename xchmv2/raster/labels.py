@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import odc.geo.xr
 import xarray as xr
 
 from xchmv2.errors import CHMv2Error
-from xchmv2.raster.grid import find_crs_coordinate
+from xchmv2.raster.crs import find_crs_coordinate
+from xchmv2.raster.grid import georeference
 
 #: Name of the variable that holds canopy heights.
 HEIGHT_NAME = "canopy_height"
@@ -43,6 +45,7 @@ def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> 
         nothing of the old encoding, so that no derived quantity is labelled as a canopy height or
         as direct model output. The input is not modified.
     """
+    array = _georeferenced(array)
     labelled = array.copy(deep=False).rename(name)
     mapping = _grid_mapping(array)
     labelled.attrs = {**attrs, **({"grid_mapping": mapping} if mapping else {})}
@@ -58,6 +61,13 @@ def without_time_zone(dim: str, index: Any) -> CHMv2Error:
         f"{index.dtype}",
         f"turn them into UTC: height.assign_coords({dim}=height.indexes[{dim!r}].tz_convert(None))",
     )
+
+
+def _georeferenced(array: xr.DataArray) -> xr.DataArray:
+    """Make the CRS coordinate true; numbers without both spatial dims keep theirs."""
+    if odc.geo.xr.spatial_dims(array) is None or 0 in array.shape:
+        return array
+    return georeference(array)
 
 
 def _grid_mapping(array: xr.DataArray) -> str | None:

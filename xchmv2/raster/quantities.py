@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster.arguments import validate_raster
+from xchmv2.raster.crs import with_crs_variables
 from xchmv2.raster.grid import find_grid
 from xchmv2.raster.ground import ground_pixel, has_true_areas
 from xchmv2.raster.labels import HEIGHT_NAME
@@ -255,6 +256,7 @@ def choose_heights(height: Raster) -> xr.DataArray:
     validate_raster(height)
     if isinstance(height, xr.DataArray):
         return height
+    height = with_crs_variables(height)
     if HEIGHT_NAME in height.data_vars:
         return height[HEIGHT_NAME]
     if len(height.data_vars) == 1:
@@ -344,7 +346,7 @@ def _choose_change(change: Raster) -> xr.DataArray:
         )
     for name in CHANGE_NAMES:
         if name in change.data_vars:
-            return change[name]
+            return with_crs_variables(change)[name]
     raise CHMv2Error(
         f"a Dataset with {' or '.join(CHANGE_NAMES)}",
         f"variables {sorted(map(str, change.data_vars))}",
@@ -424,11 +426,9 @@ def _warn_of_scale(array: xr.DataArray) -> None:
     """Say so where arithmetic may have applied a scale already, and kept the attribute."""
     stored = array.encoding.get("rasterio_dtype", array.encoding.get("dtype", array.dtype))
     if np.dtype(stored).kind == "f" and float(array.attrs.get("scale_factor", 1.0)) != 1.0:
-        warnings.warn(
+        warn(
             f"scale_factor={array.attrs['scale_factor']} stands in the attributes and is applied; "
-            "if the values are scaled already, drop it: array.drop_attrs()",
-            UserWarning,
-            stacklevel=4,
+            "if the values are scaled already, drop it: array.drop_attrs()"
         )
 
 

@@ -19,6 +19,7 @@ from rasterio.windows import Window
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.predict import Progress, blocks_of, leaves_process, run_sinks
+from xchmv2.raster import find_grid
 from xchmv2.store.template import Cube, read_cube
 from xchmv2.store.writing import Written
 
@@ -95,8 +96,11 @@ def write_cog(
 def _write_blocks(cube: Cube, path: Path, *, show: bool) -> Written:
     arrays = list(cube.arrays.values())
     first = next(iter(cube.dataset.data_vars.values()))
-    box = first.odc.geobox
-    place = {} if box is None else {"crs": box.crs and box.crs.to_wkt(), "transform": box.transform}
+    grid = find_grid(first)
+    place: dict[str, Any] = {}
+    if grid.crs is not None or all(dim in first.coords for dim in grid.dims):
+        crs = grid.crs and grid.crs.to_wkt()
+        place = {"crs": crs, "transform": grid.geobox.transform}
     height, width = first.shape[-2:]
     lock, blocks = threading.Lock(), list(blocks_of(arrays[0]))
     with (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,14 +15,15 @@ from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
-from xchmv2.errors import StoreError
+from xchmv2.errors import StoreError, warn
 from xchmv2.raster import (
     BLOCK,
     find_grid,
-    is_crs_variable,
+    georeference_all,
     show,
     validate_choice,
     validate_raster,
+    with_crs_variables,
     without_time_zone,
 )
 
@@ -306,7 +306,8 @@ def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     wanted = (*others, *dims)
     _validate_dims(dataset, wanted)
     _validate_index(dataset, others)
-    dataset = _with_coordinates_in_memory(dataset.transpose(*wanted), date_dim)
+    dataset = georeference_all(dataset).transpose(*wanted)
+    dataset = _with_coordinates_in_memory(dataset, date_dim)
     dataset = _with_plain_attrs(_without_objects(dataset))
     if date_dim is not None:
         _validate_dates(dataset[date_dim], date_dim)
@@ -324,8 +325,7 @@ def _as_dataset(height: xr.DataArray | xr.Dataset) -> xr.Dataset:
     validate_raster(height, error=StoreError)
     if isinstance(height, xr.DataArray):
         return height.to_dataset(name=str(height.name or "canopy_height"))
-    crs = [name for name, variable in height.data_vars.items() if is_crs_variable(variable)]
-    dataset = height.set_coords(crs)
+    dataset = with_crs_variables(height)
     if not dataset.data_vars:
         raise StoreError(
             "at least one variable", "an empty Dataset", "write the result of predict()"
@@ -379,10 +379,9 @@ def _without_objects(dataset: xr.Dataset) -> xr.Dataset:
     """Leave out coordinates that no file can hold, such as a catalogue's dicts and sets."""
     lost = [n for n in dataset.coords if n not in dataset.dims and not _can_store(dataset[n])]
     if lost:
-        warnings.warn(
+        warn(
             f"the coordinates {sorted(map(str, lost))} hold objects that Zarr cannot store, and "
-            "are left out; write what you need of them as numbers or text before",
-            stacklevel=5,
+            "are left out; write what you need of them as numbers or text before"
         )
     return dataset.drop_vars(lost)
 

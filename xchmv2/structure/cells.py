@@ -17,8 +17,8 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Grid,
     cell_areas,
-    find_crs_coordinate,
     find_grid,
+    georeference,
     has_true_areas,
     stepped_ground_scale,
     validate_number,
@@ -188,6 +188,7 @@ class _Cells:
     def coords(self, template: xr.DataArray) -> dict[Hashable, xr.DataArray]:
         """Return the coordinates of the cells, and those of the template that remain valid."""
         dims, target = self.grid.dims, self.target
+        template = georeference(template)
         kept = {
             name: coord
             for name, coord in template.coords.items()
@@ -195,10 +196,8 @@ class _Cells:
         }
         if target.crs is None:
             return kept | {dim: self._centres(template, axis) for axis, dim in enumerate(dims)}
-        mapping = find_crs_coordinate(template.coords)
-        return kept | dict(
-            xr_coords(target.geobox, crs_coord_name=mapping or "spatial_ref", dims=dims)
-        )
+        mapping = str(template.attrs["grid_mapping"])
+        return kept | dict(xr_coords(target.geobox, crs_coord_name=mapping, dims=dims))
 
     def _centres(self, template: xr.DataArray, axis: int) -> xr.DataArray:
         dim, target = self.grid.dims[axis], self.target

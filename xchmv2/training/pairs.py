@@ -48,6 +48,7 @@ def read_pair(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
+    pixel_size: float | None = None,
 ) -> Pair:
     """Read imagery by the reader of ``predict``, and reference heights by that of ``validate``.
 
@@ -57,7 +58,7 @@ def read_pair(
         One date of imagery; the options are those of ``predict``.
     reference : DataArray
         (y, x) canopy heights [m] on any grid; its nodata value is read from its metadata.
-    bands, value_range, nodata, valid, erode, resolution
+    bands, value_range, nodata, valid, erode, resolution, pixel_size
         As of :func:`xchmv2.predict.predict`.
 
     Returns
@@ -82,6 +83,7 @@ def read_pair(
         valid=valid,
         erode=erode,
         resolution=resolution,
+        pixel_size=pixel_size,
     )
     further = [str(dim) for dim in scene.template.dims if dim not in scene.grid.dims]
     if further:

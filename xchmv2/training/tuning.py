@@ -83,6 +83,7 @@ def fine_tune(
     valid: xr.DataArray | None = None,
     erode: int = 0,
     resolution: float | None = None,
+    pixel_size: float | None = None,
     progress: bool = True,
 ) -> FineTuned:
     """Train a model further on reference heights, for example from lidar.
@@ -119,7 +120,7 @@ def fine_tune(
         Torch device.
     curriculum : Curriculum, optional
         Weights of the losses over the training; the published one by default.
-    bands, value_range, nodata, valid, erode, resolution
+    bands, value_range, nodata, valid, erode, resolution, pixel_size
         How to read the imagery, as of :func:`xchmv2.predict.predict`. They apply to every image;
         for images of several areas mask each by ``imagery.where(...)`` instead of ``valid``.
     progress : bool, default True
@@ -157,6 +158,7 @@ def fine_tune(
         "valid": valid,
         "erode": erode,
         "resolution": resolution,
+        "pixel_size": pixel_size,
     }
     pairs = [read_pair(*pair, **reading) for pair in _paired(imagery, reference)]
     sampler, held_out = split_crops(pairs, tile, validation, np.random.default_rng(seed))

@@ -88,12 +88,19 @@ def refuse_geographic(
         return
     (top, left), (dy, dx), (rows, cols) = grid.edges, grid.pixel, grid.shape
     lon, lat = left + dx * cols / 2, top + dy * rows / 2
+    if abs(lat) > 90 or abs(lon) > 360:
+        raise ImageryError(
+            f"coordinates in degrees, as {crs_label(grid.crs)} has them",
+            f"{lat:g}, {lon:g} in the middle",
+            "correct it: imagery.rio.write_crs('EPSG:...')",
+        )
     zone = int((lon + 180) // 6) % 60 + 1
     utm = CRS(f"EPSG:{(32600 if lat >= 0 else 32700) + zone}")
     call = f"imagery.odc.reproject({crs_label(utm)!r}, resolution=0.6)"
     if band is not None and imagery is not None:
-        side = math.sqrt(math.prod(ground_pixel(grid)))
-        call = advise_reprojection(band, imagery, grid.crs, utm, side)
+        native = ground_pixel(grid)
+        validate_source(native)
+        call = advise_reprojection(band, imagery, grid.crs, utm, math.sqrt(math.prod(native)))
     raise ImageryError(
         "a projected CRS, in which pixels are square on the ground",
         f"the geographic CRS {grid.crs.to_epsg() or grid.crs.proj.name}",

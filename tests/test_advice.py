@@ -613,7 +613,7 @@ def test_advice_gives_the_right_result(name):
 
 
 def written_advice():
-    """Return the advice of every error and warning in the package that holds a call, as patterns."""
+    """Return as patterns the advice of every error and warning that holds a call."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""

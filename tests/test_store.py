@@ -136,6 +136,8 @@ def test_any_heights_can_be_written(model, tmp_path, change):
     for name, coord in height.coords.items():
         assert (found[name].values == coord.values).all()
     xr.testing.assert_identical(height, before)
+    plain = xr.open_zarr(tmp_path / "h.zarr").canopy_height
+    np.testing.assert_array_equal(plain.transpose(*height.dims), height)
 
 
 def test_text_and_flags_along_time_survive(model, tmp_path):

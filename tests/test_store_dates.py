@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reference import whole_tile_model
 from store_run import Killed, copy_store, read_whole
 from webserver import serve
+from zarr.errors import ZarrUserWarning
 from zarr.storage import LocalStore, MemoryStore
 
 import xchmv2
@@ -100,6 +101,23 @@ def test_whatever_the_order_of_arrival_every_date_has_its_heights(model, days, c
     xr.testing.assert_equal(read_whole(store), expected)
     assert write(heights(model, *days), store).regions == 0
     xr.testing.assert_equal(read_whole(store), expected)
+
+
+@pytest.mark.parametrize("place", ["obstore", "icechunk", "url", "shards"])
+def test_dates_are_appended_wherever_the_store_lies(model, tmp_path, place):
+    days, store = sorted((*OLD, *NEW)), (tmp_path / "h.zarr").as_uri()
+    if place == "obstore":
+        store = pytest.importorskip("obstore").store.LocalStore(tmp_path)
+    if place == "icechunk":
+        icechunk = pytest.importorskip("icechunk")
+        repo = icechunk.Repository.create(icechunk.in_memory_storage())
+        store = repo.writable_session("main")
+    write(heights(model, *OLD, sun=[1.0, 2.0]), store, shards=place == "shards")
+    write(heights(model, *NEW, wind=[3.0, 4.0, 5.0]), store)
+    found = xchmv2.open_zarr(store)
+    np.testing.assert_array_equal(found, heights(model, *days))
+    np.testing.assert_array_equal(found.wind, [3, np.nan, 4, np.nan, 5])
+    assert write(heights(model, *days), store).regions == 0
 
 
 # Kills
@@ -345,6 +363,8 @@ def test_attributes_of_a_dataset_survive(model, tmp_path):
 def test_trees_and_groups_open_without_a_warning(model, tmp_path):
     root = tmp_path / "h.zarr"
     write(heights(model, *OLD), root)
+    with pytest.warns(ZarrUserWarning):  # as xarray advises where nobody has done it
+        zarr.consolidate_metadata(root)
     write(heights(model, *NEW), root)
     tree = xr.open_datatree(root, engine="zarr")
     np.testing.assert_array_equal(tree["canopy_height"].sortby("time"), xchmv2.open_zarr(root))

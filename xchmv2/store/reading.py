@@ -69,14 +69,14 @@ def open_zarr(
     root = {} if manifest.is_of_first_format else read_metadata(source, "")
     dataset: xr.Dataset = xr.open_zarr(
         source,
-        consolidated="consolidated_metadata" in root,
+        consolidated=bool(root.get("consolidated_metadata")),
         decode_coords="all",
         chunks=chunks,
     )
     wanted = content["variables"]
     dataset = dataset[wanted].assign({name: _as_float32(dataset[name]) for name in wanted})
     dataset = dataset.assign_coords(
-        {n: (c if c.ndim > 1 else c.compute()).drop_encoding() for n, c in dataset.coords.items()}
+        {name: c.compute().drop_encoding() for name, c in dataset.coords.items() if c.ndim < 2}
     )
     for dim in dates:
         dataset = in_order(dataset.isel({dim: slice(len(manifest.dates))}), dim)

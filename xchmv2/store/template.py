@@ -120,7 +120,6 @@ def plain_coordinates(
 
 def _extendable(variable: xr.Variable, unit: str | None) -> xr.Variable:
     """Encode a coordinate along the dates; xarray's units would suit these dates alone."""
-    encoding: dict[str, Any] = {"chunks": (_DATES,)}
     if variable.dtype.kind == "M":
         rounded = variable.values.astype("M8[us]")
         exact = ((rounded == variable.values) | np.isnat(rounded)).all()
@@ -129,9 +128,8 @@ def _extendable(variable: xr.Variable, unit: str | None) -> xr.Variable:
         numbers = variable.values.astype(f"M8[{unit}]").astype("int64")
         variable = xr.Variable(variable.dims, numbers, attrs)
     elif variable.dtype.kind == "m":
-        variable = variable.astype("m8[ns]")
-        encoding |= {"dtype": "int64", "units": "nanoseconds"}
-    variable.encoding = encoding
+        variable = variable.astype("m8[ns]")  # which xarray writes as whole nanoseconds
+    variable.encoding = {"chunks": (_DATES,)}
     return variable
 
 

@@ -22,6 +22,7 @@ from xchmv2.store.records import GROUP, Manifest, consolidate
 from xchmv2.store.storage import (
     delete_below,
     edit_metadata,
+    is_icechunk,
     list_keys,
     read_metadata,
     read_nodes,
@@ -55,12 +56,10 @@ def add_dates(
     """
     known, dim, former = manifest.dates, cube.date_dim, manifest.is_of_first_format
     new = dates.keys() - known.keys() | again
-    if dim is None or (former and not new):
-        return
-    if not former:
-        _set_length(store, dim, len(known), validate)  # an extension may have been killed
+    if not former:  # a call may have been killed before it was done with the metadata
+        _set_length(store, dim, len(known), validate)
         consolidate(store)
-    if not new:
+    if dim is None or not new:
         return
     root = store.supports_consolidated_metadata and not former
     stored = _along_dates(xr.open_zarr(store, consolidated=root, chunks=None), dim)
@@ -87,11 +86,11 @@ def add_dates(
     consolidate(store)
 
 
-def _set_length(store: Store, dim: str, count: int, validate: Callable[[], None]) -> None:
+def _set_length(store: Store, dim: str | None, count: int, validate: Callable[[], None]) -> None:
     """Set the number of dates in the metadata of all arrays; chunks are left alone."""
     for name, found in read_nodes(store).items():
-        along_dates = (found.get("dimension_names") or [""])[0] == dim
-        if along_dates and found["shape"][0] != count:
+        along_dates = (found.get("dimension_names") or [None])[0] == dim
+        if dim is not None and along_dates and found["shape"][0] != count:
             validate()
             edit_metadata(store, name, shape=[count, *found["shape"][1:]])
 
@@ -112,12 +111,17 @@ def _write_coordinates(
             zarr.open_array(store, path=name, mode="r+")[:] = zarr.open_array(raw, path=name)[:]
             continue
         # An array of another layout is replaced by its metadata; its chunks stay for its readers.
-        separator = "." if read_metadata(store, name) else "/"
+        replaces = bool(read_metadata(store, name)) and not is_icechunk(store)
+        separator = "." if replaces else "/"
+        keys = {"name": "default", "configuration": {"separator": separator}}
+        content = {**read_metadata(raw, name), "chunk_key_encoding": keys}
+        if not replaces:
+            edit_metadata(store, name, **content)
         for key in list_keys(raw, f"{name}/c/"):
             index = key.removeprefix(f"{name}/c/")
             write_object(store, f"{name}/c{separator}{index}", read_object(raw, key) or b"")
-        keys = {"name": "default", "configuration": {"separator": separator}}
-        edit_metadata(store, name, **{**read_metadata(raw, name), "chunk_key_encoding": keys})
+        if replaces:
+            edit_metadata(store, name, **content)
 
 
 def _name_coordinates(store: Store, variable: str, names: set[str]) -> None:

@@ -40,6 +40,9 @@ class Killed(WrapperStore):
         if not key.endswith("lock.json"):
             self.left -= 1
 
+    def with_read_only(self, read_only=False):  # the lowest version of zarr has none
+        return self._store.with_read_only(read_only)
+
     async def set(self, key, value):
         self.count(key)
         await super().set(key, value)

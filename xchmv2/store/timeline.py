@@ -115,13 +115,12 @@ def _write_coordinates(
         separator = "." if replaces else "/"
         keys = {"name": "default", "configuration": {"separator": separator}}
         content = {**read_metadata(raw, name), "chunk_key_encoding": keys}
-        if not replaces:
+        if is_icechunk(store):  # it takes no chunk without metadata, and is one transaction
             edit_metadata(store, name, **content)
         for key in list_keys(raw, f"{name}/c/"):
             index = key.removeprefix(f"{name}/c/")
             write_object(store, f"{name}/c{separator}{index}", read_object(raw, key) or b"")
-        if replaces:
-            edit_metadata(store, name, **content)
+        edit_metadata(store, name, **content)
 
 
 def _name_coordinates(store: Store, variable: str, names: set[str]) -> None:

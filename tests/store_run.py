@@ -1,24 +1,80 @@
-"""A run for tests to kill: python store_run.py STORE CHECKPOINT LOG [key=value ...].
+"""A run for tests to kill: python store_run.py STORE CHECKPOINT LOG [key=value ...]; other kills.
 
 Writes a synthetic scene's heights and notes in LOG, line by line, which groups were computed and
 which blocks are down.
 """
 
+import errno
 import json
 import os
 import sys
 import time
+import warnings
 
 import dask
 import numpy as np
 import torch
 import xarray as xr
 from conftest import cube
+from zarr.storage import MemoryStore, WrapperStore
 
+import xchmv2
+from xchmv2.errors import IncompleteStoreWarning
 from xchmv2.predict.tasks import SumGroup
 from xchmv2.store.regions import WriteBlock
+from xchmv2.store.storage import list_keys, read_object, write_object
 
 # Private imports: work is noted task by task.
+
+
+class Killed(WrapperStore):
+    """A store that changes nothing any more after some operations, as if its writer was killed."""
+
+    def __init__(self, store, operations=0):
+        super().__init__(store)
+        self.left = operations
+
+    def count(self, key):
+        if self.left <= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if not key.endswith("lock.json"):
+            self.left -= 1
+
+    def with_read_only(self, read_only=False):  # the lowest version of zarr has none
+        return self._store.with_read_only(read_only)
+
+    async def set(self, key, value):
+        self.count(key)
+        await super().set(key, value)
+
+    async def delete(self, key):
+        self.count(key)
+        await super().delete(key)
+
+    async def delete_dir(self, prefix):
+        # The last first: whichever way a store does it, a part may be gone.
+        for key in sorted([key async for key in self.list_prefix(f"{prefix}/")], reverse=True):
+            await self.delete(key)
+
+
+def copy_store(store, target=None):
+    """Copy a store, by default into memory."""
+    target = MemoryStore() if target is None else target
+    for key in list_keys(store, ""):
+        write_object(target, key, read_object(store, key))
+    return target
+
+
+def read_whole(store):
+    """Read what our and plain xarray's reader find; only ours says that regions are missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IncompleteStoreWarning)
+        ours = xchmv2.open_zarr(store).compute()
+    plain = xr.open_zarr(store).canopy_height.compute()
+    xr.testing.assert_identical(
+        plain.sortby("time").drop_encoding().drop_attrs(), ours.drop_encoding().drop_attrs()
+    )
+    return ours
 
 
 def scene(times=2, shape=(420, 540)):
@@ -60,9 +116,8 @@ def main(store, checkpoint, log, *options):
     note_work(log, float(given.get("pause", 0.0)))
     source = scene()
     if "extend" in given:
-        more = source.assign_coords(time=source.time + np.timedelta64(90, "D")).map(
-            lambda b: 255 - b
-        )
+        days = np.timedelta64(int(given["extend"]), "D")
+        more = source.assign_coords(time=source.time + days).map(lambda b: 255 - b)
         source = xr.concat([source, more], "time").sortby("time").chunk(time=1)
     endpoint = given.get("endpoint")
     storage = {"endpoint_url": endpoint, "key": "test", "secret": "test"} if endpoint else None

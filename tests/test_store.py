@@ -17,6 +17,7 @@ import xarray as xr
 import zarr
 from conftest import cube, no_compute
 from reference import whole_tile_model
+from store_run import Killed
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import xchmv2
@@ -138,6 +139,8 @@ def test_any_heights_can_be_written(model, tmp_path, change):
     for name, coord in height.coords.items():
         assert (found[name].values == coord.values).all()
     xr.testing.assert_identical(height, before)
+    plain = xr.open_zarr(tmp_path / "h.zarr").canopy_height
+    np.testing.assert_array_equal(plain.transpose(*height.dims), height)
 
 
 def test_text_and_flags_along_time_survive(model, tmp_path):
@@ -414,17 +417,6 @@ def test_other_dims_for_the_dates_are_refused(model, tmp_path):
         write(placeless.assign_coords(x=height.x + 1000), tmp_path / "g.zarr")
 
 
-def test_what_is_planned_for_old_places_does_not_write_into_new_ones(model, tmp_path):
-    root = tmp_path / "h.zarr"
-    height = heights(model)
-    waiting = write(height, root, compute=False)
-    write(heights(model, later(imagery(times=1, seed=6), -900)), root)
-    with pytest.raises(StoreError, match="another run has added dates to the store since"):
-        dask.compute(waiting)
-    write(height, root)
-    np.testing.assert_array_equal(xchmv2.open_zarr(root)[1:], height)
-
-
 def test_leftovers_of_a_killed_write_are_removed(model, tmp_path):
     root = tmp_path / "h.zarr"
     height = heights(model)
@@ -545,14 +537,14 @@ def test_coordinates_that_only_some_dates_have(model, tmp_path):
 
 
 class Dying(WrapperStore):
-    """A store that fails at its n-th write, as if the process had died there."""
+    """A store that fails at its n-th write below a prefix, as if the process had died there."""
 
-    def __init__(self, store, writes=0):
+    def __init__(self, store, writes=0, prefix=""):
         super().__init__(store)
-        self.left = writes
+        self.left, self.prefix = writes, prefix
 
     async def set(self, key, value):
-        if not key.endswith("lock.json"):
+        if key.startswith(self.prefix) and not key.endswith("lock.json"):
             self.left -= 1
             if self.left < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -583,69 +575,11 @@ def test_death_at_any_write_of_a_start_or_an_extension_is_survived(model, monkey
         write(first, store)  # the call that died, or the one before it, again
         write(then, store)
         xr.testing.assert_equal(xchmv2.open_zarr(store).compute(), expected)
-    assert deaths > 20
+    assert deaths > 15
     assert writes == 2 * deaths
 
 
-@pytest.mark.parametrize("moment", range(6))
-def test_death_between_the_renames_of_an_extension_is_survived(
-    model, tmp_path, monkeypatch, moment
-):
-    root = tmp_path / "h.zarr"
-    old, new = imagery(times=3), later(imagery(2, seed=5), 100)
-    both = xr.concat([old, new], "time").sortby("time").chunk(time=1)
-    write(heights(model, old), root)
-    from xchmv2.store import timeline
-
-    real, calls = timeline.move_below, []
-
-    def move(store, source, target):
-        if len(calls) == moment // 2 and moment % 2 == 0:
-            raise KeyboardInterrupt
-        real(store, source, target)
-        if len(calls) == moment // 2:
-            raise KeyboardInterrupt
-        calls.append(target)
-
-    monkeypatch.setattr(timeline, "move_below", move)
-    try:
-        write(heights(model, both), root)
-    except KeyboardInterrupt:
-        with pytest.raises(StoreError, match="dates are just being added"):
-            xchmv2.open_zarr(root)
-    monkeypatch.undo()
-    write(heights(model, both), root)
-    xr.testing.assert_equal(xchmv2.open_zarr(root).compute(), heights(model, both).compute())
-
-
 # Removal
-
-
-class Killed(WrapperStore):
-    """A store that changes nothing any more after some operations, as if its writer was killed."""
-
-    def __init__(self, store, operations=0):
-        super().__init__(store)
-        self.left = operations
-
-    def count(self, key):
-        if self.left <= 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        if not key.endswith("lock.json"):
-            self.left -= 1
-
-    async def set(self, key, value):
-        self.count(key)
-        await super().set(key, value)
-
-    async def delete(self, key):
-        self.count(key)
-        await super().delete(key)
-
-    async def delete_dir(self, prefix):
-        # The last first: whichever way a store does it, a part may be gone.
-        for key in sorted([key async for key in self.list_prefix(f"{prefix}/")], reverse=True):
-            await self.delete(key)
 
 
 @pytest.mark.parametrize("place", [MemoryStore, LocalStore])
@@ -750,7 +684,7 @@ def test_progress_tells_regions_and_speed(model, tmp_path, capsys):
 def test_a_full_disk_names_the_region_and_resuming_completes(model):
     height, store = heights(model), MemoryStore()
     with pytest.raises(StoreError, match="No space left on device") as caught:
-        write(height, Dying(store, 40))
+        write(height, Dying(store, 6, "canopy_height/c/"))
     assert "canopy_height, 20" in str(caught.value)
     assert "y 0:128" in str(caught.value) or "y 128:200" in str(caught.value)
     there = len(Manifest(store).done())

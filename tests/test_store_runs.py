@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import store_run
+import xarray as xr
 
 import xchmv2
 from xchmv2.errors import StoreError
@@ -128,13 +129,58 @@ def test_kills_while_dates_are_added_in_between(tmp_path, tiny_checkpoint, undis
     finish(start(root, tiny_checkpoint, tmp_path / "log"))
     for attempt, events in enumerate([1, 20]):
         log = tmp_path / f"log-{attempt}"
-        assert kill_after(start(root, tiny_checkpoint, log, extend=1, pause=0.02), log, events)
-    finish(start(root, tiny_checkpoint, tmp_path / "log-last", extend=1))
+        assert kill_after(start(root, tiny_checkpoint, log, extend=90, pause=0.02), log, events)
+    finish(start(root, tiny_checkpoint, tmp_path / "log-last", extend=90))
     found = xchmv2.open_zarr(root)
     assert found.sizes["time"] == 4
-    old = {name.replace("/c/2/", "/c/1/"): data for name, data in pixels_of(root).items()
-           if "/c/0/" in name or "/c/2/" in name}  # fmt: skip
-    assert old == undisturbed
+    assert old_pixels(root) == undisturbed
+
+
+def old_pixels(root):
+    """Pixels of the two dates that a store was begun with."""
+    found = pixels_of(root)
+    return {name: data for name, data in found.items() if "/c/0/" in name or "/c/1/" in name}
+
+
+def test_a_reader_keeps_what_it_opened_while_another_process_adds_dates(tmp_path, tiny_checkpoint):
+    root = tmp_path / "h.zarr"
+    finish(start(root, tiny_checkpoint, tmp_path / "log"))
+    # Extended by a date before both and one between them, which other readers may see at once.
+    readers = [xchmv2.open_zarr(root), xr.open_zarr(root).canopy_height]
+    lazily = xr.open_zarr(root, chunks=None).canopy_height
+    before = readers[0].compute()
+    run = start(root, tiny_checkpoint, tmp_path / "log-2", extend=-90, pause=0.01)
+    looks, sizes = 0, set()
+    while run.poll() is None or not looks:
+        for reader in readers:
+            np.testing.assert_array_equal(reader.compute(), before)
+        plain = xr.open_zarr(root).canopy_height
+        np.testing.assert_array_equal(plain.sel(time=before.time), before)
+        looks, sizes = looks + 1, sizes | {plain.sizes["time"]}
+    finish(run)
+    np.testing.assert_array_equal(lazily, before)
+    assert sizes <= {2, 4}
+    found = xchmv2.open_zarr(root)
+    assert found.sizes["time"] == 4
+    assert found.indexes["time"].is_monotonic_increasing
+    np.testing.assert_array_equal(found.sel(time=before.time), before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
+def test_a_suspended_writer_that_wakes_up_writes_into_no_other_date(tmp_path, tiny_checkpoint):
+    root = tmp_path / "h.zarr"
+    first = start(root, tiny_checkpoint, tmp_path / "log", pause=0.02)
+    while len(down(lines(tmp_path / "log"))) < 3:
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    (root / "xchmv2" / "lock.json").unlink()  # another machine takes it over after some minutes
+    finish(start(root, tiny_checkpoint, tmp_path / "log-2", extend=-90))
+    whole = pixels_of(root)
+    first.send_signal(signal.SIGCONT)
+    _, errors = first.communicate(timeout=900)
+    assert first.returncode
+    assert "StoreError" in errors
+    assert pixels_of(root) == whole
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,6 @@ class WriterLock:
         self._store = store
         self._owner = {**_this_process(), "token": secrets.token_hex(16)}
         self._over = threading.Event()
-        self._lost = False
         self._renewer = threading.Thread(target=self._renew, daemon=True, name="xchmv2-lock")
 
     def __enter__(self) -> WriterLock:
@@ -66,8 +65,8 @@ class WriterLock:
         self._release()
 
     def validate(self) -> None:
-        """Check that no other process took the store over, after minutes without renewal."""
-        if self._lost:
+        """Look now that no other process took the store over, after minutes without renewal."""
+        if not self._is_held():
             raise StoreError(
                 f"another process took over writing {self._store} while this one was suspended",
                 fix="let that process finish; regions already written are intact",
@@ -92,17 +91,14 @@ class WriterLock:
         """Remove the lock if it is ours; if that fails, it becomes stale."""
         _TOKENS.discard(self._owner["token"])
         with suppress(Exception):
-            holder = self._holder()
-            if holder is not None and self._is_mine(holder):
+            if self._is_held():
                 delete_object(self._store, LOCK)
                 remove_empty_folders(self._store)
 
     def _renew(self) -> None:
         while not self._over.wait(_RENEW):
             with suppress(Exception):  # the next round tries again
-                holder = self._holder()
-                self._lost = holder is None or not self._is_mine(holder)
-                if self._lost:
+                if not self._is_held():
                     return
                 write_object(self._store, LOCK, self._content())
 
@@ -117,6 +113,9 @@ class WriterLock:
             return dict(json.loads(data))
         except ValueError:
             return {}  # half-written by a killed process
+
+    def _is_held(self) -> bool:
+        return self._is_mine(self._holder() or {})
 
     def _is_mine(self, holder: dict[str, Any]) -> bool:
         return bool(holder.get("token") == self._owner["token"])

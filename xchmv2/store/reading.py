@@ -12,7 +12,9 @@ import xarray as xr
 from xchmv2.errors import IncompleteStoreWarning, StoreError, warn
 from xchmv2.raster import HEIGHT_NAME
 from xchmv2.store.records import Manifest, open_manifest
-from xchmv2.store.storage import StoreLike, resolve_store
+from xchmv2.store.storage import StoreLike, read_metadata, resolve_store
+from xchmv2.store.template import is_own_attribute
+from xchmv2.store.timeline import in_order
 
 
 def open_zarr(
@@ -34,13 +36,14 @@ def open_zarr(
     -------
     DataArray or Dataset
         ``canopy_height`` (..., y, x) float32 [m], NaN where missing, chunked by the blocks of the
-        store; a Dataset if the store holds other variables. The attribute ``grid_mapping`` names
-        the coordinate of the CRS.
+        store; a Dataset if the store holds other variables. Dates are in order, one in a chunk,
+        whatever the order in which they were written; text labels are in that order. Coordinates
+        along one dim are in memory. The attribute ``grid_mapping`` names the coordinate of the CRS.
 
     Raises
     ------
     StoreError
-        If there is no such store, dates are being added to it, or it was half removed.
+        If there is no such store, or it was half removed.
 
     Warns
     -----
@@ -58,15 +61,26 @@ def open_zarr(
             IncompleteStoreWarning,
         )
     content = manifest.fingerprint
-    chunks = dict(zip(content["grid"]["dims"][-2:], content["block"], strict=True))
+    *dates, y, x = content["grid"]["dims"]
+    chunks = dict(zip((y, x), content["block"], strict=True))
+    # The metadata in the root are those of complete dates; format 1 has none.
+    root = {} if manifest.is_of_first_format else read_metadata(source, "")
     dataset: xr.Dataset = xr.open_zarr(
-        source, consolidated=False, decode_coords="all", chunks=chunks
+        source,
+        consolidated=bool(root.get("consolidated_metadata")),
+        decode_coords="all",
+        chunks=chunks,
     )
     wanted = content["variables"]
     dataset = dataset[wanted].assign({name: _as_float32(dataset[name]) for name in wanted})
+    dataset = dataset.assign_coords(
+        {name: c.compute().drop_encoding() for name, c in dataset.coords.items() if c.ndim < 2}
+    )
+    for dim in dates:
+        dataset = in_order(dataset.isel({dim: slice(len(manifest.dates))}), dim)
     if wanted == [HEIGHT_NAME]:
         return dataset[HEIGHT_NAME]
-    dataset.attrs = {}
+    dataset.attrs = {n: v for n, v in dataset.attrs.items() if not is_own_attribute(n)}
     return dataset
 
 
@@ -79,11 +93,6 @@ def _find(store: Any) -> Manifest:
         raise StoreError(
             f"there is no store at {store}",
             fix="correct its name, or write it: height.chmv2.to_zarr(store)",
-        )
-    if manifest.pending is not None:
-        raise StoreError(
-            f"dates are just being added to {store}, or were when its writer was killed",
-            fix="wait for the writer; if it was killed, the same .chmv2.to_zarr() completes it",
         )
     return manifest
 

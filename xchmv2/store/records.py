@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.abc.store import Store
 
@@ -13,13 +15,25 @@ from xchmv2.errors import StoreError
 from xchmv2.predict import Prediction, compute_keys, find_prediction
 from xchmv2.raster import ALGORITHM, find_grid
 from xchmv2.store.lock import LOCK
-from xchmv2.store.storage import delete_below, delete_name, delete_object, list_keys, list_names
+from xchmv2.store.storage import (
+    delete_below,
+    delete_name,
+    delete_object,
+    edit_metadata,
+    list_keys,
+    list_names,
+    read_metadata,
+    read_nodes,
+)
 from xchmv2.store.template import Cube
 
 GROUP = "xchmv2"
 _DONE = f"{GROUP}/done"
 _MARKER = f"{GROUP}/zarr.json"
-_FORMAT = 1
+#: 2: a date keeps its slot. In format 1 dates were moved, so that they lay in the order of time.
+_FORMAT = 2
+#: Dims of the record of written blocks.
+_RECORD_DIMS = ("record", "block_y", "block_x")
 _LONGEST_VALUE = 120
 
 
@@ -37,23 +51,21 @@ class Manifest:
 
     @property
     def dates(self) -> dict[str, dict[str, Any]]:
-        """By label: index in the ``record``, source ``items`` and digest of the ``imagery``."""
-        return dict(self._group.attrs["dates"])  # type: ignore[arg-type]
+        """By label, in order of the slots: entries of the dates.
+
+        An entry holds the ``slot``, the index along the dates for ever; the index in the
+        ``record``; source ``items``; digest of the ``imagery``; number of ``unreadable`` files.
+        """
+        dates: dict[str, Any] = dict(self._group.attrs["dates"])  # type: ignore[arg-type]
+        order: Any = self._group.attrs.get("order")
+        if order is not None:  # format 1
+            dates = {label: {"slot": i, **dates[label]} for i, label in enumerate(order)}
+        return dict(sorted(dates.items(), key=lambda item: item[1]["slot"]))
 
     @property
-    def order(self) -> list[str]:
-        """Labels of the dates in the order of the data."""
-        return list(self._group.attrs["order"])  # type: ignore[arg-type]
-
-    @property
-    def pending(self) -> dict[str, Any] | None:
-        """The rest of an extension by new dates that was begun; None otherwise."""
-        return self._group.attrs.get("pending")  # type: ignore[return-value]
-
-    @property
-    def generation(self) -> int:
-        """How often dates were added; an index of a date is valid for one generation."""
-        return int(self._group.attrs["generation"])  # type: ignore[arg-type]
+    def is_of_first_format(self) -> bool:
+        """Whether dates have no slots of their own yet."""
+        return self._group.attrs["format"] == 1
 
     @property
     def record(self) -> zarr.Array[Any]:
@@ -67,16 +79,30 @@ class Manifest:
         return y, x
 
     def done(self) -> set[tuple[int, int, int]]:
-        """List the written blocks as (record, y, x)."""
-        head = f"{_DONE}/c/"
-        found = (key.removeprefix(head).split("/") for key in list_keys(self.store, head))
-        # A file that is being written has a longer name, and a zip file lists its folders too.
-        named = [parts for parts in found if len(parts) == 3 and all(map(str.isdigit, parts))]
-        return {(int(d), int(y), int(x)) for d, y, x in named}
+        """List the written blocks of the present dates as (record, y, x)."""
+        records = {date["record"] for date in self.dates.values()}
+        keys: list[str] = []
+        with suppress(Exception) if self.store.read_only else nullcontext():
+            keys = list_keys(self.store, f"{GROUP}/")
+        if _MARKER in keys:
+            head = f"{_DONE}/c/"
+            found = (key.removeprefix(head).split("/") for key in keys if key.startswith(head))
+            # A file that is being written has a longer name, and a zip file lists its folders too.
+            named = [parts for parts in found if len(parts) == 3 and all(map(str.isdigit, parts))]
+            blocks = {(int(d), int(y), int(x)) for d, y, x in named}
+        else:  # it cannot be listed, as over plain HTTP
+            record = zarr.open_array(self.store, path=_DONE, mode="r")
+            blocks = set(zip(*np.nonzero(np.asarray(record[...])), strict=True))
+        return {block for block in blocks if block[0] in records}
 
-    def forget(self, record: int) -> None:
-        """Mark the blocks of one record as not written."""
-        delete_below(self.store, f"{_DONE}/c/{record}")
+    def commit(self, dates: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace the dates, all at once; from then on the store has the present format."""
+        count = 1 + max(date["record"] for date in dates.values())
+        edit_metadata(
+            self.store, _DONE, shape=[count, *self.blocks], dimension_names=list(_RECORD_DIMS)
+        )
+        kept = {name: self._group.attrs[name] for name in ("state", "fingerprint")}
+        self._group.attrs.put({**kept, "format": _FORMAT, "dates": dict(dates)})
 
     def update(self, **attrs: Any) -> None:
         """Change attributes, all at once."""
@@ -91,8 +117,8 @@ def create_manifest(
 ) -> Manifest:
     """Write the metadata of a store whose template is complete.
 
-    ``content`` is the fingerprint, ``dates`` are as :attr:`Manifest.dates` in the order of the
-    data, ``blocks`` their number along y and x.
+    ``content`` is the fingerprint, ``dates`` are as :attr:`Manifest.dates`, ``blocks`` their number
+    along y and x.
     """
     zarr.create_array(
         store,
@@ -102,12 +128,24 @@ def create_manifest(
         dtype="uint8",
         fill_value=0,
         compressors=None,
+        dimension_names=_RECORD_DIMS,
         overwrite=True,
     )
-    attrs = {"state": "ready", "format": _FORMAT, "fingerprint": dict(content), "generation": 0}
     manifest = Manifest(store)
-    manifest.update(**attrs, dates=dict(dates), order=list(dates), pending=None)
+    manifest.update(state="ready", format=_FORMAT, fingerprint=dict(content), dates=dict(dates))
     return manifest
+
+
+def consolidate(store: Store) -> None:
+    """Copy the metadata of all arrays into the root, from which plain xarray opens the store.
+
+    Until the next call a reader sees the store as it is now, whatever is appended. The function of
+    zarr does the same, but warns that this is no part of the specification.
+    """
+    if store.supports_consolidated_metadata:
+        nodes = {**read_nodes(store), _DONE: read_metadata(store, _DONE)}
+        content = {"kind": "inline", "must_understand": False, "metadata": nodes}
+        edit_metadata(store, "", consolidated_metadata=content)
 
 
 def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | None:
@@ -116,8 +154,9 @@ def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | Non
     Raises
     ------
     StoreError
-        If it holds something else, was written by a later version, or was half removed; with
-        ``half_removed`` the last counts as empty.
+        If it holds something else, was written by a later version, a former version was killed
+        while it moved dates, or it was half removed; with ``half_removed`` the last counts as
+        empty, and moved dates do not matter.
     """
     attrs = _attributes(store)
     state = attrs.get("state")
@@ -137,11 +176,18 @@ def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | Non
             f"{', '.join(sorted(foreign)[:5])} in {store}",
             "give another name; nothing there was changed",
         )
-    if attrs["format"] != _FORMAT:
+    if attrs["format"] not in (1, _FORMAT):
         raise StoreError(
-            f"a store of format {_FORMAT}",
+            f"a store of format {_FORMAT} or 1",
             f"format {attrs['format']} in {store}",
             "upgrade xchmv2",
+        )
+    if attrs.get("pending") and not half_removed:
+        raise StoreError(
+            "a store whose dates are complete",
+            f"one in which a former version of xchmv2 was killed while it moved dates: {store}",
+            "make the call that was killed again with that version, which completes the store; or "
+            "write to another store",
         )
     return Manifest(store)
 

@@ -23,12 +23,21 @@ Regions = _Region | Sequence[_Region]
 
 @dataclass(frozen=True)
 class _DatePlace:
-    """Indices of a date in the block, in the store's arrays and in its record; and its label."""
+    """Index of a date in the block, its label, and its entry in the manifest."""
 
     source: int
-    target: int
-    record: int
     label: str
+    entry: Mapping[str, Any]
+
+    @property
+    def slot(self) -> int:
+        """Its index in the store's arrays."""
+        return int(self.entry["slot"])
+
+    @property
+    def record(self) -> int:
+        """Its index in the record."""
+        return int(self.entry["record"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +56,6 @@ class WriteBlock:
         Index of the block along y and x.
     rows, cols : slice
         Its pixels.
-    generation : int
-        Generation of the store's dates that the indices refer to.
     """
 
     arrays: tuple[zarr.Array[Any], ...]
@@ -58,16 +65,17 @@ class WriteBlock:
     block: tuple[int, int]
     rows: slice
     cols: slice
-    generation: int
 
     def __call__(self, blocks: Sequence[npt.NDArray[Any]]) -> int:
         """Write the blocks, one of each variable; returns the number of pixels."""
-        if Manifest(self.record.store).generation != self.generation:
-            raise StoreError(
-                "another run has added dates to the store since this one was planned",
-                fix="call .chmv2.to_zarr() again",
-            )
+        known = Manifest(self.record.store).dates
         for date in self.dates:
+            if known.get(date.label) != date.entry:
+                raise StoreError(
+                    f"another run is writing {date.label or 'this array'} anew since this one was "
+                    "planned",
+                    fix="call .chmv2.to_zarr() again",
+                )
             for array, encode, block in zip(self.arrays, self.encodings, blocks, strict=True):
                 self._write(array, encode, np.asarray(block), date)
             try:  # after the data, so that a block that is recorded is written
@@ -82,7 +90,7 @@ class WriteBlock:
         self, array: zarr.Array[Any], encode: Encoding, block: npt.NDArray[Any], date: _DatePlace
     ) -> None:
         flat = block.ndim == 2
-        where = (self.rows, self.cols) if flat else (date.target, self.rows, self.cols)
+        where = (self.rows, self.cols) if flat else (date.slot, self.rows, self.cols)
         try:
             array[where] = encode(block if flat else block[date.source])
         except OverflowError as error:
@@ -118,9 +126,7 @@ def missing_blocks(
     ``wanted`` are the index ranges from :func:`resolve_regions`. Returns the task that writes each
     missing block, by its index in the cube, and how many of the wanted regions are written.
     """
-    generation = manifest.generation
-    done, record, order, dates = manifest.done(), manifest.record, manifest.order, manifest.dates
-    labels, places = cube.labels, {label: i for i, label in enumerate(order)}
+    done, record, dates, labels = manifest.done(), manifest.record, manifest.dates, cube.labels
     found, present = {}, 0
     for index, pixels in blocks_of(next(iter(cube.arrays.values()))):
         if not _touches(wanted, cube, pixels):
@@ -129,14 +135,14 @@ def missing_blocks(
         by, bx = index[-2:]
         span = when[0] if when else slice(0, 1)
         missing = tuple(
-            _DatePlace(i - span.start, places[label], dates[label]["record"], label)
+            _DatePlace(i - span.start, label, dates[label])
             for i, label in enumerate(labels[span], span.start)
             if (dates[label]["record"], by, bx) not in done
         )
         present += len(labels[span]) - len(missing)
         if missing:
             found[index] = WriteBlock(
-                arrays, tuple(encodings.values()), record, missing, (by, bx), rows, cols, generation
+                arrays, tuple(encodings.values()), record, missing, (by, bx), rows, cols
             )
     return found, present
 

@@ -1,7 +1,8 @@
-"""The address of a store, and its single objects: read, write, list, move and delete."""
+"""The address of a store, and its single objects: read, write, list and delete."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -144,9 +145,26 @@ def write_object(store: Store, key: str, data: bytes, *, new: bool = False) -> N
     sync(store.set_if_not_exists(key, buffer) if new else store.set(key, buffer))
 
 
+def edit_metadata(store: Store, path: str, **fields: Any) -> None:
+    """Change fields in the metadata of an array or group, all at once."""
+    content = {**read_metadata(store, path), **fields}
+    write_object(store, f"{path}/zarr.json".lstrip("/"), json.dumps(content, indent=2).encode())
+
+
 def delete_object(store: Store, key: str) -> None:
     """Delete an object if it exists."""
     sync(store.delete(key))
+
+
+def read_metadata(store: Store, path: str) -> dict[str, Any]:
+    """Read the metadata of an array or group; empty if there is none."""
+    return dict(json.loads(read_object(store, f"{path}/zarr.json".lstrip("/")) or "{}"))
+
+
+def read_nodes(store: Store) -> dict[str, dict[str, Any]]:
+    """Read the metadata of all arrays and groups right below the root, by name."""
+    names = [name for name in list_names(store) if name != "zarr.json"]
+    return {name: found for name in names if (found := read_metadata(store, name))}
 
 
 def list_names(store: Store, prefix: str = "") -> list[str]:
@@ -164,31 +182,6 @@ def delete_below(store: Store, prefix: str) -> None:
     """Delete all objects below a prefix, if there are any."""
     if list_keys(store, f"{prefix}/"):
         sync(store.delete_dir(prefix))
-
-
-def copy_below(store: Store, old: str, new: str) -> None:
-    """Copy all objects below one prefix to another, replacing those that exist."""
-    for key in list_keys(store, f"{old}/"):
-        data = read_object(store, key)
-        if data is not None:
-            write_object(store, f"{new}/{key.removeprefix(f'{old}/')}", data)
-
-
-def move_below(store: Store, old: str, new: str) -> None:
-    """Move all objects from one prefix to another, which is empty.
-
-    Killed at any moment and called again, it ends with everything moved: on a local disk it is one
-    rename, elsewhere an object is deleted after it was copied.
-    """
-    if isinstance(store, LocalStore):
-        source, target = store.root / old, store.root / new
-        if source.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.rename(target)
-        return
-    copy_below(store, old, new)
-    for key in list_keys(store, f"{old}/"):
-        delete_object(store, key)
 
 
 def remove_partial_files(store: Store) -> None:

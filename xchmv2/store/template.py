@@ -33,6 +33,12 @@ _CONVENTIONS = (
     {"name": "spatial:", "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4"},
 )
 
+#: Dates in a chunk of their coordinates. More dates replace one object, and whoever opened the
+#: store when it had fewer reads it as before.
+_DATES = 1024
+#: Units of dates in a store.
+_UNITS = {"us": "microseconds since 1970-01-01", "ns": "nanoseconds since 1970-01-01"}
+
 _ENCODED = ("_FillValue", "missing_value", "scale_factor", "add_offset", "coordinates")
 
 
@@ -59,7 +65,7 @@ def write_template(
         name: {"chunks": cube.block} for name, c in dataset.coords.items() if c.dims == cube.dims
     }
     encoding |= {name: {**layout, **e.for_xarray} for name, e in encodings.items()}
-    _plain_coordinates(dataset).to_zarr(
+    plain_coordinates(dataset, cube.date_dim).to_zarr(
         store,
         mode="a",
         zarr_format=3,
@@ -68,15 +74,6 @@ def write_template(
         safe_chunks=False,
         encoding=encoding,
     )
-
-
-def write_coordinates(store: Store, path: str, cube: Cube) -> list[str]:
-    """Write the coordinates along the dates into a group; returns their names."""
-    along = [str(n) for n, c in cube.dataset.coords.items() if cube.date_dim in c.dims]
-    _plain_coordinates(cube.dataset[along]).to_zarr(
-        store, group=path, mode="w", zarr_format=3, consolidated=False
-    )
-    return along
 
 
 def _georeference(cube: Cube) -> dict[str, Any]:
@@ -98,6 +95,13 @@ def _georeference(cube: Cube) -> dict[str, Any]:
     }
 
 
+def is_own_attribute(name: Any) -> bool:
+    """Whether an attribute of the root describes the store, not the Dataset that was written."""
+    return str(name) in ("Conventions", "zarr_conventions") or str(name).startswith(
+        ("proj:", "spatial:")
+    )
+
+
 def _attrs(variable: xr.DataArray) -> dict[str, Any]:
     """Attributes as they are stored, without those of the source's encoding."""
     mapping = variable.encoding.get("grid_mapping")
@@ -105,15 +109,50 @@ def _attrs(variable: xr.DataArray) -> dict[str, Any]:
     return {**({"grid_mapping": mapping} if mapping else {}), **kept}
 
 
-def _plain_coordinates(dataset: xr.Dataset) -> xr.Dataset:
-    """Drop the source's encoding of coordinates; Zarr v3 has no text of fixed width."""
+def plain_coordinates(
+    dataset: xr.Dataset, date_dim: str | None, units: Mapping[Any, str] | None = None
+) -> xr.Dataset:
+    """Encode coordinates for a store, whatever their source's encoding.
+
+    Those along the dates are encoded so that later dates can follow; ``units`` are those of
+    :func:`unit_of` for coordinates that a store holds already.
+    """
     coords = {}
     for name, coord in dataset.coords.items():
-        if coord.dtype.kind in "UT":
+        if coord.dtype.kind in "UT":  # Zarr v3 has no text of fixed width
             coord = coord.astype(object)
-        coords[name] = coord.variable.copy(deep=False)
-        coords[name].encoding = {}
+        variable = coord.variable.to_base_variable().copy(deep=False)
+        variable.encoding = {"chunks": coord.shape} if coord.ndim == 1 else {}
+        if coord.dims == (date_dim,):
+            variable = _extendable(variable, (units or {}).get(name))
+        coords[name] = variable
     return dataset.drop_encoding().assign_coords(coords)
+
+
+def _extendable(variable: xr.Variable, unit: str | None) -> xr.Variable:
+    """Encode a coordinate along the dates; xarray's units would suit these dates alone."""
+    if variable.dtype.kind == "M":
+        rounded = variable.values.astype("M8[us]")
+        exact = ((rounded == variable.values) | np.isnat(rounded)).all()
+        unit = unit or ("us" if exact else "ns")
+        attrs = {**variable.attrs, "units": _UNITS[unit], "calendar": "proleptic_gregorian"}
+        numbers = variable.values.astype(f"M8[{unit}]").astype("int64")
+        variable = xr.Variable(variable.dims, numbers, attrs)
+    elif variable.dtype.kind == "m":
+        variable = variable.astype("m8[ns]")  # which xarray writes as whole nanoseconds
+    variable.encoding = {"chunks": (_DATES,)}
+    return variable
+
+
+def unit_of(stored: xr.DataArray) -> str | None:
+    """Find the unit of a coordinate in a store, "us" or "ns", and "" if it holds no times.
+
+    None if it is not encoded so that later dates can follow, as in stores of format 1.
+    """
+    if stored.encoding.get("chunks") != (_DATES,):
+        return None
+    found = {name: unit for unit, name in _UNITS.items()}
+    return found.get(str(stored.encoding.get("units"))) if stored.dtype.kind == "M" else ""
 
 
 EncodingName = Literal["float32", "rounded", "int16_cm", "uint8_half_m"]

@@ -1,104 +1,139 @@
-"""New dates of a store: merged in order with the dates that it holds, safely against a kill.
+"""New dates of a store: they are appended, whatever their time, so that no date ever moves.
 
-The new coordinates are first written aside. Then a journal in the manifest lists the dates that
-have to move, and loses an entry with each one that has moved; the next writer that finds a journal
-completes it.
+First arrays are lengthened. No reader sees that, because the root of the store holds the metadata
+that they open. Then the manifest is replaced: from this moment the store has the new dates. Last,
+the metadata in the root are replaced. Each step can be killed, and the next call begins anew with
+the dates that the manifest has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
+from zarr.storage import MemoryStore
 
 from xchmv2.errors import StoreError
-from xchmv2.store.records import GROUP, Manifest
-from xchmv2.store.storage import copy_below, delete_below, move_below
-from xchmv2.store.template import Cube, date_label, write_coordinates
+from xchmv2.store.records import GROUP, Manifest, consolidate
+from xchmv2.store.storage import (
+    delete_below,
+    edit_metadata,
+    is_icechunk,
+    list_keys,
+    read_metadata,
+    read_nodes,
+    read_object,
+    write_object,
+)
+from xchmv2.store.template import Cube, date_label, plain_coordinates, unit_of
 
-_ASIDE = f"{GROUP}/next"
 
-
-def in_order(cube: Cube) -> Cube:
-    """Sort the dates of a cube, for its labels and coordinates alone."""
-    return Cube(_sorted(cube.dataset, cube.date_dim), cube.date_dim, cube.dims)
+def in_order(dataset: xr.Dataset, dim: str | None) -> xr.Dataset:
+    """Sort by date or number; text labels keep their order."""
+    if dim not in dataset.coords or dataset[dim].dtype.kind not in "Mmifu":
+        return dataset
+    order = np.argsort(dataset[dim].values, kind="stable")
+    return dataset if (np.diff(order) == 1).all() else dataset.isel({dim: order})
 
 
 def add_dates(
-    store: Store, manifest: Manifest, cube: Cube, dates: dict[str, Any], again: set[str]
+    store: Store,
+    manifest: Manifest,
+    cube: Cube,
+    dates: dict[str, dict[str, Any]],
+    again: set[str],
+    validate: Callable[[], None],
 ) -> None:
-    """Make room for the dates of a cube that a store of the same fingerprint does not hold yet.
+    """Append the dates of a cube that a store of the same fingerprint does not hold yet.
 
-    ``dates`` are the items and imagery digest of the cube's dates by label, ``again`` the labels
-    of stored dates that are written anew.
+    ``dates`` describe the cube's dates by label. Those in ``again`` are written anew: they keep
+    their slots, but none of their regions counts as written. ``validate`` refuses to go on if this
+    process is no longer the only writer.
     """
-    known = manifest.dates
-    fresh = {label: dates[label] for label in cube.labels if label not in known}
-    if cube.date_dim is None or not (fresh or again):
+    known, dim, former = manifest.dates, cube.date_dim, manifest.is_of_first_format
+    new = dates.keys() - known.keys() | again
+    if not former:  # a call may have been killed before it was done with the metadata
+        _set_length(store, dim, len(known), validate)
+        consolidate(store)
+    if dim is None or not new:
         return
-    stored = xr.open_zarr(store, consolidated=False, chunks=None, decode_coords="all")
-    merged = _merge(_along_dates(stored, cube.date_dim), cube, again)
-    names = write_coordinates(store, _ASIDE, merged)
-    order, old = merged.labels, manifest.order
-    first = len(known)
-    records = {
-        label: {**content, "record": first + i} for i, (label, content) in enumerate(fresh.items())
+    root = store.supports_consolidated_metadata and not former
+    stored = _along_dates(xr.open_zarr(store, consolidated=root, chunks=None), dim)
+    added = in_order(_along_dates(cube.dataset, dim), dim)
+    added = added.isel({dim: [label in new for label in _labels(added, dim)]})
+    merged = _merge(stored, _as_stored(added, stored, dim), list(known), dim)
+    if former:
+        delete_below(store, f"{GROUP}/next")  # coordinates, where dates were about to be moved
+        manifest.commit(known)
+        consolidate(store)
+    order = list(dict.fromkeys([*known, *_labels(added, dim)]))
+    _set_length(store, dim, len(order), validate)
+    _write_coordinates(store, merged, stored, dim, validate)
+    for name in cube.arrays:
+        validate()
+        _name_coordinates(store, name, {*map(str, added.variables)} - {dim})
+    first = 1 + max(date["record"] for date in known.values())
+    begun = {
+        label: {**dates[label], "slot": order.index(label), "record": first + i}
+        for i, label in enumerate(_labels(added, dim))
     }
-    # From the last to the first, so that each date moves to a free index.
-    moves = [[i, order.index(label)] for i, label in reversed(list(enumerate(old)))]
-    manifest.update(
-        generation=manifest.generation + 1,
-        pending={
-            "order": order,
-            "dates": {
-                n: {**dates[n], "record": d["record"]} if n in again else d
-                for n, d in known.items()
-            }
-            | records,
-            "forget": [known[label]["record"] for label in again],
-            "moves": [move for move in moves if move[0] != move[1]],
-            "variables": list(cube.arrays),
-            "coordinates": names,
-            "named": [name for name in names if name != cube.date_dim],
-        },
+    validate()
+    manifest.commit(known | begun)
+    consolidate(store)
+
+
+def _set_length(store: Store, dim: str | None, count: int, validate: Callable[[], None]) -> None:
+    """Set the number of dates in the metadata of all arrays; chunks are left alone."""
+    for name, found in read_nodes(store).items():
+        along_dates = (found.get("dimension_names") or [None])[0] == dim
+        if dim is not None and along_dates and found["shape"][0] != count:
+            validate()
+            edit_metadata(store, name, shape=[count, *found["shape"][1:]])
+
+
+def _write_coordinates(
+    store: Store, merged: xr.Dataset, stored: xr.Dataset, dim: str, validate: Callable[[], None]
+) -> None:
+    """Write coordinates of all dates; what a reader of the former dates reads stays the same."""
+    units = {name: unit_of(stored[name]) for name in stored.variables}
+    fixed = {name: unit for name, unit in units.items() if unit is not None}
+    raw = MemoryStore()
+    plain_coordinates(merged, dim, fixed).to_zarr(
+        raw, zarr_format=3, consolidated=False, write_empty_chunks=True
     )
-    finish_extension(store, manifest)
+    for name in map(str, merged.variables):
+        validate()
+        if name in fixed:
+            zarr.open_array(store, path=name, mode="r+")[:] = zarr.open_array(raw, path=name)[:]
+            continue
+        # An array of another layout is replaced by its metadata; its chunks stay for its readers.
+        replaces = bool(read_metadata(store, name)) and not is_icechunk(store)
+        separator = "." if replaces else "/"
+        keys = {"name": "default", "configuration": {"separator": separator}}
+        content = {**read_metadata(raw, name), "chunk_key_encoding": keys}
+        if is_icechunk(store):  # it takes no chunk without metadata, and is one transaction
+            edit_metadata(store, name, **content)
+        for key in list_keys(raw, f"{name}/c/"):
+            index = key.removeprefix(f"{name}/c/")
+            write_object(store, f"{name}/c{separator}{index}", read_object(raw, key) or b"")
+        edit_metadata(store, name, **content)
 
 
-def finish_extension(store: Store, manifest: Manifest) -> None:
-    """Complete an extension that was begun, if there is one."""
-    pending = manifest.pending
-    if pending is None:
-        delete_below(store, _ASIDE)
-        return
-    count = len(pending["order"])
-    for record in pending["forget"]:
-        manifest.forget(record)
-    for name in pending["variables"]:
-        array = zarr.open_array(store, path=name, mode="r+")
-        _lengthen(array, count)
-        named = {*str(array.attrs.get("coordinates", "")).split(), *pending["named"]}
-        array.update_attributes({"coordinates": " ".join(sorted(named))})
-    while pending["moves"]:
-        old, new = pending["moves"][0]
-        for name in pending["variables"]:
-            move_below(store, f"{name}/c/{old}", f"{name}/c/{new}")
-        pending = {**pending, "moves": pending["moves"][1:]}
-        manifest.update(pending=pending)
-    for name in pending["coordinates"]:
-        delete_below(store, f"{name}/c")
-        copy_below(store, f"{_ASIDE}/{name}", name)
-    _lengthen(manifest.record, count)
-    manifest.update(dates=pending["dates"], order=pending["order"], pending=None)
-    delete_below(store, _ASIDE)
+def _name_coordinates(store: Store, variable: str, names: set[str]) -> None:
+    """Name coordinates in the attribute of a variable by which xarray finds them."""
+    attributes = read_metadata(store, variable)["attributes"]
+    named = names.union(str(attributes.get("coordinates", "")).split())
+    edit_metadata(
+        store, variable, attributes={**attributes, "coordinates": " ".join(sorted(named))}
+    )
 
 
-def _lengthen(array: zarr.Array[Any], count: int) -> None:
-    if array.shape[0] < count:
-        array.resize((count, *array.shape[1:]))
+def _labels(dataset: xr.Dataset, dim: str) -> list[str]:
+    return [date_label(value) for value in dataset[dim].values]
 
 
 def _along_dates(dataset: xr.Dataset, dim: str) -> xr.Dataset:
@@ -109,23 +144,20 @@ def _along_dates(dataset: xr.Dataset, dim: str) -> xr.Dataset:
     return found if dim in found.coords else found.assign_coords({dim: positions})
 
 
-def _merge(stored: xr.Dataset, cube: Cube, again: set[str]) -> Cube:
-    """Coordinates of old and new dates in order, as a cube without pixels."""
-    dim = cube.date_dim
-    assert dim is not None
-    labels = [date_label(value) for value in stored[dim].values]
-    kept = [i for i, label in enumerate(labels) if label not in again]
-    fresh = [i for i, name in enumerate(cube.labels) if name not in labels or name in again]
-    parts = [stored.isel({dim: kept}), _along_dates(cube.dataset, dim).isel({dim: fresh})]
-    names = [name for part in parts for name in part.data_vars]
-    filled = [_with_all(part, names, parts, dim) for part in parts]
+def _merge(stored: xr.Dataset, added: xr.Dataset, labels: list[str], dim: str) -> xr.Dataset:
+    """Coordinates of stored and added dates in the order of the slots."""
+    parts = [stored, added]
+    names = {name: None for part in parts for name in part.data_vars}
+    filled = [_with_all(part, list(names), parts, dim) for part in parts]
     merged = xr.concat(filled, dim, data_vars="all", join="override", combine_attrs="override")
-    return Cube(_sorted(merged.set_coords(list(merged.data_vars)), dim), dim, cube.dims)
+    # A date that is written anew keeps its place, with its new coordinates.
+    rows = {label: row for row, label in enumerate([*labels, *_labels(added, dim)])}
+    return merged.isel({dim: list(rows.values())}).set_coords(list(names))
 
 
 def _with_all(part: xr.Dataset, names: list[Any], parts: list[xr.Dataset], dim: str) -> xr.Dataset:
     """Add the coordinates that only the other part has, as missing values."""
-    for name in {name for name in names if name not in part}:
+    for name in [name for name in names if name not in part]:
         other = next(p[name] for p in parts if name in p)
         part = part.assign({name: (dim, _missing(other, part.sizes[dim]), other.attrs)})
     return part
@@ -146,8 +178,31 @@ def _missing(like: xr.DataArray, count: int) -> np.ndarray[Any, Any]:
     )
 
 
-def _sorted(dataset: xr.Dataset, dim: str | None) -> xr.Dataset:
-    """Sort by date or number; text labels keep their order."""
-    if dim not in dataset.coords or dataset[dim].dtype.kind not in "Mmifu":
-        return dataset
-    return dataset.sortby(dim)
+def _as_stored(added: xr.Dataset, stored: xr.Dataset, dim: str) -> xr.Dataset:
+    """Bring coordinates to the data types in the store; values that do not fit are refused."""
+    found = {}
+    for name in [name for name in added.variables if name in stored.variables]:
+        given, dtype = added[name].variable.to_base_variable(), stored[name].dtype
+        kinds = {given.dtype.kind, dtype.kind}
+        if kinds <= {*"OUT"}:
+            dtype = np.dtype(object)
+        elif dtype.kind == "M" and (unit := unit_of(stored[name])):
+            dtype = np.dtype(f"M8[{unit}]")
+        numbers = {*"iu"} if name == dim else {*"iuf"}
+        alike = len(kinds) == 1 or kinds <= {*"OUT"} or kinds <= numbers
+        with np.errstate(all="ignore"):
+            kept = given.astype(dtype) if alike else given
+        wrong = ((kept != given) & ~(kept.isnull() & given.isnull())).values
+        if not alike or (wrong.any() and (dtype.kind != "f" or name == dim)):
+            raise _misfit(str(name), dtype, given.values[wrong if alike else slice(1)][0])
+        found[name] = kept
+    return added.assign(found)
+
+
+def _misfit(name: str, dtype: np.dtype[Any], value: Any) -> StoreError:
+    rounded = f"height.assign_coords({name}=height.{name}.astype({dtype.name!r}))"
+    return StoreError(
+        f"{name} as {dtype}, in which the store holds it",
+        repr(value),
+        f"round it: {rounded}" if dtype == "M8[us]" else "write these dates to another store",
+    )

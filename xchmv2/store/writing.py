@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xarray as xr
@@ -19,6 +19,7 @@ from xchmv2.store.lock import WriterLock
 from xchmv2.store.records import (
     Manifest,
     begin,
+    consolidate,
     create_manifest,
     fingerprint,
     imagery_digests,
@@ -42,7 +43,7 @@ from xchmv2.store.template import (
     resolve_encoding,
     write_template,
 )
-from xchmv2.store.timeline import add_dates, finish_extension, in_order
+from xchmv2.store.timeline import add_dates, in_order
 
 #: By label: source items of a date, digest of its imagery, number of its unreadable files.
 _Dates = dict[str, dict[str, Any]]
@@ -97,8 +98,8 @@ def to_zarr(
         "int16_cm" centimetres, "uint8_half_m" half metres from 0 to 127 m. Integers and booleans
         keep their data type; dates are stored as days.
     resume : bool, default True
-        Resume an existing store: only missing regions are computed, and new dates are merged in
-        order. Otherwise an existing store is refused.
+        Resume an existing store: only missing regions are computed, and new dates are appended.
+        Otherwise an existing store is refused.
     regions : mapping or sequence of mappings, optional
         Index ranges, such as ``{"time": 0, "y": slice(0, 8192)}``: only blocks that overlap one of
         them are written. Another call writes the others.
@@ -133,6 +134,9 @@ def to_zarr(
     addresses of the imagery were signed anew. An array that was changed after ``predict`` is
     identified by its dask name: it resumes only if exactly the same is computed.
 
+    A date never moves in the store: later calls append theirs, whatever their time, and
+    ``open_zarr`` sorts them. Whoever opened the store before goes on reading it as it was.
+
     See Also
     --------
     xchmv2.open_zarr : Open the store.
@@ -163,7 +167,7 @@ def to_zarr(
                 "resume=True completes it (--resume in a shell); or give another name",
             )
         content = {"encoding": encoding, "variables": list(cube.arrays), **fingerprint(cube)}
-        manifest = _prepare(target, found, cube, content, encodings, shards=shards)
+        manifest = _prepare(target, found, cube, content, encodings, lock, shards=shards)
         arrays = tuple(zarr.open_array(target, path=name, mode="r+") for name in cube.arrays)
         sinks, present = missing_blocks(cube, manifest, arrays, encodings, wanted)
         name = f"chmv2-write-{tokenize(str(target), list(cube.arrays), sorted(sinks))}"
@@ -178,34 +182,39 @@ def _prepare(
     cube: Cube,
     content: dict[str, Any],
     encodings: Mapping[str, Any],
+    lock: WriterLock | None,
     *,
     shards: bool,
 ) -> Manifest:
     """Make the store ready for all dates of a cube: begin it, or validate and extend it."""
     if manifest is None:
         dates = _describe_dates(cube)
-        ordered = in_order(cube)
-        records = {label: {**dates[label], "record": i} for i, label in enumerate(ordered.labels)}
+        ordered = replace(cube, dataset=in_order(cube.dataset, cube.date_dim))
+        entries = {
+            label: {**dates[label], "slot": i, "record": i}
+            for i, label in enumerate(ordered.labels)
+        }
         with explain_failures(store):
             begin(store)
             write_template(store, ordered, encodings, shards=shards)
-            return create_manifest(store, content, records, cube.blocks)
+            manifest = create_manifest(store, content, entries, cube.blocks)
+            consolidate(store)
+            return manifest
     with explain_failures(store):
         remove_partial_files(store)
-        finish_extension(store, manifest)
     validate_same(manifest.fingerprint, content, str(store))
     dates = _describe_dates(cube)
     known = manifest.dates
     again = set()
     for label in dates.keys() & known.keys():
-        stored = {name: value for name, value in known[label].items() if name != "record"}
+        stored = {n: value for n, value in known[label].items() if n not in ("slot", "record")}
         if not int(stored.get("unreadable", 0)):
             validate_same(stored, dates[label], f"{label or 'this array'} in {store}")
         elif stored != dates[label]:  # a file that could not be read is there now, or the reverse
             again.add(label)
     _validate_items_are_new(dates, known)
     with explain_failures(store):
-        add_dates(store, manifest, cube, dates, again)
+        add_dates(store, manifest, cube, dates, again, lock.validate if lock else lambda: None)
     return manifest
 
 

@@ -171,11 +171,11 @@ def test_mutated_items_are_refused_in_a_sentence_or_right(kind, tmp_path):
     found, chance, counts = kind(tmp_path), random.Random(14), Counter()
     truth = xchmv2.load([found], resolution=None).isel(time=0, drop=True).compute()
     np.testing.assert_array_equal(truth.red, noise(4)[0])
-    for _ in range(90):
+    for _ in range(75):
         counts[outcome(*mutated(found, chance), truth)] += 1
     print(kind.__name__, dict(counts))
-    assert counts["right"] > 14
-    assert counts["refused"] > 28
+    assert counts["right"] > 10
+    assert counts["refused"] > 24
     assert counts["moved"] < 5
 
 

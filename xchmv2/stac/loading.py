@@ -76,7 +76,7 @@ _OPTIONS = (
 _DROPPED = ("driver", "fuse_func", "preserve_original_order")
 
 #: One of odc-stac's names, or its function of (item, parsed item, index).
-GroupBy = str | Callable[[pystac.Item, Any, int], Any] | None
+_GroupBy = str | Callable[[pystac.Item, Any, int], Any] | None
 
 _GROUPS = "group by 'solar_day', 'time', 'id' or a property that all items have"
 #: Longest side of a cube [px]: half-way around the Earth at 0.6 m is twice as long.
@@ -95,7 +95,7 @@ def load(
     resolution: float | None = _RESOLUTION,
     bands: BandNames | None = None,
     chunks: int | Mapping[str, int] = BLOCK,
-    groupby: GroupBy = "solar_day",
+    groupby: _GroupBy = "solar_day",
     sign: Sign | None = None,
     cloud_mask: str | None = None,
     clear_values: ClearValues | None = None,
@@ -434,7 +434,7 @@ def _label(
 
 
 def _group_images(
-    images: Sequence[ItemImage], groupby: GroupBy, geobox: GeoBox
+    images: Sequence[ItemImage], groupby: _GroupBy, geobox: GeoBox
 ) -> list[tuple[ItemImage, ...]]:
     """Group the images of one date, as odc-stac does, in order of the earliest time in each group.
 
@@ -456,7 +456,7 @@ def _group_images(
     return sorted(ordered, key=lambda group: group[0].order)
 
 
-def _group_key(image: ItemImage, index: int, groupby: GroupBy, shift: timedelta) -> Any:
+def _group_key(image: ItemImage, index: int, groupby: _GroupBy, shift: timedelta) -> Any:
     item = image.item
     if callable(groupby):
         import odc.stac

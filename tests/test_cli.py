@@ -155,7 +155,7 @@ class TestDemo:
         again = run(*words)
         assert again.exit_code == 1
         assert again.stdout == ""
-        assert again.stderr.startswith("error: expected no demo.zarr or demo.png in")
+        assert again.stderr.startswith("error: demo.zarr and demo.png in")
         assert "xchmv2 demo --overwrite" in again.stderr
         (tmp_path / "demo.png").write_text("old")
         replaced = run(*words, "--overwrite", "--seed", 1)

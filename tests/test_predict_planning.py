@@ -623,7 +623,8 @@ class TestPlot:
     def test_what_is_not_known_is_not_drawn(self):
         pytest.importorskip("matplotlib")
         imagery = cube((3000, 300), crs=None).drop_vars(["x", "y"]).chunk(y=1000)
-        axes = imagery.chmv2.plan(MODEL, nodata=0, block=300, **GRID).plot()
+        with pytest.warns(UserWarning, match="without a CRS"):
+            axes = imagery.chmv2.plan(MODEL, nodata=0, block=300, **GRID).plot()
         assert axes.get_xlabel() == "x [px]"
         assert "valid" not in axes.get_title()
         lines = [c for c in axes.collections if hasattr(c, "get_segments")]

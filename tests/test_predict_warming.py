@@ -511,7 +511,7 @@ class TestForwardsOnGPUs:
     def fresh(self, spec, seed):
         """A prediction that no worker holds any part of, large enough to keep all of them busy."""
         imagery = slow_cube((400, 400), y=64, x=64)
-        return imagery.chmv2.predict(spec, nodata=seed, **SMALL)
+        return imagery.chmv2.predict(spec, value_range=(0, seed), **SMALL)
 
     @pytest.mark.parametrize("how", ["compute", "zarr", "persist"])
     def test_plain_dask_after_warmup(self, client, spec, how, tmp_path):
@@ -530,7 +530,7 @@ class TestForwardsOnGPUs:
         """A small image is one task from reading to the result."""
         imagery = cube((64, 64)).to_dataarray("band").chunk(band=3, y=-1, x=-1)
         for seed in range(1000, 1004):
-            lazy = imagery.chmv2.predict(spec, nodata=seed, **SMALL) + 1
+            lazy = imagery.chmv2.predict(spec, value_range=(0, seed), **SMALL) + 1
             self.computed(client, lazy.compute)
 
     def test_annotations_suffice_where_layers_are_kept(self, client, spec):

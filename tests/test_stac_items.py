@@ -171,11 +171,11 @@ def test_mutated_items_are_refused_in_a_sentence_or_right(kind, tmp_path):
     found, chance, counts = kind(tmp_path), random.Random(14), Counter()
     truth = xchmv2.load([found], resolution=None).isel(time=0, drop=True).compute()
     np.testing.assert_array_equal(truth.red, noise(4)[0])
-    for _ in range(130):
+    for _ in range(75):
         counts[outcome(*mutated(found, chance), truth)] += 1
     print(kind.__name__, dict(counts))
-    assert counts["right"] > 20
-    assert counts["refused"] > 40
+    assert counts["right"] > 10
+    assert counts["refused"] > 24
     assert counts["moved"] < 5
 
 
@@ -291,7 +291,7 @@ def test_a_footprint_of_a_million_vertices_takes_no_time(rgb):
     (read,) = find_items(found)
     assert read.outline.bounds == tuple(found["bbox"])
     assert time.process_time() - started < 1
-    assert len(read.geometry["coordinates"][0]) == 5
+    assert len(read.outline.exterior.coords) == 5
     np.testing.assert_array_equal(native(found), noise())
 
 
@@ -448,6 +448,33 @@ def test_an_item_of_one_band_is_not_asked_for_three(tmp_path):
         with pytest.raises(ImageryError, match=r"red, green and blue.*dem.*no three") as caught:
             xchmv2.load(item(path, asset="dem", **fields))
         assert "bands=" not in str(caught.value)
+
+
+def test_files_of_too_few_bands_are_not_asked_for_three(tmp_path):
+    found = item(raster(tmp_path / "dem.tif", noise(1)), asset="dem")
+    with pytest.raises(ImageryError, match=r"1 bands without names.*they have no three bands$"):
+        xchmv2.load(found)
+    with pytest.raises(ImageryError, match=r"band 2 for green.*1 bands in its.*no three bands$"):
+        xchmv2.load(found, bands=(1, 2, 3))
+    found["assets"] |= item(raster(tmp_path / "rgb.tif", noise()))["assets"]
+    for bands in ("dem", ("image.1", "image.2", "dem.2")):
+        with pytest.raises(ImageryError, match=r"order red, green, blue.* or name an asset") as e:
+            xchmv2.load(found, bands=bands)
+        assert "'dem.1', 'image.1'" in e.value.fix
+    np.testing.assert_array_equal(native(found, bands="image"), noise())
+    with pytest.raises(ImageryError, match=r"band 2 for valid in asset 'dem'.*mask='dem.1'"):
+        xchmv2.load(found, bands="image", cloud_mask="dem.2")
+    xchmv2.load(found, bands="image", cloud_mask="dem.1", clear_values=0)
+
+
+def test_metadata_of_an_asset_hold_for_all_its_bands(tmp_path):
+    values = noise(dtype="uint16", high=3000)
+    path = raster(tmp_path / "a.tif", values)
+    told = {"data_type": "uint16", "nodata": 0, "raster:scale": 1e-4, "raster:offset": 0}
+    one, other = item(path, id="a", **told), item(path, id="b", **(told | {"raster:offset": -0.1}))
+    np.testing.assert_array_equal(native(one), values)
+    with pytest.raises(ImageryError, match=r"offset 0 in a; scale 0.0001 and offset -0.1 in b"):
+        xchmv2.load([one, other])
 
 
 @pytest.mark.parametrize(

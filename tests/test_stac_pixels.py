@@ -204,7 +204,8 @@ def test_scales_in_files(tmp_path):
     assert told.filename == __file__  # at the user's line
     advised = eval(str(told.message).split("scale them: ")[1], {"cube": cube})
     np.testing.assert_allclose(advised.blue[0], values[2] * 2e-4, rtol=1e-6)
-    with pytest.raises(ImageryError, match=r"offset.*asset 'image' (in|of) item"):
+    words = "offset as a number, found 'low' in band 1 of asset 'image' of item images/one"
+    with pytest.raises(ImageryError, match=words):
         xchmv2.load(item(tmp_path / "3.tif", **scaled("low")))
 
 
@@ -453,7 +454,9 @@ def test_masks_of_different_classes_are_refused(tmp_path):
         fields = {"raster:bands": [{"classification:classes": told}]}
         found["assets"] |= item(path, asset="cloud", **fields)["assets"]
         items.append(found)
-    with pytest.raises(ImageryError, match="one list of classes for the mask 'cloud'"):
+    with pytest.raises(
+        ImageryError, match=r"one list .* mask 'cloud'.*clear.* in item images/0 and .*/1;"
+    ):
         xchmv2.load(items, cloud_mask="cloud")
 
 

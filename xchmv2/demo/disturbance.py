@@ -11,8 +11,19 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from xchmv2.demo.landscape import is_land
-from xchmv2.demo.noise import Cutout, Floats, Hashes, draw, noise_at, noise_grid, place_hash, stream
-from xchmv2.demo.stands import BASE_YEAR, Ints, stand_traits, stands_at
+from xchmv2.demo.noise import (
+    Cutout,
+    Floats,
+    Hashes,
+    Ints,
+    cells_around,
+    draw,
+    noise_at,
+    noise_grid,
+    place_hash,
+    stream,
+)
+from xchmv2.demo.stands import BASE_YEAR, stand_traits, stands_at
 from xchmv2.demo.sun import as_time, decimal_year
 from xchmv2.errors import CHMv2Error
 
@@ -178,25 +189,9 @@ class Disturbance:
 def struck_at(
     events: Sequence[Disturbance], seed: int, y: Floats, x: Floats, lean: Floats | None = None
 ) -> Iterator[tuple[Disturbance, npt.NDArray[np.bool_]]]:
-    """Yield each event with the points that it affects.
+    """Yield each event, in order of date, with the points [m] inside its footprint and not spared.
 
-    Parameters
-    ----------
-    events : sequence of Disturbance
-        In order of date.
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64, shape (n,)
-        World coordinates [m].
-    lean : ndarray of float64, shape (n,), optional
-        Depth to which a crown may reach into the footprint before its tree counts as inside [m].
-
-    Yields
-    ------
-    event : Disturbance
-        The event.
-    inside : ndarray of bool, shape (n,)
-        In its footprint, and not spared.
+    `lean` [m]: how far a crown may reach into the footprint before its tree counts as inside.
     """
     opened = np.full(y.shape, -np.inf)
     for event in events:
@@ -207,29 +202,14 @@ def struck_at(
 def struck_in(
     events: Sequence[Disturbance], seed: int, window: Cutout
 ) -> Iterator[tuple[Disturbance, tuple[slice, slice], npt.NDArray[np.bool_]]]:
-    """Yield each event that may intersect a window with the pixels that it affects.
+    """Yield each event, in order of date, that may intersect a window, with the pixels it affects.
 
-    Parameters
-    ----------
-    events : sequence of Disturbance
-        In order of date.
-    seed : int
-        Seed of the world.
-    window : Cutout
-        Pixels.
-
-    Yields
-    ------
-    event : Disturbance
-        The event.
-    box : tuple of slice
-        The part of the window that it may intersect.
-    inside : ndarray of bool
-        In its footprint, and not spared; of the shape of that part.
+    The event, the part of the window that it may intersect, and whether each pixel of that part
+    lies in its footprint and is not spared.
     """
     opened = np.full(window.shape, -np.inf, np.float32)
     for event in events:
-        part = _part_around(event, window)
+        part = part_around(event, window)
         if part is not None:
             box, y, x = window.slices_of(part), part.y, part.x
             edge = noise_grid(event.key(seed), y, x, _EDGE_LENGTH)
@@ -248,8 +228,8 @@ def _strike(
     return inside
 
 
-def _part_around(event: Disturbance, window: Cutout) -> Cutout | None:
-    """Return the part of a window that an event may intersect."""
+def part_around(event: Disturbance, window: Cutout) -> Cutout | None:
+    """Return the part of a window that an event may intersect, if any."""
     res = window.resolution
     row = int(np.floor((-event.y - event.reach) / res + window.dy))
     col = int(np.floor((event.x - event.reach) / res + window.dx))
@@ -262,26 +242,9 @@ def _part_around(event: Disturbance, window: Cutout) -> Cutout | None:
     return Cutout(top, left, bottom - top, right - left, res, window.dy, window.dx)
 
 
-def touches(event: Disturbance, window: Cutout) -> bool:
-    """Return whether an event may intersect a window."""
-    north, south, west, east = window.bounds
-    in_y = north - event.reach < -event.y < south + event.reach
-    return in_y and west - event.reach < event.x < east + event.reach
-
-
 @dataclass(frozen=True)
 class Chronicle:
-    """The history of disturbances in a world.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    kinds : tuple of str
-        Kinds of random events; none if empty.
-    given : tuple of Disturbance
-        Events in addition to the random ones.
-    """
+    """The history of disturbances in a world: random events of some kinds, and given events."""
 
     seed: int
     kinds: tuple[Kind, ...] = KINDS
@@ -290,21 +253,9 @@ class Chronicle:
     def up_to(
         self, until: np.datetime64, window: Cutout, after: np.datetime64 | None = None
     ) -> tuple[Disturbance, ...]:
-        """Return the events that may intersect a window.
+        """Return the events that may intersect a window, by date, then from north to south.
 
-        Parameters
-        ----------
-        until : datetime64
-            Last day.
-        window : Cutout
-            Pixels.
-        after : datetime64, optional
-            The day before the first; by default all, from 2012 for random events.
-
-        Returns
-        -------
-        tuple of Disturbance
-            In order of date, then from north to south.
+        From the day after `after` (by default all, from 2012 for random events) to the day `until`.
         """
         last = (int(decimal_year(until)) - _FIRST_EPOCH) // _EPOCH_YEARS
         events = [*self.given]
@@ -312,7 +263,7 @@ class Chronicle:
             events += _random_events(self.seed, window, last, self.kinds)
         day, start = until.astype("datetime64[D]"), np.datetime64("0001-01-01", "D")
         start = start if after is None else after.astype("datetime64[D]")
-        near = [e for e in events if start < e.day <= day and touches(e, window)]
+        near = [e for e in events if start < e.day <= day and part_around(e, window)]
         return tuple(sorted(near, key=lambda e: (e.day, -e.y, e.x)))
 
 
@@ -320,12 +271,10 @@ def _random_events(
     seed: int, window: Cutout, last: int, kinds: Sequence[Kind]
 ) -> list[Disturbance]:
     """Return the random events in and around a window, up to an epoch."""
-    north, south, west, east = window.bounds
     # Margin of two cells: one for events that reach in, one for earlier events that precede them.
-    i = np.arange(np.floor(north / _CELL) - 2, np.floor(south / _CELL) + 3)
-    j = np.arange(np.floor(west / _CELL) - 2, np.floor(east / _CELL) + 3)
-    grid = np.meshgrid(np.arange(last + 1), i, j, indexing="ij")
-    epoch, i, j = (a.ravel().astype(np.int64) for a in grid)
+    i, j = cells_around(window.bounds, _CELL, margin=2)
+    epoch = np.repeat(np.arange(last + 1), i.size)
+    i, j = np.tile(i, last + 1), np.tile(j, last + 1)
     h = place_hash(stream(seed, "chronicle"), epoch, i, j)
     found = np.flatnonzero(draw(h, 0) < _RATE)
     h, epoch = h[found], epoch[found]

@@ -1,4 +1,4 @@
-"""The ground: relief, roads, tracks, lakes and farms.
+"""The ground: relief, roads, tracks, lakes and farms, and the land cover that follows from them.
 
 Smooth properties are computed on a lattice of 1.2 m that is fixed to the world. Trees and pixels of
 any size read them from it, so that a tree belongs to the same stand for any window, pixel size and
@@ -13,8 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.demo.noise import Cutout, Floats, draw, noise_at, noise_grid, place_hash, stream
-from xchmv2.demo.stands import Ints, stand_grid
+from xchmv2.demo.noise import (
+    Cutout,
+    Floats,
+    Hashes,
+    Ints,
+    cells_around,
+    draw,
+    noise_at,
+    noise_grid,
+    place_hash,
+    stream,
+)
+from xchmv2.demo.stands import stand_grid, stand_traits
 
 _LATTICE = 1.2  # [m]
 ROAD_HALF_WIDTH = 2.6
@@ -26,11 +37,14 @@ _SHORE_LENGTH = 26.0
 _FARM_CELL = 190.0
 _FAR = 1e3
 
+COVERS = ("forest", "meadow", "track", "road", "water", "building")
+FOREST, MEADOW, _TRACK, ROAD, WATER, BUILDING = range(len(COVERS))
+
 Plane = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Building:
+class _Building:
     """One house: a rectangle under a gable roof."""
 
     y: float
@@ -43,70 +57,40 @@ class Building:
     roof: int
 
 
-_Farm = tuple[float, float, float, Building]  # y, x and radius of a clearing [m], and a house in it
+#: Centre (y, x) and radius of a clearing [m], and a house in it.
+_Farm = tuple[float, float, float, _Building]
 
 
 @dataclass(frozen=True)
 class Site:
     """The smooth properties of the ground on the world lattice.
 
-    Parameters
-    ----------
-    row, col : int
-        First lattice point, counted from the CRS origin.
-    stand : ndarray of int64
-        Stand ids.
-    relief : ndarray of float32
-        Ground elevation [m].
-    road, track, lake : ndarray of float32
-        Distance [m] to the centre line of a road or track, and to a lake shore (negative inside).
-    yard : ndarray of float32
-        Distance [m] to the edge of a farm's clearing (negative inside).
-    buildings : tuple of Building
-        All buildings in and around the lattice.
+    `stand`: stand ids; `relief`: elevation [m]; `road`, `track`: distance to the centre line [m];
+    `lake`, `yard`: distance to the shore, and to the edge of a farm's clearing, negative inside
+    [m]; `buildings`: all houses in and around the lattice.
     """
 
-    row: int
-    col: int
+    lattice: Cutout
     stand: Ints
     relief: Plane
     road: Plane
     track: Plane
     lake: Plane
     yard: Plane
-    buildings: tuple[Building, ...]
-
-    @property
-    def lattice(self) -> Cutout:
-        """Return the points of the lattice as a window."""
-        height, width = self.stand.shape
-        return Cutout(self.row, self.col, height, width, _LATTICE)
+    buildings: tuple[_Building, ...]
 
     def index(self, y: Floats, x: Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the nearest lattice point of world coordinates [m]."""
-        i = np.floor(y / _LATTICE).astype(np.intp) - self.row
-        j = np.floor(x / _LATTICE).astype(np.intp) - self.col
+        i = np.floor(y / _LATTICE).astype(np.intp) - self.lattice.row
+        j = np.floor(x / _LATTICE).astype(np.intp) - self.lattice.col
         return np.clip(i, 0, self.relief.shape[0] - 1), np.clip(j, 0, self.relief.shape[1] - 1)
 
     def sample(self, plane: Plane, window: Cutout) -> Plane:
-        """Interpolate one property bilinearly to the pixels of a window.
-
-        Parameters
-        ----------
-        plane : ndarray of float32
-            A property of this site.
-        window : Cutout
-            Pixels, all of them inside the lattice.
-
-        Returns
-        -------
-        ndarray of float32, shape `window.shape`
-            The property.
-        """
+        """Interpolate one property bilinearly to the pixels of a window inside the lattice."""
         v, u = window.y / _LATTICE - 0.5, window.x / _LATTICE - 0.5
         i, j = np.floor(v).astype(np.intp), np.floor(u).astype(np.intp)
         fv, fu = (v - i).astype(np.float32)[:, None], (u - j).astype(np.float32)
-        i, j = i - self.row, j - self.col
+        i, j = i - self.lattice.row, j - self.lattice.col
         rows = plane[i] + (plane[i + 1] - plane[i]) * fv
         left = rows[:, j]
         return np.asarray(left + (rows[:, j + 1] - left) * fu)
@@ -120,19 +104,9 @@ def is_land(seed: int, y: Floats, x: Floats, margin: float) -> npt.NDArray[np.bo
 
 
 def _distance_to_lake(seed: int, y: Floats, x: Floats) -> Floats:
-    """Return the distance from points to the nearest lake shore, negative inside.
+    """Return the distance [m] from points to the nearest lake shore, negative inside.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64, shape (n,)
-        World coordinates [m].
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Distance [m], accurate near the shore; 1000 m if no lake is near.
+    Accurate near the shore; 1000 m if no lake is near.
     """
     distance = np.full(y.shape, _FAR)
     wobble = noise_at(stream(seed, "shore"), y, x, _SHORE_LENGTH)
@@ -162,17 +136,7 @@ def _lake_of(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats, Floats]:
 def _road_distance(seed: int, y: Floats, x: Floats) -> Floats:
     """Return the distance [m] from points to the centre line of the nearest road.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64, shape (n,)
-        World coordinates [m].
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Distance [m], exact near the road.
+    Exact near the road.
     """
     key = stream(seed, "road")
 
@@ -190,20 +154,7 @@ def _line_distance(n: Floats, gy: Floats, gx: Floats, length: float) -> Floats:
 
 
 def site_of(seed: int, window: Cutout) -> Site:
-    """Return the smooth properties of the ground under a window.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    window : Cutout
-        Pixels to be covered.
-
-    Returns
-    -------
-    Site
-        On the world lattice, two lattice points larger than the window.
-    """
+    """Return the ground under a window, on a lattice that is two points larger."""
     north, south, west, east = window.bounds
     row, col = int(np.floor(north / _LATTICE)) - 2, int(np.floor(west / _LATTICE)) - 2
     height, width = int(south / _LATTICE) + 4 - row, int(east / _LATTICE) + 4 - col
@@ -219,8 +170,7 @@ def site_of(seed: int, window: Cutout) -> Site:
         noise_grid(stream(seed, "relief", k), y, x, w) * s for k, (w, s) in enumerate(_RELIEF)
     )
     return Site(
-        row=row,
-        col=col,
+        lattice=lattice,
         stand=stand,
         relief=np.asarray(relief, np.float32),
         road=road,
@@ -247,7 +197,7 @@ def _road_plane(seed: int, y: Floats, x: Floats) -> Plane:
 def _lake_plane(seed: int, y: Floats, x: Floats, wobble: Plane) -> Plane:
     """Return :func:`_distance_to_lake` on a lattice."""
     distance = np.full(wobble.shape, _FAR, np.float32)
-    for i, j in zip(*_cells_around(y, x, _LAKE_CELL), strict=True):
+    for i, j in zip(*cells_around((y[0], y[-1], x[0], x[-1]), _LAKE_CELL), strict=True):
         cell = np.array([i]), np.array([j])
         cy, cx, radius = (float(v[0]) for v in _lake_of(seed, *cell))
         rows, cols = _around(y, cy, 2.0 * radius + 20.0), _around(x, cx, 2.5 * radius + 25.0)
@@ -257,13 +207,6 @@ def _lake_plane(seed: int, y: Floats, x: Floats, wobble: Plane) -> Plane:
     return distance
 
 
-def _cells_around(y: Floats, x: Floats, cell: float) -> tuple[Ints, Ints]:
-    """Return all cells that intersect a region, and their neighbours."""
-    i = np.arange(np.floor(y[0] / cell) - 1, np.floor(y[-1] / cell) + 2).astype(np.int64)
-    j = np.arange(np.floor(x[0] / cell) - 1, np.floor(x[-1] / cell) + 2).astype(np.int64)
-    return np.repeat(i, j.size), np.tile(j, i.size)
-
-
 def _around(axis: Floats, centre: float, reach: float) -> slice:
     """Return the part of a sorted axis within reach of a centre."""
     start, stop = np.searchsorted(axis, (centre - reach, centre + reach))
@@ -271,21 +214,8 @@ def _around(axis: Floats, centre: float, reach: float) -> slice:
 
 
 def _farms(seed: int, y: Floats, x: Floats) -> list[_Farm]:
-    """Return the buildings around a region.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64
-        Sorted world coordinates [m] that span the region.
-
-    Returns
-    -------
-    list of (y, x, radius, Building)
-        The clearing [m] of each building, and the building.
-    """
-    i, j = _cells_around(y, x, _FARM_CELL)
+    """Return the buildings in and around a region, each with its clearing."""
+    i, j = cells_around((y[0], y[-1], x[0], x[-1]), _FARM_CELL)
     h = place_hash(stream(seed, "farm"), i, j)
     cy, cx = (i + 0.2 + 0.6 * draw(h, 0)) * _FARM_CELL, (j + 0.2 + 0.6 * draw(h, 1)) * _FARM_CELL
     keep = (draw(h, 2) < 0.33) & (_road_distance(seed, cy, cx) > 16.0)
@@ -300,13 +230,13 @@ def _farms(seed: int, y: Floats, x: Floats) -> list[_Farm]:
     return out
 
 
-def _building(h: npt.NDArray[np.uint64], b: int, cy: float, cx: float) -> Building:
+def _building(h: Hashes, b: int, cy: float, cx: float) -> _Building:
     """Return the `b`-th building of a farm; its axes follow the farm's, at right angles or not."""
     u = [float(draw(h, 10 + 10 * b + k)[0]) for k in range(7)]
     turn = 2.0 * np.pi * (u[0] + b) / 3.0
     distance = 0.0 if b == 0 else 13.0 + 4.0 * u[1]
     width = 3.0 + 3.0 * u[2]
-    return Building(
+    return _Building(
         y=cy + distance * np.sin(turn),
         x=cx + distance * np.cos(turn),
         half_length=width * (1.1 + 0.9 * u[3]),
@@ -327,3 +257,50 @@ def _yard_plane(houses: list[_Farm], y: Floats, x: Floats, wobble: Plane) -> Pla
         own = np.hypot(y[rows, None] - cy, x[cols] - cx) - edge
         distance[rows, cols] = np.minimum(distance[rows, cols], own)
     return distance
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What lies under the trees in a window.
+
+    `cover`: index into `COVERS`, where "forest" is forest land with or without trees; `roof`: kind
+    of roof, -1 without one; `roof_height`: its height above ground [m].
+    """
+
+    cover: npt.NDArray[np.uint8]
+    roof: npt.NDArray[np.int8]
+    roof_height: Plane
+
+
+def ground_of(seed: int, site: Site, window: Cutout) -> Ground:
+    """Return the land cover and the roofs of a window, which `site` must cover."""
+    i, j = site.index(window.y, window.x)
+    ids, which = np.unique(site.stand, return_inverse=True)
+    meadow = stand_traits(seed, ids).meadow[which.reshape(site.stand.shape)]
+    open_land = meadow[i[:, None], j] | (site.sample(site.yard, window) < 0)
+    cover = np.where(open_land, MEADOW, FOREST).astype(np.uint8)
+    cover[site.sample(site.track, window) < TRACK_HALF_WIDTH] = _TRACK
+    cover[site.sample(site.road, window) < ROAD_HALF_WIDTH] = ROAD
+    cover[site.sample(site.lake, window) < 0] = WATER
+    roof, height = _roofs_of(site.buildings, window)
+    cover[roof >= 0] = BUILDING
+    return Ground(cover, roof, height)
+
+
+def _roofs_of(
+    buildings: tuple[_Building, ...], window: Cutout
+) -> tuple[npt.NDArray[np.int8], Plane]:
+    """Return the kind of the roofs in a window, and their height [m]."""
+    roof, height = np.full(window.shape, -1, np.int8), np.zeros(window.shape, np.float32)
+    y, x = window.y, window.x
+    for house in buildings:
+        reach = float(np.hypot(house.half_length, house.half_width))
+        rows, cols = _around(y, house.y, reach), _around(x, house.x, reach)
+        c, s = np.cos(house.angle), np.sin(house.angle)
+        dy, dx = y[rows, None] - house.y, x[cols] - house.x
+        along, across = np.abs(dx * c + dy * s), np.abs(dy * c - dx * s)
+        inside = (along < house.half_length) & (across < house.half_width)
+        top = house.wall + house.ridge * (1.0 - across / house.half_width)
+        height[rows, cols] = np.where(inside, top, height[rows, cols])
+        roof[rows, cols] = np.where(inside, house.roof, roof[rows, cols])
+    return roof, height

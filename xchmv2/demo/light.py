@@ -20,13 +20,7 @@ _STEEPEST = 1.6  # steepest slope of crowns that is resolved
 
 @dataclass(frozen=True)
 class Sun:
-    """The position of the sun.
-
-    Parameters
-    ----------
-    elevation, azimuth : float
-        Angle above the horizon, and clockwise from north [degree].
-    """
+    """The sun's elevation above the horizon, and its azimuth clockwise from north [degree]."""
 
     elevation: float
     azimuth: float
@@ -56,27 +50,13 @@ class Sun:
 
 
 def shadow_depth(surface: Plane, window: Cutout, sun: Sun) -> Plane:
-    """Return the depth of each place below the edge of the shadow over it.
+    """Return the depth [m] of each place below the edge of the shadow over it, 0 in sunlight.
 
-    Parameters
-    ----------
-    surface : ndarray of float32, shape `window.shape`
-        Elevation of the ground, trees and buildings [m].
-    window : Cutout
-        Its pixels; shadows are cast from inside the window only, over at most `sun.reach`.
-    sun : Sun
-        Direction of light.
-
-    Returns
-    -------
-    ndarray of float32, shape `window.shape`
-        Metres below the edge of the shadow, 0 in sunlight.
-
-    Notes
-    -----
-    The surface is sheared by whole pixels so that the sun's rays run along columns. A place then
-    lies in shadow if any place towards the sun rises above its ray, which is one running maximum of
-    fixed length. The shear follows world rows, so that windows agree.
+    `surface` is the elevation of ground, trees and buildings [m]. Shadows are cast from inside the
+    window only, over at most `sun.reach`. The surface is sheared by whole pixels so that the sun's
+    rays run along columns. A place then lies in shadow if any place towards the sun rises above its
+    ray, which is one running maximum of fixed length. The shear follows world rows, so that windows
+    agree.
     """
     south, east, _ = sun.direction
     if abs(east) > abs(south):
@@ -120,22 +100,7 @@ def sunlit(depth: Plane) -> Plane:
 
 
 def incidence(surface: Plane, window: Cutout, sun: Sun) -> Plane:
-    """Return the cosine of the angle between the surface normal and the sun.
-
-    Parameters
-    ----------
-    surface : ndarray of float32, shape `window.shape`
-        Elevation [m].
-    window : Cutout
-        Its pixels.
-    sun : Sun
-        Direction of light.
-
-    Returns
-    -------
-    ndarray of float32, shape `window.shape`
-        Below 0 where the surface faces away from the sun.
-    """
+    """Return the cosine of the angle between surface normal and sun, below 0 on the far side."""
     soft = ndimage.gaussian_filter(surface, 0.45 / window.resolution, truncate=3.0)
     gy = ndimage.correlate1d(soft, [-0.5, 0.0, 0.5], axis=0) / np.float32(window.resolution)
     gx = ndimage.correlate1d(soft, [-0.5, 0.0, 0.5], axis=1) / np.float32(window.resolution)
@@ -146,20 +111,7 @@ def incidence(surface: Plane, window: Cutout, sun: Sun) -> Plane:
 
 
 def sky_view(surface: Plane, resolution: float) -> Plane:
-    """Return the sky view factor of each place: lower in gaps and between crowns.
-
-    Parameters
-    ----------
-    surface : ndarray of float32
-        Elevation [m].
-    resolution : float
-        Pixel size [m].
-
-    Returns
-    -------
-    ndarray of float32
-        0 to 1.
-    """
+    """Return the sky view factor, 0 to 1, of each place: lower in gaps and between crowns."""
     view = np.ones_like(surface)
     for radius, depth, weight in _SKY_SCALES:
         around = ndimage.gaussian_filter(surface, radius / resolution, truncate=2.0)

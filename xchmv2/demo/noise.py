@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Hashes: TypeAlias = npt.NDArray[np.uint64]
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_A = np.uint64(0xBF58476D1CE4E5B9)
@@ -28,17 +29,9 @@ _SPLINE_STD = float(np.sqrt(1.0 / 3.0) * 151.0 / 315.0)
 class Cutout:
     """A rectangle of pixels of the world.
 
-    Parameters
-    ----------
-    row, col : int
-        First pixel, counted from the CRS origin; rows count southward.
-    height, width : int
-        Size [px].
-    resolution : float
-        Pixel size [m].
-    dy, dx : float
-        Displacement [px] of the imagery southward and eastward (misregistration): the pixel shows
-        the ground that lies `dy` px north and `dx` px west of its coordinates.
+    `row` and `col` of the first pixel count from the CRS origin, southward and eastward;
+    `resolution` is in metres. `dy` and `dx` displace the imagery southward and eastward [px]
+    (misregistration): a pixel shows the ground `dy` px north and `dx` px west of its coordinates.
     """
 
     row: int
@@ -92,23 +85,20 @@ class Cutout:
         return slice(top, top + inner.height), slice(left, left + inner.width)
 
 
+def cells_around(
+    bounds: tuple[float, float, float, float], size: float, margin: int = 1
+) -> tuple[Ints, Ints]:
+    """Return all cells (i, j) of a size [m] within bounds (north, south, west, east) and around."""
+    ends = [
+        (np.floor(a / size) - margin, np.floor(b / size) + margin + 1)
+        for a, b in (bounds[:2], bounds[2:])
+    ]
+    i, j = (np.arange(*pair).astype(np.int64) for pair in ends)
+    return np.repeat(i, j.size), np.tile(j, i.size)
+
+
 def stream(seed: int, name: str, *index: int) -> int:
-    """Return the key of one independent stream of random numbers.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    name : str
-        Use of the numbers; different names give independent numbers.
-    *index : int
-        Further integers, such as the day of an image.
-
-    Returns
-    -------
-    int
-        64-bit key for :func:`place_hash`.
-    """
+    """Return the 64-bit key of the stream of random numbers with a name, and maybe integers."""
     words = [seed, *name.encode(), *(i % 2**63 for i in index)]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
@@ -119,20 +109,7 @@ def rng_of(seed: int, name: str, *index: int) -> np.random.Generator:
 
 
 def place_hash(key: int, *coordinates: npt.NDArray[Any]) -> Hashes:
-    """Hash integer coordinates, which broadcast against one another.
-
-    Parameters
-    ----------
-    key : int
-        From :func:`stream`.
-    *coordinates : ndarray of int
-        World coordinates.
-
-    Returns
-    -------
-    ndarray of uint64
-        One hash per place.
-    """
+    """Return one hash per place for a key and integer coordinates, which are broadcast."""
     h = np.full((1,), key, np.uint64)
     for coordinate in coordinates:
         h = _mix((h ^ np.asarray(coordinate).astype(np.int64).astype(np.uint64)) + _GOLDEN)
@@ -163,21 +140,9 @@ def draw_normal(h: Hashes, index: int) -> Floats:
 
 
 def noise_grid(key: int, y: Floats, x: Floats, wavelength: float) -> npt.NDArray[np.float32]:
-    """Return smooth noise on a grid.
+    """Return smooth noise (height, width) at increasing world coordinates [m].
 
-    Parameters
-    ----------
-    key : int
-        From :func:`stream`.
-    y, x : ndarray of float64, shapes (height,) and (width,)
-        Increasing world coordinates [m].
-    wavelength : float
-        Lattice spacing [m].
-
-    Returns
-    -------
-    ndarray of float32, shape (height, width)
-        Zero mean, unit variance, nearly normal.
+    Zero mean, unit variance, nearly normal; `wavelength` is the spacing of its lattice [m].
     """
     i, wy = _cells(y, wavelength)
     j, wx = _cells(x, wavelength)
@@ -190,7 +155,7 @@ def noise_grid(key: int, y: Floats, x: Floats, wavelength: float) -> npt.NDArray
     return out
 
 
-def _cells(v: Floats, wavelength: float) -> tuple[npt.NDArray[np.int64], tuple[Floats, ...]]:
+def _cells(v: Floats, wavelength: float) -> tuple[Ints, tuple[Floats, ...]]:
     """Return the lattice cell of each coordinate and its spline weights."""
     cell = np.floor(v / wavelength)
     return cell.astype(np.int64), _spline_weights(v / wavelength - cell)
@@ -207,28 +172,13 @@ def _spline_weights(t: Floats) -> tuple[Floats, ...]:
     )
 
 
-def _lattice(key: int, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> Floats:
+def _lattice(key: int, i: Ints, j: Ints) -> Floats:
     """Return lattice values in [-1, 1] scaled to unit variance of the noise."""
     return (2.0 * draw(place_hash(key, i, j), 0) - 1.0) / _SPLINE_STD
 
 
 def noise_at(key: int, y: Floats, x: Floats, wavelength: float) -> Floats:
-    """Return the noise of :func:`noise_grid` at points, up to rounding.
-
-    Parameters
-    ----------
-    key : int
-        From :func:`stream`.
-    y, x : ndarray of float64, shape (n,)
-        World coordinates [m].
-    wavelength : float
-        Lattice spacing [m].
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Zero mean, unit variance.
-    """
+    """Return the noise of :func:`noise_grid` at points (n,), up to rounding."""
     i, wy = _cells(y, wavelength)
     j, wx = _cells(x, wavelength)
     out = np.zeros(np.shape(y))
@@ -241,24 +191,7 @@ def noise_at(key: int, y: Floats, x: Floats, wavelength: float) -> Floats:
 def fractal_grid(
     key: int, y: Floats, x: Floats, wavelength: float, octaves: int
 ) -> npt.NDArray[np.float32]:
-    """Return noise of several wavelengths, each half as long and half as strong as the last.
-
-    Parameters
-    ----------
-    key : int
-        From :func:`stream`.
-    y, x : ndarray of float64, shapes (height,) and (width,)
-        Increasing world coordinates [m].
-    wavelength : float
-        Longest wavelength [m].
-    octaves : int
-        Number of wavelengths.
-
-    Returns
-    -------
-    ndarray of float32, shape (height, width)
-        Zero mean, unit variance.
-    """
+    """Return noise of some octaves, each half as long and half as strong as the last."""
     total = np.zeros((y.size, x.size), np.float32)
     for k in range(octaves):
         total += noise_grid(key + k, y, x, wavelength / 2**k) * np.float32(0.5**k)

@@ -1,31 +1,34 @@
-"""Rendering of one date: ground and trees, light, haze, clouds and the sensor."""
+"""Rendering of one date: colours of ground and trees, light, haze, clouds and the sensor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import ndtri
 
-from xchmv2.demo.colour import (
+from xchmv2.demo.disturbance import Chronicle, Disturbance, struck_in
+from xchmv2.demo.landscape import (
     BUILDING,
+    MEADOW,
     ROAD,
+    ROAD_HALF_WIDTH,
+    TRACK_HALF_WIDTH,
     WATER,
     Ground,
-    Picture,
-    crown_colour,
-    ground_colour,
+    Plane,
+    Site,
     ground_of,
-    leaf_of,
+    site_of,
 )
-from xchmv2.demo.disturbance import Chronicle, Disturbance
-from xchmv2.demo.landscape import Plane, Site, site_of
 from xchmv2.demo.light import Sun, incidence, shadow_depth, sky_margin, sky_view, sunlit
-from xchmv2.demo.noise import Cutout, fractal_grid, noise_grid, place_hash, rng_of, stream
+from xchmv2.demo.noise import Cutout, draw, fractal_grid, noise_grid, place_hash, rng_of, stream
+from xchmv2.demo.stands import N_CONIFERS, SPECIES
 from xchmv2.demo.sun import Season, decimal_year
-from xchmv2.demo.trees import MAX_RADIUS, Canopy, Trees, canopy_of, population
+from xchmv2.demo.trees import MAX_RADIUS, Trees, canopy_of, population
 
 _GAMMA = 1.8
 _SKYLIGHT = np.array([0.185, 0.22, 0.285], np.float32)  # share of the light on open ground
@@ -34,24 +37,19 @@ _CLOUD = np.array([238.0, 240.0, 243.0], np.float32)
 _BLUR_MARGIN = 4
 _CLOUD_LENGTH, _CLOUD_HEIGHT = 140.0, 600.0
 _MASKED_CLOUD, _MASKED_SHADOW = 0.04, 0.12
+# Colours of ground and crowns in diffuse light: 8-bit display values.
+_ROOFS = ((164, 116, 98), (128, 130, 134), (206, 208, 212), (146, 130, 116))
+_TWIGS = (128, 116, 104)
+_FRESH_CUT_YEARS = 3.5  # how long slash and bare soil show
+
+_Picture = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Moment:
     """One date of one world: the inputs to the state of the forest and to its imagery.
 
-    Parameters
-    ----------
-    time : str
-        Date and time of day.
-    season : Season
-        State of vegetation.
-    sun : Sun
-        Direction of light.
-    chronicle : Chronicle
-        History of disturbances in the world, and its seed.
-    clouds : float
-        Share of the sky under cloud.
+    `time`: date and time of day; `clouds`: share of the sky under cloud.
     """
 
     time: str
@@ -78,33 +76,25 @@ class Moment:
 
 @dataclass(frozen=True)
 class _Scenery:
-    """The ground, the trees and the canopy under a window."""
+    """The ground, the trees and the canopy under a window.
+
+    `height` of the canopy above ground [m]; `owner`: index of the tree that is visible from above,
+    -1 without one; `surface`: elevation of ground, trees and houses [m].
+    """
 
     window: Cutout
     site: Site
     ground: Ground
     events: tuple[Disturbance, ...]
     trees: Trees
-    canopy: Canopy
+    height: Plane
+    owner: npt.NDArray[np.int64]
     surface: Plane
 
 
 def true_height(moment: Moment, window: Cutout) -> Plane:
-    """Return the canopy height of a window.
-
-    Parameters
-    ----------
-    moment : Moment
-        The date.
-    window : Cutout
-        Pixels.
-
-    Returns
-    -------
-    ndarray of float32, shape `window.shape`
-        Metres above ground; 0 on open ground, roads, water and houses.
-    """
-    return _stand_up(moment, window).canopy.height
+    """Return the canopy height [m] of a window: 0 on open ground, roads, water and houses."""
+    return _stand_up(moment, window).height
 
 
 def _stand_up(moment: Moment, window: Cutout) -> _Scenery:
@@ -115,55 +105,33 @@ def _stand_up(moment: Moment, window: Cutout) -> _Scenery:
     year = decimal_year(moment.instant)
     near = moment.chronicle.up_to(moment.instant, wide)
     trees = population(moment.seed, site, wide, near)
-    height, radius = trees.size_at(moment.season.growth_clock, year)
-    canopy = canopy_of(trees, height, radius, window, moment.seed)
+    sizes = trees.size_at(moment.season.growth_clock, year)
+    height, owner = canopy_of(trees, *sizes, window, moment.seed)
     ground = ground_of(moment.seed, site, window)
     bare = np.isin(ground.cover, (ROAD, WATER, BUILDING))
-    canopy = Canopy(np.where(bare, np.float32(0), canopy.height), np.where(bare, -1, canopy.owner))
+    height, owner = np.where(bare, np.float32(0), height), np.where(bare, -1, owner)
     relief = site.sample(site.relief, window)
-    surface = relief + np.maximum(canopy.height, ground.roof_height)
-    return _Scenery(window, site, ground, near, trees, canopy, surface)
+    surface = relief + np.maximum(height, ground.roof_height)
+    return _Scenery(window, site, ground, near, trees, height, owner, surface)
 
 
 def take_picture(moment: Moment, window: Cutout) -> npt.NDArray[np.uint8]:
-    """Return the image of a window and the mask of its clear pixels.
+    """Return the image of a window and the mask of its clear pixels, (4, height, width).
 
-    Parameters
-    ----------
-    moment : Moment
-        The date.
-    window : Cutout
-        Pixels, misregistered where `dy` and `dx` say so.
-
-    Returns
-    -------
-    ndarray of uint8, shape (4, height, width)
-        Red, green and blue, at least 1; then 1 outside clouds and their shadows, else 0.
+    Red, green and blue, at least 1; then 1 outside clouds and their shadows, else 0.
     """
     return _expose(moment, _stand_up(moment, _lit_window(moment, window)), window)
 
 
 def take_picture_and_height(moment: Moment, window: Cutout) -> tuple[npt.NDArray[np.uint8], Plane]:
-    """Return :func:`take_picture` and :func:`true_height`, computed together if in register.
+    """Return :func:`take_picture`, and :func:`true_height` of the window in register.
 
-    Parameters
-    ----------
-    moment : Moment
-        The date.
-    window : Cutout
-        Pixels.
-
-    Returns
-    -------
-    picture : ndarray of uint8, shape (4, height, width)
-        As from :func:`take_picture`.
-    height : ndarray of float32, shape `window.shape`
-        Metres above ground, as from :func:`true_height` of the window in register.
+    They are computed together if the image is in register too.
     """
     if window.dy or window.dx:
         return take_picture(moment, window), true_height(moment, replace(window, dy=0.0, dx=0.0))
     scenery = _stand_up(moment, _lit_window(moment, window))
-    height = scenery.canopy.height[scenery.window.slices_of(window)]
+    height = scenery.height[scenery.window.slices_of(window)]
     return _expose(moment, scenery, window), height
 
 
@@ -190,7 +158,7 @@ def _expose(moment: Moment, scenery: _Scenery, window: Cutout) -> npt.NDArray[np
     return np.concatenate([np.moveaxis(bands, -1, 0), clear[None].astype(np.uint8)])
 
 
-def _radiance(moment: Moment, scenery: _Scenery, seen: Cutout, cloud_shadow: Plane) -> Picture:
+def _radiance(moment: Moment, scenery: _Scenery, seen: Cutout, cloud_shadow: Plane) -> _Picture:
     """Return the radiance of the surface, 1 for a white target on flat ground."""
     near = seen.pad(*[sky_margin(seen.resolution)] * 4)
     depth = shadow_depth(scenery.surface, scenery.window, moment.sun)
@@ -213,22 +181,14 @@ def _radiance(moment: Moment, scenery: _Scenery, seen: Cutout, cloud_shadow: Pla
 
 def _albedo(
     moment: Moment, scenery: _Scenery, seen: Cutout, inner: tuple[slice, slice]
-) -> tuple[Picture, Plane]:
+) -> tuple[_Picture, Plane]:
     """Return the linear reflectance of each place, and the share of foliage around it."""
-    owner = scenery.canopy.owner[inner]
-    trees = scenery.trees
-    crowns = np.append(crown_colour(trees, moment.season), np.zeros((1, 3), np.float32), axis=0)
-    leaf = np.append(leaf_of(trees, moment.season), 1.0).astype(np.float32)[owner]
+    owner = scenery.owner[inner]
+    crowns, share = _crown_colour(scenery.trees, moment.season)
+    crowns = np.append(crowns, np.zeros((1, 3), np.float32), axis=0)
+    leaf = np.append(share, 1.0).astype(np.float32)[owner]
     cover = np.where(owner >= 0, 0.4 + 0.6 * leaf, np.float32(0.0))[..., None]
-    ground = ground_colour(
-        moment.seed,
-        scenery.site,
-        scenery.ground.cover[inner],
-        seen,
-        moment.season,
-        decimal_year(moment.instant),
-        scenery.events,
-    )
+    ground = _ground_colour(moment, scenery, seen, inner)
     values = ground + cover * (crowns[owner] - ground)
     grain = noise_grid(stream(moment.seed, "grain"), seen.y, seen.x, 0.8)
     values *= (1.0 + np.where(owner >= 0, 0.07, 0.03).astype(np.float32) * grain)[..., None]
@@ -238,20 +198,7 @@ def _albedo(
 
 
 def _clouds_over(moment: Moment, window: Cutout) -> tuple[Plane, Plane]:
-    """Return the clouds over a window.
-
-    Parameters
-    ----------
-    moment : Moment
-        The date.
-    window : Cutout
-        Pixels.
-
-    Returns
-    -------
-    dense, shadow : ndarray of float32, shape `window.shape`
-        Density of the clouds, and of their shadows, over each place, 0 to 1.
-    """
+    """Return the density of clouds and of their shadows over each place, 0 to 1."""
     if moment.clouds <= 0.0:
         return np.zeros(window.shape, np.float32), np.zeros(window.shape, np.float32)
     south, east, up = moment.sun.direction
@@ -268,7 +215,7 @@ def _clouds_over(moment: Moment, window: Cutout) -> tuple[Plane, Plane]:
     return over, density(window.y + far * south, window.x + far * east)
 
 
-def _through_air(values: Picture, cloud: Plane, rng: np.random.Generator) -> Picture:
+def _through_air(values: _Picture, cloud: Plane, rng: np.random.Generator) -> _Picture:
     """Return the image after the gain of the date, haze and cloud."""
     haze = np.float32(rng.uniform(0.03, 0.09))
     values = values * np.float32(rng.uniform(0.96, 1.04))
@@ -277,7 +224,7 @@ def _through_air(values: Picture, cloud: Plane, rng: np.random.Generator) -> Pic
     return np.asarray(values + cloud[..., None] * (_CLOUD - values), np.float32)
 
 
-def _sensor_noise(moment: Moment, window: Cutout) -> Picture:
+def _sensor_noise(moment: Moment, window: Cutout) -> _Picture:
     """Return unit noise, three numbers for each pixel."""
     rows = window.row + np.arange(window.height)
     cols = window.col + np.arange(window.width)
@@ -286,3 +233,99 @@ def _sensor_noise(moment: Moment, window: Cutout) -> Picture:
     parts = [((h >> np.uint64(10 * k)) & np.uint64(1023)).astype(np.float32) for k in range(6)]
     bands = [(parts[2 * b] + parts[2 * b + 1] - 1023.0) / np.float32(417.8) for b in range(3)]
     return np.stack(bands, axis=-1)
+
+
+def _ground_colour(
+    moment: Moment, scenery: _Scenery, seen: Cutout, inner: tuple[slice, slice]
+) -> _Picture:
+    """Return the colour (height, width, 3) of the ground in diffuse light."""
+    seed, grid = moment.seed, (seen.y, seen.x)
+    patches = fractal_grid(stream(seed, "herbs"), *grid, 18.0, 4)
+    fine = noise_grid(stream(seed, "litter"), *grid, 0.9)
+    straw, lush = np.array([176, 162, 122], np.float32), np.array([126, 148, 90], np.float32)
+    grass = straw + np.float32(moment.season.greenness) * (lush - straw)
+    picture = np.empty((*seen.shape, 3), np.float32)
+    picture[:] = (104, 92, 66)
+    _blend(picture, np.clip(0.35 + 0.3 * patches, 0.0, 0.85), grass * 0.82)
+    for event, box, struck in struck_in(scenery.events, seed, seen):
+        across = event.axes(seen.y[box[0], None], seen.x[box[1]])[1]
+        age = decimal_year(moment.instant) - event.year
+        _paint_cut(picture[box], event, across, struck, fine[box], age)
+    cover, roof = scenery.ground.cover[inner], scenery.ground.roof[inner]
+    broad = fractal_grid(stream(seed, "sward"), *grid, 70.0, 3)
+    sward = grass + (9.0 * broad[..., None]) * np.array([1.0, 0.45, 0.35], np.float32)
+    _blend(picture, cover == MEADOW, sward)
+    picture *= (1.0 + 0.06 * fine + 0.05 * patches)[..., None]
+    _paint_ways(picture, scenery.site, seen, fine, grass)
+    _paint_water(picture, scenery.site, seen)
+    built = cover == BUILDING
+    picture[built] = np.asarray(_ROOFS, np.float32)[roof[built]]
+    return picture
+
+
+def _blend(picture: _Picture, alpha: npt.NDArray[Any], colour: npt.ArrayLike) -> None:
+    """Blend a colour into a picture, in place, with opacity alpha (0 to 1)."""
+    a = alpha.astype(np.float32)[..., None]
+    picture += a * (np.asarray(colour, np.float32) - picture)
+
+
+def _paint_cut(
+    picture: _Picture,
+    event: Disturbance,
+    across: npt.NDArray[np.float64],
+    struck: npt.NDArray[np.bool_],
+    fine: Plane,
+    age: float,
+) -> None:
+    """Paint slash, soil and wheel tracks where trees were felled recently."""
+    fresh = np.exp(-age / _FRESH_CUT_YEARS)
+    rough = np.clip(0.75 + 0.25 * fine, 0.0, 1.0)
+    strength = fresh * struck * rough * (0.4 if event.kind == "thinning" else 0.9)
+    _blend(picture, strength, (152, 130, 102))
+    if event.kind != "windthrow":
+        wheels = np.clip(1.2 - np.abs(np.mod(across, 9.5) - 4.7), 0.0, 1.0)
+        _blend(picture, 0.5 * strength * wheels, (186, 166, 136))
+
+
+def _paint_ways(
+    picture: _Picture, site: Site, window: Cutout, fine: Plane, grass: _Picture
+) -> None:
+    """Paint yards, tracks with a grassy middle, and paved roads with verges."""
+    soft = max(window.resolution, 0.8)
+    yard, track = site.sample(site.yard, window), site.sample(site.track, window)
+    road = site.sample(site.road, window)
+    _blend(picture, 0.7 * _inside(yard + 1.5 * fine, -11.0, 4.0), (176, 166, 146))
+    gravel = np.clip(0.75 + 0.12 * fine, 0.0, 1.0)
+    _blend(picture, gravel * _inside(track, TRACK_HALF_WIDTH, soft), (186, 170, 138))
+    _blend(picture, 0.45 * _inside(track, 0.5, soft), grass)
+    _blend(picture, 0.7 * _inside(road + 0.6 * fine, ROAD_HALF_WIDTH + 2.0, 1.5), grass * 1.06)
+    _blend(picture, _inside(road, ROAD_HALF_WIDTH, soft), (142, 140, 138))
+
+
+def _inside(distance: Plane, edge: float, softness: float) -> Plane:
+    """Return 1 inside an edge at a distance [m], 0 outside, and a soft transition between."""
+    return np.asarray(np.clip((edge - distance) / np.float32(softness) + 0.5, 0.0, 1.0))
+
+
+def _paint_water(picture: _Picture, site: Site, window: Cutout) -> None:
+    """Paint lakes, paler along the shore."""
+    lake = site.sample(site.lake, window)
+    shallow = np.exp(np.minimum(lake, 0.0) / 3.0)[..., None]
+    deep, shore = np.array([40, 58, 58], np.float32), np.array([84, 92, 72], np.float32)
+    inside = _inside(lake, 0.0, max(window.resolution, 1.0))
+    _blend(picture, inside, deep + shallow * (shore - deep))
+
+
+def _crown_colour(trees: Trees, season: Season) -> tuple[_Picture, npt.NDArray[np.float64]]:
+    """Return the colour (n, 3) of trees' crowns in diffuse light, and their share of foliage."""
+    # Individual trees differ by some days.
+    spread = 0.5 * (draw(trees.identity, 60) - 0.5) * (0 < season.leaf < 1)
+    leaf = np.where(trees.species < N_CONIFERS, 1.0, np.clip(season.leaf + spread, 0, 1))
+    summer = np.array([s.colour for s in SPECIES])[trees.species]
+    autumn = np.array([s.autumn for s in SPECIES])[trees.species]
+    turned = np.clip(season.colouring * 1.5 - 0.5 * draw(trees.identity, 61), 0.0, 1.0)[:, None]
+    foliage = summer + turned * (autumn - summer)
+    bright, yellow = trees.hue[:, :1], trees.hue[:, 1:]
+    foliage = foliage * (1.0 + 0.085 * bright) + yellow * np.array([9.0, 3.0, -3.0])
+    twigs = np.array(_TWIGS)
+    return np.asarray(twigs + leaf[:, None] * (foliage - twigs), np.float32), leaf

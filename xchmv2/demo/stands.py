@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xchmv2.demo.noise import Floats, draw, noise_at, noise_grid, place_hash, stream
+from xchmv2.demo.noise import Floats, Hashes, Ints, draw, noise_at, noise_grid, place_hash, stream
 
 _CELL = 125.0  # spacing of the stands' centres [m]
 BASE_YEAR = 2020.0  # the year in which a stand has its stated age
@@ -16,37 +16,16 @@ _WARP_LENGTH = 55.0
 _ID_STRIDE = 2**24
 _MAX_AGE = 150.0
 
-Ints = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class StandTraits:
     """Properties of stands, one entry each.
 
-    Parameters
-    ----------
-    y, x : ndarray of float64
-        Centre [m].
-    meadow : ndarray of bool
-        Open land with single trees.
-    age : ndarray of float64
-        Years in 2020.
-    species, second : ndarray of int
-        Main and admixed species.
-    admixture : ndarray of float64
-        Share of the admixed species.
-    planted : ndarray of bool
-        Planted in rows, rather than scattered.
-    spacing : ndarray of float64
-        Distance between stems [m].
-    angle : ndarray of float64
-        Direction of rows [radian].
-    stocking : ndarray of float64
-        Share of planting places with a tree.
-    site : ndarray of float64
-        Height relative to an average site.
-    hue : ndarray of float64, shape (n, 2)
-        Brightness and yellowness of the stand's foliage, about 0.
+    Centre (`y`, `x`) [m]; `meadow`: open land with single trees; `age` in 2020 [year]; main and
+    `second` species, the latter with a share `admixture`; `planted` in rows in the direction
+    `angle` [radian], else scattered; `spacing` of stems [m]; `stocking`: share of planting places
+    with a tree; `site`: height relative to an average site; `hue` (n, 2): brightness and
+    yellowness of the foliage, about 0.
     """
 
     y: Floats
@@ -71,20 +50,7 @@ def cell_of(ids: Ints) -> tuple[Ints, Ints]:
 
 
 def stand_traits(seed: int, ids: Ints) -> StandTraits:
-    """Return the properties of stands.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    ids : ndarray of int64, shape (n,)
-        From :func:`_stand_id`.
-
-    Returns
-    -------
-    StandTraits
-        One entry per stand.
-    """
+    """Return the properties of stands, by their ids."""
     i, j = cell_of(ids)
     y, x = _centres(seed, i, j)
     h = place_hash(stream(seed, "stand traits"), i, j)
@@ -120,7 +86,7 @@ def _centres(seed: int, i: Ints, j: Ints) -> tuple[Floats, Floats]:
     return (i + 0.08 + 0.84 * draw(h, 0)) * _CELL, (j + 0.08 + 0.84 * draw(h, 1)) * _CELL
 
 
-def _species_of(h: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _species_of(h: Hashes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Return main and admixed species: conifers dominate half of all stands."""
     n_broad = len(SPECIES) - N_CONIFERS
     conifer = draw(h, 0) < 0.5
@@ -129,26 +95,13 @@ def _species_of(h: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.intp], npt.ND
     return main, (draw(h, 2) * len(SPECIES)).astype(np.intp)
 
 
-def _draw_hue(h: npt.NDArray[np.uint64], index: int) -> Floats:
+def _draw_hue(h: Hashes, index: int) -> Floats:
     """Return numbers between -1 and 1 with a triangular distribution."""
     return np.asarray(draw(h, 2 * index + 40) + draw(h, 2 * index + 41) - 1.0)
 
 
 def stands_at(seed: int, y: Floats, x: Floats) -> Ints:
-    """Return the stands that contain points [m].
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64, shape (n,)
-        World coordinates [m].
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Stand ids.
-    """
+    """Return the ids of the stands that contain points [m]."""
     wy = y + _WARP * noise_at(stream(seed, "warp y"), y, x, _WARP_LENGTH)
     wx = x + _WARP * noise_at(stream(seed, "warp x"), y, x, _WARP_LENGTH)
     cells = np.floor(wy / _CELL).astype(np.int64), np.floor(wx / _CELL).astype(np.int64)
@@ -180,21 +133,10 @@ def _stand_id(i: Ints, j: Ints) -> Ints:
 
 
 def stand_grid(seed: int, y: Floats, x: Floats) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
-    """Return the stand map of a grid.
+    """Return the stand map of a grid of increasing world coordinates [m].
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    y, x : ndarray of float64, shapes (height,) and (width,)
-        Increasing world coordinates [m].
-
-    Returns
-    -------
-    ids, others : ndarray of int64, shape (height, width)
-        The stand of each point, and the stand on the other side of the nearest border.
-    border : ndarray of float32, shape (height, width)
-        Distance to that border [m].
+    The id of the stand at each point, that of the stand behind the nearest border, and the
+    distance to that border [m].
     """
     wy = y[:, None] + _WARP * noise_grid(stream(seed, "warp y"), y, x, _WARP_LENGTH)
     wx = x + _WARP * noise_grid(stream(seed, "warp x"), y, x, _WARP_LENGTH)
@@ -218,22 +160,11 @@ def stand_grid(seed: int, y: Floats, x: Floats) -> tuple[Ints, Ints, npt.NDArray
 class Species:
     """One species, or a group of species that look alike from above.
 
-    Parameters
-    ----------
-    name : str
-        Common name.
-    conifer : bool
-        Whether crowns are evergreen, pointed and smooth, or deciduous, domed and lumpy.
-    tallest, rate, shape : float
-        Chapman-Richards growth: height = tallest * (1 - exp(-rate * age)) ** shape [m, 1/year].
-    radius, slenderness : float
-        Crown radius = radius + slenderness * height [m].
-    depth : float
-        Drop of the crown surface from top to rim, as a share of the height.
-    profile : float
-        Exponent of that drop over the distance from the stem: 1 for a cone, from 2 for a dome.
-    colour, autumn : tuple of float
-        Red, green and blue of sunlit foliage in summer and in autumn (8-bit values).
+    `conifer`: crowns are evergreen, pointed and smooth, else deciduous, domed and lumpy. Growth
+    (Chapman-Richards): height = tallest * (1 - exp(-rate * age)) ** shape [m, 1/year]. Crown
+    radius = radius + slenderness * height [m]. From top to rim, the crown's surface drops by a
+    share `depth` of the height, with the power `profile` of the distance from the stem: 1 for a
+    cone, from 2 for a dome. `colour` and `autumn`: red, green and blue of sunlit foliage (8 bits).
     """
 
     name: str
@@ -268,19 +199,7 @@ def parameters(name: str) -> npt.NDArray[np.float64]:
 
 
 def growth_height(species: npt.NDArray[np.intp], age: Floats) -> Floats:
-    """Return the height of a dominant tree.
-
-    Parameters
-    ----------
-    species : ndarray of int, shape (n,)
-        Index into `SPECIES`.
-    age : ndarray of float64, shape (n,)
-        Years; the height is 0 at ages below 0.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Height [m].
+    """Return the height [m] of dominant trees from their age [year], 0 below age 0.
 
     References
     ----------

@@ -18,16 +18,9 @@ _SHOOT_GROWTH = (121.0, 243.0)
 class Season:
     """The state of vegetation on one date.
 
-    Parameters
-    ----------
-    leaf : float
-        Share of foliage on deciduous crowns, 0 to 1.
-    colouring : float
-        Progress of autumn colouring, 0 to 1.
-    greenness : float
-        Greenness of meadows, 0 (straw) to 1 (spring).
-    growth_clock : float
-        Decimal year that advances only during shoot growth, and determines the height of trees.
+    Share of `leaf` on deciduous crowns, progress of autumn `colouring`, and `greenness` of meadows
+    from straw to spring, all 0 to 1. `growth_clock`: decimal year that advances only during shoot
+    growth, and determines the height of trees.
     """
 
     leaf: float
@@ -56,19 +49,9 @@ def _day_of_year(time: np.datetime64) -> float:
 
 
 def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
-    """Return the position of the sun.
+    """Return the sun's elevation and its azimuth from north [degree], without refraction.
 
-    Parameters
-    ----------
-    time : datetime64
-        Date; a time of day is local solar time, and midnight means mid-morning (10:30).
-    latitude : float
-        Degrees north.
-
-    Returns
-    -------
-    tuple of float
-        Elevation above the horizon and azimuth clockwise from north [degree], without refraction.
+    A time of day is local solar time, and midnight means mid-morning (10:30).
 
     References
     ----------
@@ -103,19 +86,9 @@ def _solar_hour(time: np.datetime64) -> float:
 
 
 def season(time: np.datetime64, latitude: float) -> Season:
-    """Return the state of vegetation on a date.
+    """Return the state of vegetation on a date at a latitude [degree].
 
-    Parameters
-    ----------
-    time : datetime64
-        Date.
-    latitude : float
-        Degrees north; seasons are shifted by half a year in the south, and fade at the equator.
-
-    Returns
-    -------
-    Season
-        Leaves, colours and growth.
+    Seasons are shifted by half a year in the south, and fade at the equator.
     """
     strength = _ramp(abs(latitude), 15.0, 30.0)
     year, day = decimal_year(time), _day_of_year(time)

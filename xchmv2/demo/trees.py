@@ -10,11 +10,13 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from xchmv2.demo.disturbance import Disturbance, struck_at
-from xchmv2.demo.landscape import ROAD_HALF_WIDTH, TRACK_HALF_WIDTH, Building, Plane, Site
+from xchmv2.demo.landscape import ROAD_HALF_WIDTH, TRACK_HALF_WIDTH, Plane, Site
 from xchmv2.demo.noise import (
     Cutout,
     Floats,
     Hashes,
+    Ints,
+    cells_around,
     draw,
     draw_normal,
     noise_at,
@@ -26,7 +28,6 @@ from xchmv2.demo.stands import (
     BASE_YEAR,
     N_CONIFERS,
     SPECIES,
-    Ints,
     StandTraits,
     cell_of,
     crown_radius,
@@ -39,33 +40,25 @@ MAX_HEIGHT = 48.0  # [m]
 MAX_RADIUS = 9.0  # [m]
 _UNDERSTOREY_SPACING = 3.3
 _REGROWTH_SPACING = 1.9
-_FOREVER = 1e6
 _PIONEER = len(SPECIES) - 1
 _BATCH = 1_500_000  # crown pixels that are processed at a time
 _LOWEST = 0.3  # [m]; lower plants are ground cover
 _LUMP_LENGTH = 2.1  # size of a branch group of a broadleaf crown [m]
+# By species: share of the height by which the crown's surface drops to its rim, the power of the
+# squared distance, and the relative displacement of the outline by branch groups.
+_DROP = parameters("depth").astype(np.float32)
+_POWER = (0.5 * parameters("profile")).astype(np.float32)
+_LUMPINESS = np.where(parameters("conifer") > 0, np.float32(0.05), np.float32(0.16))
 
 
 @dataclass(frozen=True)
 class Trees:
     """Trees, one entry each, in an order that depends only on their positions.
 
-    Parameters
-    ----------
-    y, x : ndarray of float64
-        Position of the stem [m].
-    species : ndarray of int
-        Index into `SPECIES`.
-    birth, death : ndarray of float64
-        Years of germination and death, as decimals.
-    vigour : ndarray of float64
-        Height relative to a dominant tree of its age and species.
-    width : ndarray of float64
-        Crown radius relative to the allometry.
-    hue : ndarray of float64, shape (n, 2)
-        Brightness and yellowness of the foliage, about 0.
-    identity : ndarray of uint64
-        Hash of the tree.
+    Position of the stem (`y`, `x`) [m]; index of `species`; `birth` and `death` as decimal years;
+    `vigour`: height relative to a dominant tree of its age and species; `width`: crown radius
+    relative to the allometry; `hue` (n, 2): brightness and yellowness of the foliage, about 0;
+    `identity`: hash of the tree.
     """
 
     y: Floats
@@ -83,19 +76,9 @@ class Trees:
         return Trees(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     def size_at(self, clock: float, year: float) -> tuple[Floats, Floats]:
-        """Return height and crown radius [m] on a date; zero for trees that are not alive.
+        """Return height and crown radius [m] on a date, 0 for trees that are not alive.
 
-        Parameters
-        ----------
-        clock : float
-            Decimal year of the growth clock (:func:`xchmv2.demo.sun.season`).
-        year : float
-            Decimal year.
-
-        Returns
-        -------
-        height, radius : ndarray of float64, shape (n,)
-            Metres.
+        `clock` is the decimal year of :class:`xchmv2.demo.sun.Season`'s growth clock.
         """
         standing = (self.birth < year) & (year < self.death)
         height = self.vigour * growth_height(self.species, clock - self.birth)
@@ -105,23 +88,9 @@ class Trees:
 
 
 def population(seed: int, site: Site, window: Cutout, events: Sequence[Disturbance]) -> Trees:
-    """Return all trees of any date in a window.
+    """Return all trees of any date with stems in a window, which `site` must cover.
 
-    Parameters
-    ----------
-    seed : int
-        Seed of the world.
-    site : Site
-        The ground, which must cover the window.
-    window : Cutout
-        Pixels that contain the stems.
-    events : sequence of Disturbance
-        In order of date; those after the date of interest may be left out.
-
-    Returns
-    -------
-    Trees
-        With births and deaths.
+    `events` are in order of date; those after the date of interest may be left out.
     """
     parts = [_overstorey(seed, site, window), _understorey(seed, site, window)]
     parts += [_regrowth(seed, events[: n + 1], site, window) for n in range(len(events))]
@@ -142,17 +111,8 @@ def _overstorey(seed: int, site: Site, window: Cutout) -> Trees:
     vigour = np.clip(np.exp(spread * draw_normal(h, 4)), 0.55, 1.3) * traits.site[k]
     age = traits.age[k] * (1.0 + np.where(traits.planted[k], 0.02, 0.12) * draw_normal(h, 5))
     width = np.exp(0.11 * draw_normal(h, 6)) * np.where(solitary, 1.3, 1.0)
-    return Trees(
-        y=y,
-        x=x,
-        species=species.astype(np.intp),
-        birth=BASE_YEAR - age,
-        death=np.full(y.size, _FOREVER),
-        vigour=vigour * np.where(solitary, 0.75, 1.0),
-        width=width,
-        hue=_hue_of(h, traits.hue[k]),
-        identity=h,
-    )
+    vigour = vigour * np.where(solitary, 0.75, 1.0)
+    return _trees(y, x, h, traits.hue[k], species, BASE_YEAR - age, vigour, width)
 
 
 def _planting_places(
@@ -188,10 +148,7 @@ def _lattice_of(
     corners_y = np.array([y[0], y[0], y[1], y[1]]) - traits.y[k]
     corners_x = np.array([x[0], x[1], x[0], x[1]]) - traits.x[k]
     u, v = (corners_y * c + corners_x * s), (corners_x * c - corners_y * s)
-    d = traits.spacing[k]
-    i = np.arange(np.floor(u.min() / d) - 1, np.ceil(u.max() / d) + 2).astype(np.int64)
-    j = np.arange(np.floor(v.min() / d) - 1, np.ceil(v.max() / d) + 2).astype(np.int64)
-    return np.repeat(i, j.size), np.tile(j, i.size)
+    return cells_around((u.min(), u.max(), v.min(), v.max()), float(traits.spacing[k]))
 
 
 def _inside(window: Cutout, y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
@@ -200,19 +157,10 @@ def _inside(window: Cutout, y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray((y >= north) & (y <= south) & (x >= west) & (x <= east))
 
 
-def _hue_of(h: Hashes, stand_hue: Floats) -> Floats:
-    """Return the foliage colour of trees: the stand's and their own."""
-    own = np.stack([draw_normal(h, 20), draw_normal(h, 21)], axis=-1)
-    return 0.6 * stand_hue + 0.55 * own
-
-
 def _understorey(seed: int, site: Site, window: Cutout) -> Trees:
     """Return shrubs and suppressed trees, visible in gaps and along edges."""
     d = _UNDERSTOREY_SPACING
-    north, south, west, east = window.bounds
-    i = np.arange(np.floor(north / d) - 1, np.ceil(south / d) + 2).astype(np.int64)
-    j = np.arange(np.floor(west / d) - 1, np.ceil(east / d) + 2).astype(np.int64)
-    i, j = np.repeat(i, j.size), np.tile(j, i.size)
+    i, j = cells_around(window.bounds, d)
     h = place_hash(stream(seed, "understorey"), i, j)
     y, x = (i + 0.9 * draw(h, 0)) * d, (j + 0.9 * draw(h, 1)) * d
     ids, k = np.unique(site.stand[site.index(y, x)], return_inverse=True)
@@ -222,27 +170,17 @@ def _understorey(seed: int, site: Site, window: Cutout) -> Trees:
     y, x, h, k = y[keep], x[keep], h[keep], k[keep]
     broad = N_CONIFERS + (draw(h, 3) * (len(SPECIES) - N_CONIFERS)).astype(np.intp)
     species = np.where(draw(h, 4) < 0.35, traits.species[k], broad)
-    return Trees(
-        y=y,
-        x=x,
-        species=species.astype(np.intp),
-        birth=BASE_YEAR - traits.age[k] * (0.4 + 0.4 * draw(h, 5)),
-        death=np.full(y.size, _FOREVER),
-        vigour=0.07 + 0.23 * draw(h, 6) ** 2,
-        width=np.exp(0.15 * draw_normal(h, 7)),
-        hue=_hue_of(h, traits.hue[k]),
-        identity=h,
-    )
+    birth = BASE_YEAR - traits.age[k] * (0.4 + 0.4 * draw(h, 5))
+    vigour, width = 0.07 + 0.23 * draw(h, 6) ** 2, np.exp(0.15 * draw_normal(h, 7))
+    return _trees(y, x, h, traits.hue[k], species, birth, vigour, width)
 
 
 def _regrowth(seed: int, events: Sequence[Disturbance], site: Site, window: Cutout) -> Trees:
     """Return the regeneration after the last of some events, planted or natural."""
     event = events[-1]
     events = [e for e in events if np.hypot(e.y - event.y, e.x - event.x) < e.reach + event.reach]
-    d, reach = _REGROWTH_SPACING, event.reach
-    i = np.arange((-event.y - reach) // d, (-event.y + reach) // d + 1).astype(np.int64)
-    j = np.arange((event.x - reach) // d, (event.x + reach) // d + 1).astype(np.int64)
-    i, j = np.repeat(i, j.size), np.tile(j, i.size)
+    d, r = _REGROWTH_SPACING, event.reach
+    i, j = cells_around((-event.y - r, -event.y + r, event.x - r, event.x + r), d)
     h = place_hash(event.key(seed), i, j)
     y, x = (i + 0.7 * draw(h, 1)) * d, (j + 0.7 * draw(h, 2)) * d
     keep = _inside(window, y, x) & (draw(h, 3) < (0.0 if event.kind == "thinning" else 0.7))
@@ -254,17 +192,26 @@ def _regrowth(seed: int, events: Sequence[Disturbance], site: Site, window: Cuto
     traits = stand_traits(seed, ids)
     keep = ~traits.meadow[k]
     y, x, h, k = y[keep], x[keep], h[keep], k[keep]
-    return Trees(
-        y=y,
-        x=x,
-        species=np.where(draw(h, 4) < 0.3, _PIONEER, traits.species[k]).astype(np.intp),
-        birth=event.year + 0.2 + 3.0 * draw(h, 5),
-        death=np.full(y.size, _FOREVER),
-        vigour=np.exp(0.15 * draw_normal(h, 6)),
-        width=np.exp(0.12 * draw_normal(h, 7)),
-        hue=_hue_of(h, traits.hue[k]),
-        identity=h,
-    )
+    species = np.where(draw(h, 4) < 0.3, _PIONEER, traits.species[k])
+    birth = event.year + 0.2 + 3.0 * draw(h, 5)
+    vigour, width = np.exp(0.15 * draw_normal(h, 6)), np.exp(0.12 * draw_normal(h, 7))
+    return _trees(y, x, h, traits.hue[k], species, birth, vigour, width)
+
+
+def _trees(
+    y: Floats,
+    x: Floats,
+    h: Hashes,
+    stand_hue: Floats,
+    species: npt.NDArray[np.intp],
+    birth: Floats,
+    vigour: Floats,
+    width: Floats,
+) -> Trees:
+    """Return trees that live for ever; the colour of their foliage is the stand's and their own."""
+    hue = 0.6 * stand_hue + 0.55 * np.stack([draw_normal(h, 20), draw_normal(h, 21)], axis=-1)
+    death = np.full(y.size, np.inf)
+    return Trees(y, x, species.astype(np.intp), birth, death, vigour, width, hue, h)
 
 
 def _join(parts: Sequence[Trees]) -> Trees:
@@ -303,69 +250,15 @@ def _has_room(trees: Trees, site: Site) -> npt.NDArray[np.bool_]:
     return np.asarray(room & ((site.yard[at] > 0.0) | garden_tree))
 
 
-@dataclass(frozen=True)
-class Canopy:
-    """The upper surface of all crowns.
+def canopy_of(
+    trees: Trees, height: Floats, radius: Floats, window: Cutout, seed: int
+) -> tuple[Plane, npt.NDArray[np.int64]]:
+    """Return the upper envelope of crowns: its height [m], and its tree, -1 where there is none.
 
-    Parameters
-    ----------
-    height : ndarray of float32, shape (height, width)
-        Metres above ground, 0 without a crown.
-    owner : ndarray of int64, shape (height, width)
-        Index of the tree visible from above; -1 without one.
-    """
-
-    height: Plane
-    owner: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Crowns:
-    """Shapes of crowns, one entry each.
-
-    Parameters
-    ----------
-    y, x : ndarray of float64
-        Position of the stem [m].
-    top : ndarray of float32
-        Height [m].
-    form : ndarray of float32, shape (n, 3)
-        Quadratic form (yy, xx, 2 xy) that is 1 on the outline.
-    fall : ndarray of float32, shape (n, 2)
-        Share of the height by which the surface drops to the rim, and the power of the form.
-    lumpiness : ndarray of float32
-        Relative displacement of the outline by branch groups.
-    """
-
-    y: Floats
-    x: Floats
-    top: Plane
-    form: Plane
-    fall: Plane
-    lumpiness: Plane
-
-
-def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Cutout, seed: int) -> Canopy:
-    """Return the upper envelope of crowns.
-
-    Parameters
-    ----------
-    trees : Trees
-        All trees whose crowns may reach into the window.
-    height, radius : ndarray of float64, shape (n,)
-        Height and crown radius [m]; trees of height 0 are left out.
-    window : Cutout
-        Pixels.
-    seed : int
-        Seed of the world, for the lumps of the crowns.
-
-    Returns
-    -------
-    Canopy
-        Height and owner of each pixel.
+    `height` and `radius` [m] are those of the trees; trees of height 0 are left out. `seed` is for
+    the lumps of the crowns.
     """
     reach = np.maximum(radius, 0.75 * window.resolution)
-    crowns = _crowns_of(trees, height, reach)
     lumps = noise_grid(stream(seed, "lumps"), window.y, window.x, _LUMP_LENGTH)
     lumps = np.clip(lumps, -2.2, 1.8)
     halves = np.ceil(1.25 * reach / window.resolution).astype(np.int64)
@@ -375,7 +268,9 @@ def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Cutout, seed
         same = np.flatnonzero(halves == half)
         step = max(1, _BATCH // int(2 * half + 1) ** 2)
         for k in range(0, same.size, step):
-            _splat(keys, window, crowns, lumps, same[k : k + step], int(half))
+            some = same[k : k + step]
+            crowns = trees.where(some), height[some].astype(np.float32), reach[some]
+            _splat(keys, window, lumps, *crowns, some, int(half))
     top = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32).reshape(window.shape)
     owner = ((keys & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1).reshape(window.shape)
     # Branch groups: strong on wide broadleaf crowns, faint on conifers.
@@ -383,85 +278,49 @@ def canopy_of(trees: Trees, height: Floats, radius: Floats, window: Cutout, seed
     strength = np.append(size, 0.0).astype(np.float32)[owner]  # owner -1 reads the last entry
     lumps += 0.6 * noise_grid(stream(seed, "twigs"), window.y, window.x, 1.0)
     rough = np.maximum(top + strength * lumps, 0.4 * top)
-    return Canopy(np.where(top > 0, rough, np.float32(0)).astype(np.float32), owner)
-
-
-def _crowns_of(trees: Trees, height: Floats, radius: Floats) -> _Crowns:
-    """Return the crowns of trees of a height and radius [m], both above 0."""
-    stretch = np.exp(0.10 * draw_normal(trees.identity, 50))
-    turn = np.pi * draw(trees.identity, 51)
-    c, s = np.cos(turn), np.sin(turn)
-    p, q = 1.0 / (radius * stretch) ** 2, 1.0 / (radius / stretch) ** 2
-    form = np.stack([p * c**2 + q * s**2, p * s**2 + q * c**2, 2.0 * c * s * (p - q)], axis=-1)
-    fall = np.stack([parameters("depth"), 0.5 * parameters("profile")], axis=-1)[trees.species]
-    lumpiness = np.where(parameters("conifer") > 0, 0.05, 0.16)[trees.species]
-    f = np.float32
-    return _Crowns(
-        trees.y, trees.x, height.astype(f), form.astype(f), fall.astype(f), lumpiness.astype(f)
-    )
+    return np.where(top > 0, rough, np.float32(0)).astype(np.float32), owner
 
 
 def _splat(
     keys: npt.NDArray[np.uint64],
     window: Cutout,
-    crowns: _Crowns,
     lumps: Plane,
-    which: npt.NDArray[np.intp],
+    trees: Trees,
+    top: Plane,
+    radius: Floats,
+    numbers: npt.NDArray[np.intp],
     half: int,
 ) -> None:
     """Raise the surface to crowns of at most 2 * half + 1 pixels in diameter."""
     res = window.resolution
-    y, x = crowns.y[which, None], crowns.x[which, None]
+    y, x = trees.y[:, None], trees.x[:, None]
     offsets = np.arange(-half, half + 1)
     rows = np.floor(y / res + window.dy).astype(np.int64) + offsets
     cols = np.floor(x / res + window.dx).astype(np.int64) + offsets
     dy = ((rows + 0.5 - window.dy) * res - y).astype(np.float32)[:, :, None]
     dx = ((cols + 0.5 - window.dx) * res - x).astype(np.float32)[:, None, :]
-    yy, xx, xy = (crowns.form[which, k][:, None, None] for k in range(3))
+    yy, xx, xy = _outlines(trees, radius)
     rho2 = yy * dy**2 + xx * dx**2 + (xy * dy) * dx  # [n, 2 half + 1, 2 half + 1]
     rows, cols = rows - window.row, cols - window.col
     in_rows = (rows >= 0) & (rows < window.height)
     in_cols = (cols >= 0) & (cols < window.width)
     tree, r, c = np.nonzero((rho2 < 1.3) & in_rows[:, :, None] & in_cols[:, None, :])
-    owner, pixel = which[tree], rows[tree, r] * window.width + cols[tree, c]
-    rho2 = rho2[tree, r, c] * (1.0 - crowns.lumpiness[owner] * lumps.ravel()[pixel])
+    pixel = rows[tree, r] * window.width + cols[tree, c]
+    rho2 = rho2[tree, r, c] * (1.0 - _LUMPINESS[trees.species[tree]] * lumps.ravel()[pixel])
     inside = rho2 < 1.0
-    owner, pixel, rho2 = owner[inside], pixel[inside], rho2[inside]
-    fall, power = crowns.fall[owner, 0], crowns.fall[owner, 1]
-    surface = crowns.top[owner] * (1.0 - fall * rho2**power)
+    tree, pixel, rho2 = tree[inside], pixel[inside], rho2[inside]
+    kind = trees.species[tree]
+    surface = top[tree] * (1.0 - _DROP[kind] * rho2 ** _POWER[kind])
     # Positive floats sort like their bits: one maximum over height (high bits) and tree (low bits).
     bits = surface.view(np.uint32).astype(np.uint64) << np.uint64(32)
-    np.maximum.at(keys, pixel, bits | (owner + 1).astype(np.uint64))
+    np.maximum.at(keys, pixel, bits | (numbers[tree] + 1).astype(np.uint64))
 
 
-def roofs_of(buildings: tuple[Building, ...], window: Cutout) -> tuple[Plane, npt.NDArray[np.int8]]:
-    """Return the roofs in a window.
-
-    Parameters
-    ----------
-    buildings : tuple of Building
-        Houses in and around the window.
-    window : Cutout
-        Pixels.
-
-    Returns
-    -------
-    height : ndarray of float32, shape (height, width)
-        Height of the roof above ground [m], 0 without a roof.
-    roof : ndarray of int8, shape (height, width)
-        Kind of roof; -1 without a roof.
-    """
-    height, roof = np.zeros(window.shape, np.float32), np.full(window.shape, -1, np.int8)
-    y, x = window.y, window.x
-    for house in buildings:
-        reach = float(np.hypot(house.half_length, house.half_width))
-        rows = slice(*np.searchsorted(y, (house.y - reach, house.y + reach)))
-        cols = slice(*np.searchsorted(x, (house.x - reach, house.x + reach)))
-        c, s = np.cos(house.angle), np.sin(house.angle)
-        dy, dx = y[rows, None] - house.y, x[cols] - house.x
-        along, across = np.abs(dx * c + dy * s), np.abs(dy * c - dx * s)
-        inside = (along < house.half_length) & (across < house.half_width)
-        top = house.wall + house.ridge * (1.0 - across / house.half_width)
-        height[rows, cols] = np.where(inside, top, height[rows, cols])
-        roof[rows, cols] = np.where(inside, house.roof, roof[rows, cols])
-    return height, roof
+def _outlines(trees: Trees, radius: Floats) -> tuple[Plane, ...]:
+    """Return the quadratic forms (yy, xx, 2 xy), each (n, 1, 1), that are 1 on crowns' outlines."""
+    stretch = np.exp(0.10 * draw_normal(trees.identity, 50))
+    turn = np.pi * draw(trees.identity, 51)
+    c, s = np.cos(turn), np.sin(turn)
+    p, q = 1.0 / (radius * stretch) ** 2, 1.0 / (radius / stretch) ** 2
+    form = p * c**2 + q * s**2, p * s**2 + q * c**2, 2.0 * c * s * (p - q)
+    return tuple(part.astype(np.float32)[:, None, None] for part in form)

@@ -20,16 +20,9 @@ OPENING = 3
 
 @dataclass(frozen=True)
 class HeightScore:
-    """Scores of height on one date.
+    """Scores of height on one date: errors are predicted minus true [m].
 
-    Parameters
-    ----------
-    date : str
-        Date, to the day.
-    mae, bias : float
-        Mean absolute error and mean error (predicted minus true) [m].
-    r2 : float
-        Coefficient of determination; NaN if all true heights are equal.
+    `r2`, the coefficient of determination, is NaN if all true heights are equal.
     """
 
     date: str
@@ -40,16 +33,9 @@ class HeightScore:
 
 @dataclass(frozen=True)
 class LossScore:
-    """Scores of canopy loss between two dates.
+    """Scores of canopy loss in a period such as "2019 to 2021": areas [ha].
 
-    Parameters
-    ----------
-    years : str
-        Period, such as "2019 to 2021".
-    true_area, found_area : float
-        Area of loss in the truth and in the prediction [ha].
-    overlap : float
-        Intersection over union of the two areas; NaN if both are empty.
+    `overlap` is the intersection over union of the two areas; NaN if both are empty.
     """
 
     years: str
@@ -59,18 +45,7 @@ class LossScore:
 
 
 def score_heights(predicted: xr.DataArray, truth: xr.DataArray) -> list[HeightScore]:
-    """Score heights on each date, where there is a prediction.
-
-    Parameters
-    ----------
-    predicted, truth : DataArray
-        (time, y, x) heights [m].
-
-    Returns
-    -------
-    list of HeightScore
-        In order of date.
-    """
+    """Score heights (time, y, x) [m] on each date, where there is a prediction."""
     return [
         _height_score(str(date), predicted.isel(time=k).values, truth.isel(time=k).values)
         for k, date in enumerate(predicted["time"].dt.strftime("%Y-%m-%d").values)
@@ -78,18 +53,7 @@ def score_heights(predicted: xr.DataArray, truth: xr.DataArray) -> list[HeightSc
 
 
 def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore]:
-    """Score the loss between consecutive dates, where both dates have a prediction.
-
-    Parameters
-    ----------
-    predicted, truth : DataArray
-        (time, y, x) heights [m].
-
-    Returns
-    -------
-    list of LossScore
-        In order of date.
-    """
+    """Score the loss between consecutive dates (time, y, x), where both have a prediction."""
     hectares = (
         abs(float(truth["x"][1] - truth["x"][0]) * float(truth["y"][1] - truth["y"][0])) / 1e4
     )
@@ -115,18 +79,7 @@ def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore
 def _find_loss(
     before: npt.NDArray[np.floating], after: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.bool_]:
-    """Find canopy loss: a drop of more than 5 m, cleaned by an opening of 3 x 3 px.
-
-    Parameters
-    ----------
-    before, after : ndarray of float, shape (H, W)
-        Heights [m]; where either is NaN, there is no loss.
-
-    Returns
-    -------
-    ndarray of bool, shape (H, W)
-        True where canopy was lost.
-    """
+    """Find where canopy fell by more than 5 m, cleaned by an opening; not where it is NaN."""
     square = np.ones((OPENING, OPENING), bool)
     opened: npt.NDArray[np.bool_] = ndimage.binary_opening(before - after > DROP, square)
     return opened

@@ -215,7 +215,7 @@ def _georeferenced(bands: tuple[Band, Band, Band]) -> tuple[Band, Band, Band]:
                 " and ".join(found),
                 "write the true one: imagery.rio.write_crs('EPSG:...')",
             )
-    red, green, blue = (Band(true[id(band.array)], band.index) for band in bands)
+    red, green, blue = (replace(band, array=true[id(band.array)]) for band in bands)
     return red, green, blue
 
 

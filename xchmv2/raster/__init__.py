@@ -11,7 +11,15 @@ from xchmv2.raster.arguments import (
     validate_raster,
     validate_text,
 )
-from xchmv2.raster.bbox import BBox, around_180, bbox_of, meets, read_bbox
+from xchmv2.raster.bbox import (
+    BBox,
+    around_180,
+    bbox_of,
+    join_boxes,
+    meets,
+    read_bbox,
+    write_bbox,
+)
 from xchmv2.raster.chunks import Chunks, Source, assemble
 from xchmv2.raster.components import Connectivity
 from xchmv2.raster.crs import (
@@ -134,6 +142,7 @@ __all__ = [
     "holds_change",
     "is_crs_variable",
     "is_whole",
+    "join_boxes",
     "label_patches",
     "label_quantity",
     "list_items",
@@ -171,6 +180,7 @@ __all__ = [
     "without_lost_mapping",
     "without_nodata",
     "without_time_zone",
+    "write_bbox",
     "write_bytes",
     "write_crs",
     "write_period",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -91,6 +92,17 @@ def meets(one: BBox, other: BBox, margin: float = 0.0) -> bool:
         one[0] + turn - margin < other[2] and other[0] - margin < one[2] + turn
         for turn in (-360, 0, 360)
     )
+
+
+def join_boxes(boxes: Sequence[Sequence[float]]) -> BBox:
+    """Find the box around several boxes."""
+    west, south, east, north = zip(*boxes, strict=True)
+    return min(west), min(south), max(east), max(north)
+
+
+def write_bbox(box: Sequence[float]) -> str:
+    """Write a box for a message."""
+    return f"({', '.join(f'{number:.4f}' for number in box)})"
 
 
 def around_180(shape: shapely.Geometry) -> shapely.Geometry:

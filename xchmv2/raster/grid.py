@@ -31,6 +31,8 @@ from xchmv2.raster.valid_pixels import resolve_nodata
 
 # Largest deviation of coordinates from their grid, and between two grids, as a share of a pixel.
 _TOLERANCE = 0.01
+#: Pixel numbers further apart than this are taken for coordinates: few images are thinned more.
+_MOST_SKIPPED = 100
 #: No image has more rows or columns [px].
 _LONGEST = 1_000_000
 
@@ -448,7 +450,7 @@ def _are_pixel_numbers(array: xr.DataArray, dims: tuple[str, str], crs: Any, tur
         return turned
     step = x[1] - x[0]
     halves = all(np.array_equal(v * 2, np.round(v * 2)) for v in (y, x))
-    if not halves or step < 1 or step % 1 or abs(y[1] - y[0]) != step:
+    if not halves or not 1 <= step <= _MOST_SKIPPED or step % 1 or abs(y[1] - y[0]) != step:
         return False
     from_zero = max(abs(y[0]), abs(x[0])) <= step
     near = y[1] > y[0] >= 0 and x[0] >= 0 and max(y[-1], x[-1]) < _LONGEST / 10

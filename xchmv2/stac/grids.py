@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from numbers import Real
 from typing import Any
 
+import numpy as np
 from affine import Affine
 from odc.geo import CRS, Geometry
 from odc.geo.geobox import GeoBox
@@ -17,10 +17,19 @@ from pyproj import Transformer
 
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery import resolve_target, validate_source
-from xchmv2.raster import BBox, Grid, around_180, bbox_of, ground_pixel, meets, read_bbox
+from xchmv2.raster import (
+    BBox,
+    Grid,
+    around_180,
+    bbox_of,
+    ground_pixel,
+    join_boxes,
+    meets,
+    read_bbox,
+    write_bbox,
+)
 from xchmv2.stac.asset_bands import is_raster
-from xchmv2.stac.item_metadata import Metadata
-from xchmv2.stac.items import Asset, StacItem
+from xchmv2.stac.items import Asset, Metadata, StacItem
 
 DEGREES = CRS("EPSG:4326")
 #: Options of ``odc.stac.load`` for the place, beside ``bbox``, ``geobox`` and ``like``.
@@ -96,29 +105,18 @@ def validate_place(item: StacItem) -> None:
         return
     first, *others = places
     for other in others:
-        if not meets(places[first], places[other], BBOX_MARGIN) or _exceeds(
-            places[other], places[first]
-        ):
-            words = (f"{name} {_rounded(places[name])}" for name in (first, other))
+        one, two = places[first], places[other]
+        # So much larger than another, a box cannot mean the same image.
+        large = any(two[k + 2] - two[k] > 1 + 10 * (one[k + 2] - one[k]) for k in (0, 1))
+        if large or not meets(one, two, BBOX_MARGIN):
             raise ImageryError(
                 "metadata that put an item in one place",
-                f"{' and '.join(words)} in item {item}",
+                f"{first} {write_bbox(one)} and {other} {write_bbox(two)} in item {item}",
                 "correct or remove one of them, or leave the item out",
             )
 
 
-def _exceeds(one: BBox, other: BBox) -> bool:
-    """Whether a box is so much larger than another that they cannot mean one image."""
-    return any(one[k + 2] - one[k] > 1 + 10 * (other[k + 2] - other[k]) for k in (0, 1))
-
-
-def _rounded(box: BBox) -> str:
-    return f"({', '.join(f'{number:.4f}' for number in box)})"
-
-
-@lru_cache(maxsize=4096)  # the bands of an item share a grid
-def _degrees(box: GeoBox) -> BBox:
-    return bbox_of(box)
+_degrees = lru_cache(maxsize=4096)(bbox_of)  # the bands of an item share a grid
 
 
 @lru_cache(maxsize=4096)  # called repeatedly for the same grids
@@ -131,10 +129,12 @@ def pixel_on_ground(box: GeoBox) -> float:
     return max(ground_pixel(grid))
 
 
-def validate_pixel(item: StacItem, pixel: float) -> None:
+def validate_pixel(item: StacItem, box: GeoBox | None) -> None:
     """Refuse imagery that is too coarse for the model, however it is resampled."""
+    if box is None:
+        return
     try:
-        validate_source((pixel, pixel))
+        validate_source((pixel_on_ground(box),) * 2)
     except ImageryError as error:
         raise ImageryError(error.expected, f"{error.found}: item {item}", error.fix) from None
 
@@ -143,6 +143,11 @@ def footprint(box: GeoBox, crs: CRS) -> Geometry:
     """Outline of an image in another CRS; in degrees it may go on past 180."""
     outline = box.extent if box.crs == crs else box.footprint(crs)
     return Geometry(around_180(outline.geom), crs) if crs.geographic else outline
+
+
+def outline_of(boxes: Sequence[GeoBox], crs: CRS) -> Geometry:
+    """Outline of several images together."""
+    return unary_union([footprint(box, crs) for box in boxes])
 
 
 def overlaps(one: Geometry, other: Geometry) -> bool:
@@ -159,25 +164,19 @@ def resolve_area(
 ) -> GeoBox:
     """Choose the grid to load on.
 
-    Parameters
-    ----------
-    boxes : sequence of GeoBox
-        Grids of the images.
-    crs : CRS, optional
-        By default that of most images, or the UTM zone where that is in degrees.
-    resolution : float or None
-        Pixel on the ground [m], at multiples from the CRS origin; None keeps the images' own
-        pixels, which must then share one grid.
-    place : mapping
-        One of ``bbox``, ``geobox``, ``like`` or ``PLACES``, or nothing for all of the images.
+    ``boxes`` are the grids of the images. ``crs`` is by default that of most of them, or the UTM
+    zone where that is in degrees. ``resolution`` [m] puts pixels at multiples from the CRS origin;
+    None keeps the images' own, which must then share one grid. ``place`` holds ``bbox``,
+    ``geobox`` or some of ``PLACES``, or nothing for all of the images.
     """
     from odc.stac import output_geobox
 
-    if "geobox" in place or "like" in place:
-        return _given_geobox(place)
+    if "geobox" in place:
+        box: GeoBox = place["geobox"]
+        return box
     wanted = _resolve_crs(crs, boxes, place)
     if not place:
-        place = {"geopolygon": _all_of(boxes, DEGREES if isinstance(wanted, str) else wanted)}
+        place = {"geopolygon": outline_of(boxes, DEGREES if isinstance(wanted, str) else wanted)}
     unit = 1.0 if isinstance(wanted, str) else _metres(wanted)
     # In tiny pixels, so that the outline is not rounded outwards twice.
     pixel = (resolution or _COARSE) / unit
@@ -191,22 +190,27 @@ def resolve_area(
         ) from error
     if resolution is None:
         return _native(boxes, outline)
-    target, _, _ = resolve_target(_grid(outline, pixel), resolution)
+    try:
+        target, _, _ = resolve_target(_grid(outline, pixel), resolution)
+    except ImageryError as error:  # advice about predict becomes advice about load
+        option = "crs='utm'" if "CRS" in error.expected else "resolution=0.6"
+        fix = f"xchmv2.load(..., {option})" if "predict(" in error.fix else error.fix
+        raise ImageryError(error.expected, error.found, fix) from None
     return target.geobox
 
 
-def _given_geobox(place: Mapping[str, Any]) -> GeoBox:
+def read_geobox(given: Mapping[str, Any]) -> GeoBox:
     """Read the grid of ``geobox`` or ``like``."""
     from odc.stac import output_geobox
 
     try:
-        box = output_geobox((), **place)
+        box = output_geobox((), **given)
     except (ValueError, AttributeError, TypeError):
         box = None
     if not isinstance(box, GeoBox) or box.crs is None:
         raise CHMv2Error(
             "geobox or like with coordinates and a CRS",
-            f"{type(next(iter(place.values()))).__name__} without them",
+            f"{type(next(iter(given.values()))).__name__} without them",
             "write the CRS: other.odc.assign_crs('EPSG:...')",
         )
     return box
@@ -215,31 +219,27 @@ def _given_geobox(place: Mapping[str, Any]) -> GeoBox:
 def _resolve_crs(crs: Any, boxes: Sequence[GeoBox], place: Mapping[str, Any]) -> Any:
     """CRS to load in, or "utm" for the zone of the place; across 180 degrees one that is whole."""
     zone = isinstance(crs, str) and crs == "utm"  # a CRS compares slowly with a text
+    across = _place_across_180(boxes, place)
     if crs is not None and not zone:
         try:
             chosen = CRS(crs)
         except Exception as error:  # whatever PROJ says
             raise CHMv2Error("a CRS", f"crs={crs!r}", "such as crs='EPSG:32633'") from error
-        if _is_cut(chosen, _place_across_180(boxes, place)):
+        if across and _is_cut(chosen, across):
             raise CHMv2Error(
                 "a CRS that is not cut at 180 degrees, for a place across that meridian",
                 f"crs={crs!r}",
                 "leave it out, or choose the UTM zone: xchmv2.load(..., crs='utm')",
             )
         return chosen
-    across = _place_across_180(boxes, place)
     counts = Counter(box.crs for box in boxes)
     order = sorted(counts, key=lambda crs: (-counts[crs], str(crs)))
     if across is None:
         return "utm" if zone or order[0].geographic else order[0]
-    whole = [
-        found
-        for found in order
-        if not (found.geographic or _is_cut(found, across))
-        and (not zone or found.proj.utm_zone is not None)
-    ]
-    if whole:
-        return whole[0]
+    for found in order:
+        fits = found.proj.utm_zone is not None if zone else not found.geographic
+        if fits and not _is_cut(found, across):
+            return found
     west, south, east, north = across
     return CRS.utm(((west + east) / 2 + 180) % 360 - 180, (south + north) / 2)
 
@@ -247,21 +247,16 @@ def _resolve_crs(crs: Any, boxes: Sequence[GeoBox], place: Mapping[str, Any]) ->
 def _place_across_180(boxes: Sequence[GeoBox], place: Mapping[str, Any]) -> BBox | None:
     """Box in degrees of a place that 180 degrees run through; None for any other."""
     found = [place["bbox"]] if "bbox" in place else []
-    if not place and boxes:
+    if not place:
         found = [_degrees(box) for box in boxes]
         if any(box[0] > 90 for box in found) and any(box[2] < -90 for box in found):
             found = [(w + 360, s, e + 360, n) if w < 0 else (w, s, e, n) for w, s, e, n in found]
-    if not found:
-        return None
-    sides = list(zip(*found, strict=True))
-    whole = (min(sides[0]), min(sides[1]), max(sides[2]), max(sides[3]))
-    return whole if whole[0] < 180 < whole[2] else None
+    whole = join_boxes(found) if found else None
+    return whole if whole and whole[0] < 180 < whole[2] else None
 
 
-def _is_cut(crs: CRS, across: BBox | None) -> bool:
+def _is_cut(crs: CRS, across: BBox) -> bool:
     """Whether two points beside 180 degrees lie far apart in a CRS."""
-    if across is None:
-        return False
     latitude = (across[1] + across[3]) / 2
     project = Transformer.from_crs("OGC:CRS84", crs.proj, always_xy=True).transform
     (left, right), _ = project([179.999, -179.999], [latitude, latitude])
@@ -275,24 +270,20 @@ def _metres(crs: CRS) -> float:
     return float(crs.proj.axis_info[0].unit_conversion_factor)
 
 
-def _all_of(boxes: Sequence[GeoBox], crs: CRS) -> Geometry:
-    return unary_union([footprint(box, crs) for box in boxes])
-
-
 def _grid(box: GeoBox, pixel: float) -> Grid:
     """Cover exactly the same ground with pixels of about the given size."""
-    height, width = (
-        abs(side) for side in (box.shape[0] * box.affine.e, box.shape[1] * box.affine.a)
-    )
+    affine = box.affine
+    height, width = (abs(n * step) for n, step in zip(box.shape, (affine.e, affine.a), strict=True))
     rows, cols = (math.ceil(side / pixel) for side in (height, width))
     steps = (-height / rows, width / cols)
-    return Grid(("y", "x"), (rows, cols), box.crs, (box.affine.f, box.affine.c), steps)
+    return Grid(("y", "x"), (rows, cols), box.crs, (affine.f, affine.c), steps)
 
 
 def _native(boxes: Sequence[GeoBox], wanted: GeoBox) -> GeoBox:
     """Cut the wanted place from the grid that all images share."""
     first = boxes[0]
-    found = [f"{_words(first)} and {_words(box)}" for box in boxes if not _same_grid(first, box)]
+    others = [box for box in boxes if pixel_offset(first, box) is None]
+    found = [f"{_words(first)} and {_words(box)}" for box in others]
     if not first.axis_aligned:
         found = [f"a rotated grid, {_words(first)}"]
     if wanted.crs != first.crs:
@@ -303,51 +294,45 @@ def _native(boxes: Sequence[GeoBox], wanted: GeoBox) -> GeoBox:
             found[0],
             "resample them: xchmv2.load(..., resolution=0.6)",
         )
-    outline = wanted.extent & _all_of(boxes, first.crs).boundingbox.polygon
-    corners = [~first.affine * (x, y) for x, y in _corners(outline.boundingbox)]
-    cols, rows = (sorted(axis) for axis in zip(*corners, strict=True))
-    left, top = math.floor(cols[0] + _SAME_GRID), math.floor(rows[0] + _SAME_GRID)
-    right, bottom = math.ceil(cols[-1] - _SAME_GRID), math.ceil(rows[-1] - _SAME_GRID)
+    outline = wanted.extent & outline_of(boxes, first.crs).boundingbox.polygon
+    (top, bottom), (left, right) = (
+        (math.floor(start + _SAME_GRID), math.ceil(stop - _SAME_GRID))
+        for start, stop in pixel_spans(first, outline)
+    )
     affine = first.affine * Affine.translation(left, top)
     return GeoBox((max(bottom - top, 1), max(right - left, 1)), affine, first.crs)
 
 
-def _same_grid(one: GeoBox, other: GeoBox) -> bool:
-    """Whether the pixels of two grids coincide."""
-    step = ~one.affine * other.affine  # where a pixel of the other lies in pixels of the one
-    sizes = zip((step.a, step.b, step.d, step.e), (1.0, 0.0, 0.0, 1.0), strict=True)
-    off = max(abs(step.c - round(step.c)), abs(step.f - round(step.f)))
-    same = all(abs(found - wanted) <= 1e-6 for found, wanted in sizes) and off <= _SAME_GRID
-    return bool(one.crs == other.crs and same and one.axis_aligned)
+def pixel_step(source: GeoBox, target: GeoBox) -> Affine | None:
+    """Target pixels in source pixels, if the axes of both grids are parallel."""
+    parallel = source.crs == target.crs and source.axis_aligned and target.axis_aligned
+    return ~source.affine * target.affine if parallel else None
 
 
-def _corners(bounds: Any) -> list[tuple[float, float]]:
-    return [(x, y) for x in (bounds.left, bounds.right) for y in (bounds.bottom, bounds.top)]
+def pixel_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
+    """Row and column of the source where the target begins, if the pixels of both coincide."""
+    step, (rows, cols) = pixel_step(source, target), source.shape
+    if step is None:
+        return None
+    axes = ((rows, step.e, step.f), (cols, step.a, step.c))
+    if any(abs(r - 1) * n + abs(start - round(start)) > _SAME_GRID for n, r, start in axes):
+        return None
+    return round(step.f), round(step.c)
+
+
+def grid_of(box: GeoBox) -> Grid:
+    """Describe an image whose axes are those of its CRS."""
+    affine = box.affine
+    return Grid(("y", "x"), tuple(box.shape), box.crs, (affine.f, affine.c), (affine.e, affine.a))
+
+
+def pixel_spans(box: GeoBox, outline: Geometry) -> list[tuple[float, float]]:
+    """First and last row, and column, of a grid that an outline in its CRS reaches into."""
+    x, y = zip(*outline.boundingbox.points, strict=True)
+    cols, rows = ~box.affine * (np.array(x), np.array(y))
+    return [(float(axis.min()), float(axis.max())) for axis in (rows, cols)]
 
 
 def _words(box: GeoBox) -> str:
     affine = box.affine
     return f"{box.crs} {affine.a:g} x {affine.e:g} from {affine.c:.9g}, {affine.f:.9g}"
-
-
-def validate_resolution(resolution: Any) -> None:
-    """Refuse anything but a number above 0; ``resolve_target`` judges its size."""
-    if (
-        isinstance(resolution, bool)
-        or not isinstance(resolution, Real)
-        or not float(resolution) > 0
-    ):
-        raise CHMv2Error(
-            "resolution as metres on the ground, or None",
-            f"resolution={resolution!r}",
-            "for example xchmv2.load(..., resolution=0.6)",
-        )
-
-
-def place_in_degrees(place: Mapping[str, Any]) -> BBox | None:
-    """Box in degrees around the wanted place, if it does not depend on the images."""
-    if "bbox" in place:
-        return read_bbox(place["bbox"])
-    if "geobox" in place or "like" in place:
-        return bbox_of(_given_geobox(place))
-    return None

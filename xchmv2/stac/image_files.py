@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.imagery import COLOURS
+from xchmv2.stac.asset_bands import BandInfo
 
 #: Turns the address of a file into one that opens, such as ``planetary_computer.sign``.
 Sign = Callable[[str], str]
@@ -75,45 +76,30 @@ class Header:
 
 @dataclass(frozen=True)
 class FileBands:
-    """Bands to read from one file, and what was assumed about it before it was opened.
+    """Bands to read from one file, and what was assumed about it before it was opened."""
 
-    Parameters
-    ----------
-    href : str
-        Address, not signed.
-    item, id, asset : str
-        Whose file it is.
-    bands : tuple of int
-        Counted from 1.
-    box : GeoBox
-        Its pixel grid.
-    dtypes : tuple of (str or None)
-        Data type of each band; None if any is converted.
-    nodata : tuple of (float or None)
-        Nodata values that the item states, which hold where the file states none.
-    scales : tuple of Scale
-        Scale and offset of each band.
-    colours : tuple of str
-        What the bands show as the metadata say; empty if the user or the file itself says it.
-    names : tuple of str
-        Names of all bands of the asset, as far as the metadata name them.
-    declared, scaled : bool
-        Whether the item itself states the data types, and the scales; else another file does.
-    """
-
+    #: Address, not signed.
     href: str
     item: str
     id: str
     asset: str
+    #: Counted from 1.
     bands: tuple[int, ...]
     box: GeoBox
-    dtypes: tuple[str | None, ...]
-    nodata: tuple[float | None, ...]
-    scales: tuple[Scale, ...]
+    #: Metadata of each band: what the item states, and with what files tell.
+    stated: tuple[BandInfo, ...]
+    assumed: tuple[BandInfo, ...]
+    #: Whether the user gave a data type, to which any other is converted.
+    converted: bool
+    #: What the bands show as the metadata say; empty if the user or the file itself says it.
     colours: tuple[str, ...]
+    #: Names of all bands of the asset, as far as the metadata name them.
     names: tuple[str, ...]
-    declared: bool
-    scaled: bool
+
+    @property
+    def declared(self) -> bool:
+        """Whether the item itself states the data types; else another file does."""
+        return all(info.dtype is not None for info in self.stated)
 
     def verified(self, header: Header) -> GeoBox:
         """Return the grid of the file, or raise an ImageryError if the file is not as assumed."""
@@ -131,23 +117,24 @@ class FileBands:
 
     def verify_bands(self, header: Header) -> None:
         """Raise an ImageryError if the bands of the file are not as assumed."""
-        apart = f"xchmv2.load([item for item in items if item.id == {self.id!r}])"
+        apart = only_items([self.id])
         if max(self.bands) > len(header.dtypes):
             raise self._error(
                 f"at least {max(self.bands)} bands", f"{len(header.dtypes)} bands",
-                f"leave it out, or name its bands: {apart[:-1]}, bands=...)",
+                f"leave it out, or name its bands: {apart}, bands=...)",
             )  # fmt: skip
-        for band, dtype, scale in zip(self.bands, self.dtypes, self.scales, strict=True):
-            if dtype not in (None, found := header.dtypes[band - 1]):
-                fix = _BELIEVE if self.declared else f"load it apart: {apart}"
-                raise self._error(f"data type {dtype}", f"{found}", fix)
-            own = header.scales[band - 1]
-            if not np.allclose(own, scale, 1e-6, 0) and not (self.scaled and own == UNSCALED):
+        for band, stated, assumed in zip(self.bands, self.stated, self.assumed, strict=True):
+            dtype, own = header.dtypes[band - 1], header.scales[band - 1]
+            if assumed.dtype not in (None, dtype) and not self.converted:
+                fix = _BELIEVE if self.declared else f"load it apart: {apart})"
+                raise self._error(f"data type {assumed.dtype}", dtype, fix)
+            scaled, scale = stated.scaling is not None, assumed.scaling or UNSCALED
+            if not np.allclose(own, scale, 1e-6, 0) and not (scaled and own == UNSCALED):
                 raise self._error(
-                    _scale_words(scale), _scale_words(own),
+                    scale_words(scale), scale_words(own),
                     f"correct the item: item.assets[{self.asset!r}].extra_fields"
-                    ".pop('raster:bands')" if self.scaled
-                    else f"load it apart: {apart[:-1]}, dtype='float32'){scale_call(own)}",
+                    ".pop('raster:bands')" if scaled
+                    else f"load it apart: {apart}, dtype='float32'){scale_call(own)}",
                 )  # fmt: skip
         self._verify_colours(header.colours)
 
@@ -192,8 +179,15 @@ def fits(value: float, dtype: str) -> bool:
     return value.is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max
 
 
-def _scale_words(scale: Scale) -> str:
+def scale_words(scale: Scale) -> str:
+    """Name a scale and an offset."""
     return f"scale {scale[0]:g} and offset {scale[1]:g}"
+
+
+def only_items(ids: Sequence[str]) -> str:
+    """Python that loads some items alone, without its last bracket."""
+    named = f"item.id == {ids[0]!r}" if len(ids) == 1 else f"item.id in {list(ids)}"
+    return f"xchmv2.load([item for item in items if {named}]"
 
 
 def scale_call(scale: Scale) -> str:
@@ -234,7 +228,6 @@ def read_headers(hrefs: Iterable[str], sign: Sign | None) -> dict[str, Header | 
             return unreadable(href, address, error)
 
     wanted = sorted(set(hrefs))
-    validate_sign(sign, *wanted[:1])
     with warnings.catch_warnings(), ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:
         # A missing georeference is seen in the header.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -282,19 +275,15 @@ def without_query(address: str) -> str:
     return re.sub(r"\?.*", "", address) if "://" in address else address
 
 
-def validate_sign(sign: Sign | None, *hrefs: str) -> None:
-    """Try it on addresses now, because an error would else come when the graph runs."""
+def validate_sign(sign: Sign | None, href: str) -> None:
+    """Try it on an address now, because an error would else come when the graph runs."""
+    if sign is None:
+        return
     fix = "for example sign=planetary_computer.sign; items that are signed already need none"
-    for href in hrefs:
-        if sign is None:
-            return
-        try:
-            signed: Any = sign(href)
-        except Exception as error:  # whatever a function of the user's raises
-            found = f"{type(error).__name__}: {error}"
-            raise CHMv2Error(
-                "sign as a function that takes the URL of a file", found, fix
-            ) from error
-        if not isinstance(signed, str):
-            found = f"{type(signed).__name__} {signed!r:.60}"
-            raise CHMv2Error("sign to return a URL", found, fix)
+    try:
+        signed: Any = sign(href)
+    except Exception as error:  # whatever a function of the user's raises
+        found = f"{type(error).__name__}: {error}"
+        raise CHMv2Error("sign as a function that takes the URL of a file", found, fix) from error
+    if not isinstance(signed, str):
+        raise CHMv2Error("sign to return a URL", f"{type(signed).__name__} {signed!r:.60}", fix)

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,8 +26,8 @@ from rasterio.windows import Window
 
 from xchmv2.errors import ImageryError
 from xchmv2.imagery import WindowReader, map_axes
-from xchmv2.raster import Grid, ValidPixels
-from xchmv2.stac.grids import pixel_on_ground
+from xchmv2.raster import ValidPixels
+from xchmv2.stac.grids import grid_of, pixel_offset, pixel_on_ground, pixel_step
 from xchmv2.stac.image_files import (
     FileBands,
     Header,
@@ -48,8 +47,6 @@ Block = tuple[Span, Span]
 _Pixels = npt.NDArray[Any]
 _Valid = npt.NDArray[np.bool_]
 
-#: Grids whose pixels lie apart by no more than this share of a pixel are one grid.
-_SAME_GRID = 0.05
 #: Images are coarser or finer than the grid if their pixels differ by more than this share.
 _TOLERANCE = 0.01
 #: Side of the cells that are resampled at a time, in pixels of the finer grid. Cells are counted
@@ -64,49 +61,33 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The files of one image: those of its colours, and that of its mask if there is one.
-
-    ``order`` is the place of red, green and blue among the bands of the ``colours``, ``place`` the
-    window of the grid to load on that the image may reach into.
-    """
+    """The files of one image: those of its colours, and that of its mask if there is one."""
 
     colours: tuple[FileBands, ...]
+    #: Place of red, green and blue among the bands of the colours.
     order: tuple[int, ...]
     mask: FileBands | None
+    #: Window of the grid to load on that the image may reach into.
     place: Block
 
 
 @dataclass(frozen=True)
 class BlockReader:
-    """Reads blocks of the cube.
+    """Reads blocks of the cube."""
 
-    Parameters
-    ----------
-    box : GeoBox
-        The whole grid to load on.
-    dtype, fill
-        Data type of the colours, and their value where no image is.
-    converts : bool
-        Whether the user gave the data type, to which any other is converted.
-    mask : tuple of (str, float, bool) or None
-        Data type of the mask, its value where there is none, and whether its files' nodata count.
-    nodata : float or None
-        The user's, which overrides those of files and items.
-    resampling : str or None
-        The user's; None averages by area where an image is finer than the grid, and else
-        interpolates bilinearly.
-    mask_resampling : str
-        That of masks.
-    overviews, fail_on_error : bool
-        Whether to read overviews, and to raise errors of single files.
-    """
-
+    #: The whole grid to load on.
     box: GeoBox
+    #: Data type of the colours, and their value where no image is.
     dtype: str
     fill: float
+    #: Whether the user gave the data type, to which any other is converted.
     converts: bool
+    #: Data type of the mask, its value where there is none, and whether its files' nodata count.
     mask: tuple[str, float, bool] | None
+    #: The user's, which overrides those of files and items.
     nodata: float | None
+    #: The user's; None averages by area where an image is finer than the grid, and else
+    #: interpolates bilinearly.
     resampling: str | None
     mask_resampling: str
     overviews: bool
@@ -204,24 +185,30 @@ class Access:
 
 @dataclass(frozen=True, eq=False)
 class _Band:
-    """One open file: the dataset that is read, perhaps an overview, and its grid.
-
-    ``masks`` are the bands whose masks count, of ``whole``, the file at full resolution; ``steps``
-    are its pixels for each that is read.
-    """
+    """One open file: the dataset that is read, perhaps an overview, and its grid."""
 
     spec: FileBands
     file: Any
     box: GeoBox
+    #: Bands whose masks count, of ``whole``, the file at full resolution.
     masks: tuple[int, ...]
     address: str
     whole: Any
+    #: Pixels of the whole file for each that is read.
     steps: tuple[float, float]
 
     @property
     def dtype(self) -> str:
         """Data type of its first band."""
         return str(self.file.dtypes[self.spec.bands[0] - 1])
+
+    @property
+    def nodata(self) -> list[float | None]:
+        """Nodata value of each band: the file's own, else that of its item, if it can occur."""
+        own = [self.file.nodatavals[number - 1] for number in self.spec.bands]
+        stated = [info.nodata for info in self.spec.stated]
+        found = [a if a is not None else b for a, b in zip(own, stated, strict=True)]
+        return [v if v is not None and fits(v, self.dtype) else None for v in found]
 
     def read(self, block: Block) -> tuple[_Pixels, _Valid | None]:
         """Read (n, h, w) values of a window, and which of them a mask in the file leaves."""
@@ -255,21 +242,7 @@ def _attempt(action: Callable[[], _T], href: str, address: str, where: str = "")
 
 
 class _Bands:
-    """The bands of an image in one or several files, brought together on the finest grid.
-
-    Parameters
-    ----------
-    reader : BlockReader
-        What is wanted.
-    access, stack
-        How files are opened, and what closes them.
-    specs : tuple of FileBands
-        What is read.
-    way : str or None
-        Resampling.
-    nodata : float or None
-        The user's; NaN if no value of the files is nodata.
-    """
+    """The bands of an image in one or several files, brought together on the finest grid."""
 
     def __init__(
         self,
@@ -283,7 +256,8 @@ class _Bands:
         self._target, self._way = reader.box, way
         self._files = [self._open(access, stack, spec, reader.overviews) for spec in specs]
         self._box = min((file.box for file in self._files), key=pixel_on_ground)
-        declared = [value for file in self._files for value in _declared(file)]
+        self._scale = pixel_on_ground(reader.box) / pixel_on_ground(self._box)
+        declared = [value for file in self._files for value in file.nodata]
         values = declared if nodata is None else [nodata] * len(declared)
         red, green, blue = values * 3 if len(values) == 1 else values
         self._rule = ValidPixels((red, green, blue))
@@ -334,61 +308,25 @@ class _Bands:
         return values, valid
 
     def _iter_parts(self, block: Block) -> Iterator[tuple[Block, _Pixels, _Valid]]:
-        """Yield windows of the target with their pixels, as the grids allow."""
-        if self._offset is not None:
-            yield from self._iter_copied(block, *self._offset)
-        elif self._axes is not None:
-            yield from self._iter_resampled(block)
+        """Yield windows of the target with their pixels: copied, or resampled as by predict."""
+        offset, step = pixel_offset(self._box, self._target), pixel_step(self._box, self._target)
+        axes = None
+        if self._way is None and step is not None and step.a > 0 and step.e > 0:
+            axes = map_axes(grid_of(self._box), grid_of(self._target))
+        if offset is not None:
+            (top, left), (rows, cols) = offset, self._box.shape
+            part = _overlap(block, ((-top, rows - top), (-left, cols - left)))
+            if math.prod(_shape(part)):
+                (first, last), (start, stop) = part
+                yield part, *self._native(((first + top, last + top), (start + left, stop + left)))
+        elif axes is not None:
+            yield from self._iter_resampled(block, axes)
         else:
             yield from self._iter_warped(block)
 
-    def _iter_copied(
-        self, block: Block, top: int, left: int
-    ) -> Iterator[tuple[Block, _Pixels, _Valid]]:
-        rows, cols = self._box.shape
-        part = _overlap(block, ((-top, rows - top), (-left, cols - left)))
-        if math.prod(_shape(part)):
-            (first, last), (start, stop) = part
-            yield part, *self._native(((first + top, last + top), (start + left, stop + left)))
-
-    @cached_property
-    def _step(self) -> Affine | None:
-        """Target pixels in source pixels, if the axes of both grids are parallel."""
-        source, target = self._box, self._target
-        parallel = source.crs == target.crs and source.axis_aligned and target.axis_aligned
-        return ~source.affine * target.affine if parallel else None
-
-    @cached_property
-    def _offset(self) -> tuple[int, int] | None:
-        """First source pixel, if the pixels of both grids coincide."""
-        step = self._step
-        if step is None:
-            return None
-        starts = []
-        for size, ratio, start in (
-            (self._box.shape[0], step.e, step.f),
-            (self._box.shape[1], step.a, step.c),
-        ):
-            if abs(ratio - 1) * size + abs(start - round(start)) > _SAME_GRID:
-                return None
-            starts.append(round(start))
-        return starts[0], starts[1]
-
-    @cached_property
-    def _axes(self) -> Any:
-        """Map of rows and columns as ``predict`` resamples them; None if that does not fit."""
-        step = self._step
-        if self._way is not None or step is None or step.a <= 0 or step.e <= 0:
-            return None
-        return map_axes(_grid(self._box), _grid(self._target))
-
-    @property
-    def _scale(self) -> float:
-        return pixel_on_ground(self._target) / pixel_on_ground(self._box)
-
-    def _iter_resampled(self, block: Block) -> Iterator[tuple[Block, _Pixels, _Valid]]:
-        read = WindowReader(ValidPixels((None, None, None)), *self._axes)
-        reach = _overlap(block, (_reach(self._axes[0]), _reach(self._axes[1])))
+    def _iter_resampled(self, block: Block, axes: Any) -> Iterator[tuple[Block, _Pixels, _Valid]]:
+        read = WindowReader(ValidPixels((None, None, None)), *axes)
+        reach = _overlap(block, (_reach(axes[0]), _reach(axes[1])))
         for cell in self._iter_cells(reach):
             part = _overlap(reach, cell)
             source = (read.source_span(0, *part[0]), read.source_span(1, *part[1]))
@@ -411,7 +349,7 @@ class _Bands:
     def _iter_cells(self, block: Block) -> Iterator[Block]:
         """Yield cells that cover a window, bounded in source pixels, wherever it begins."""
         size = max(32, int(_CELL / 2 ** math.ceil(math.log2(max(self._scale, 1.0)))))
-        origin = _grid(self._target).origin if self._target.axis_aligned else (0, 0)
+        origin = grid_of(self._target).origin if self._target.axis_aligned else (0, 0)
         rows, cols = (
             [(at, at + size) for at in range((start + o) // size * size - o, stop, size)]
             for (start, stop), o in zip(block, origin, strict=True)
@@ -434,18 +372,6 @@ class _Bands:
         if values.dtype.kind == "f":
             found = np.rint(found)
         return np.clip(found, limits.min, limits.max).astype(dtype)
-
-
-def _declared(band: _Band) -> list[float | None]:
-    """Nodata value of each band: the file's own, else that of its item, if it can occur."""
-    own = [band.file.nodatavals[number - 1] for number in band.spec.bands]
-    found = [a if a is not None else b for a, b in zip(own, band.spec.nodata, strict=True)]
-    return [value if value is not None and fits(value, band.dtype) else None for value in found]
-
-
-def _grid(box: GeoBox) -> Grid:
-    affine = box.affine
-    return Grid(("y", "x"), tuple(box.shape), box.crs, (affine.f, affine.c), (affine.e, affine.a))
 
 
 def _crop(box: GeoBox, block: Block) -> GeoBox:

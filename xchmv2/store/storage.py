@@ -66,8 +66,8 @@ def explain_failures(store: Store) -> Iterator[None]:
         raise StoreError(
             f"to write to {store}",
             f"{type(error).__name__}: {error}",
-            "check permissions and free space, and make the same call again: regions already "
-            "written are kept",
+            "check permissions and free space (a local disk must support hard links), and make the "
+            "same call again: regions already written are kept",
         ) from error
 
 

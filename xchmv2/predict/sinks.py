@@ -224,18 +224,25 @@ def _run_on_cluster(
     keys: list[Hashable],
     carried: list[Hashable],
     done: Callable[[_Index, int], None],
+    attempts: int = 5,
 ) -> dict[Hashable, Any]:
     """Compute a batch on a cluster; returns the groups to hand over, which stay there.
 
-    The graph is only culled: fusing its tasks would lose the workers that they may run on.
+    The graph is only culled: fusing its tasks would lose the workers that they may run on. Tasks
+    that are lost with their worker are computed again.
     """
     from distributed import as_completed
 
     wanted = keys + carried
     futures = client.get(graph.cull(set(wanted)), wanted, sync=False)
     ends, shared = futures[: len(keys)], futures[len(keys) :]
+    lost: list[Hashable] = []
     try:
         for future in as_completed(ends):
+            if future.status == "lost" and attempts:  # its worker died with it
+                lost.append(future.key)
+                future.release()
+                continue
             if future.status not in ("finished", "error"):
                 raise CHMv2Error(
                     "the cluster to finish its work",
@@ -247,4 +254,6 @@ def _run_on_cluster(
     except BaseException:
         client.cancel(futures)
         raise
+    if lost:
+        _run_on_cluster(client, graph, lost, [], done, attempts - 1)
     return dict(zip(carried, shared, strict=True))

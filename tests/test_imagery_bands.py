@@ -444,6 +444,14 @@ class TestNodata:
         assert height[:15].isnull().all()
         assert height[15:].notnull().all()
 
+    def test_a_dataset_declares_it_for_bands_that_do_not(self, tiny_checkpoint):
+        bands = self.holes().to_dataset("band").rename({1: "red", 2: "green", 3: "blue"})
+        height = bands.assign_attrs(nodata=0).chmv2.predict(tiny_checkpoint, **FAST)
+        assert height[:15].isnull().all()
+        for name in bands:
+            bands[name].attrs["nodata"] = 255
+        assert bands.assign_attrs(nodata=0).chmv2.predict(tiny_checkpoint, **FAST).notnull().all()
+
     @pytest.mark.parametrize("key", KEYS)
     def test_heights_are_read_by_the_same_rule(self, key):
         height = xr.DataArray(np.float32([[1, -9999]]), dims=("y", "x"), attrs={key: "-9999"})

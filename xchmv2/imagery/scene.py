@@ -100,7 +100,8 @@ def resolve_imagery(
     refuse_geographic(scene.grid, arrays[0], imagery)
     target, rows, cols = resolve_target(scene.grid, resolution)
     ranges = resolve_value_range(arrays, value_range)
-    valid_pixels = ValidPixels(resolve_nodata(arrays, nodata), erode)
+    common = imagery.attrs if isinstance(imagery, xr.Dataset) else None
+    valid_pixels = ValidPixels(resolve_nodata(arrays, nodata, common=common), erode)
     return scene, target, WindowReader(valid_pixels, rows, cols), ranges
 
 

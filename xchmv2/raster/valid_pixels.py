@@ -66,7 +66,10 @@ class ValidPixels:
 
 
 def resolve_nodata(
-    bands: Sequence[xr.DataArray], nodata: float | None = None
+    bands: Sequence[xr.DataArray],
+    nodata: float | None = None,
+    *,
+    common: Mapping[Any, Any] | None = None,
 ) -> tuple[float | None, float | None, float | None]:
     """Find the nodata value of each band: the argument, else the value that the metadata declare.
 
@@ -76,6 +79,8 @@ def resolve_nodata(
         Red, green and blue.
     nodata : float, optional
         Overrides the metadata for all bands.
+    common : mapping, optional
+        Attributes of the Dataset, for bands that declare none themselves.
 
     Returns
     -------
@@ -98,8 +103,10 @@ def resolve_nodata(
     question. Attributes describe the values in memory, so those of the encoding count only where
     there are none, and only where values were not decoded since they were read.
     """
-    red, green, blue = (_declared(b) if nodata is None else float(nodata) for b in bands)
-    values = (red, green, blue)
+    values = [_declared(band) if nodata is None else float(nodata) for band in bands]
+    if None in values and common:
+        shared = _declared(xr.DataArray(np.zeros((), bands[0].dtype), attrs=dict(common)))
+        values = [shared if value is None else value for value in values]
     for value, dtype in dict.fromkeys(zip(values, (b.dtype for b in bands), strict=True)):
         if value is not None and not math.isnan(value) and not _can_hold(dtype, value):
             warn(

@@ -156,7 +156,7 @@ class TestDemo:
         assert again.exit_code == 1
         assert again.stdout == ""
         assert again.stderr.startswith("error: demo.zarr and demo.png in")
-        assert "xchmv2 demo --overwrite" in again.stderr
+        assert again.stderr.rstrip().endswith(f"xchmv2 demo {tmp_path} --overwrite")
         (tmp_path / "demo.png").write_text("old")
         replaced = run(*words, "--overwrite", "--seed", 1)
         assert replaced.exit_code == 0, replaced.output

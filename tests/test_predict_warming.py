@@ -591,7 +591,7 @@ class TestForwardsOnGPUs:
         found = {n[:12]: layer.annotations for n, layer in lazy.data.dask.layers.items()}
         assert found["chmv2-groups"] == {"resources": {"GPU": 0.5}, "priority": 7}
         with dask.annotate(resources={"A100": 1}):
-            lazy = imagery.chmv2.predict(spec, nodata=4000, **SMALL)
+            lazy = imagery.chmv2.predict(spec, value_range=(0, 250), **SMALL)
         found = {n[:12]: layer.annotations for n, layer in lazy.data.dask.layers.items()}
         assert found["chmv2-groups"] == {"resources": {"A100": 1}}
 

@@ -233,7 +233,7 @@ def test_a_writer_that_lost_its_lock_changes_no_dates(model, monkeypatch, moment
         validate(lock)
 
     monkeypatch.setattr(WriterLock, "validate", suspended)
-    with pytest.raises(StoreError, match="took it over"):
+    with pytest.raises(StoreError, match="took over writing"):
         write(heights(model, *OLD, 50), store)
     assert len(calls) == moment
     monkeypatch.setattr(WriterLock, "validate", validate)

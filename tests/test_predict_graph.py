@@ -121,7 +121,7 @@ def test_same_ground_in_two_areas_of_interest():
     xr.testing.assert_allclose(narrow.isel(inner), wide.isel(window).isel(inner), atol=5e-4)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     st.sampled_from([None, 0.6, 0.5]),
     st.integers(0, 2),

@@ -520,7 +520,7 @@ def test_dates_on_another_grid_are_those_of_the_nearest_pixel(folder):
     np.testing.assert_array_equal(found[clear].astype("datetime64[D]"), wanted[clear])
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(
     chunks=st.integers(5, 40), pixel=st.sampled_from([45.0, 400.0]), side=st.sampled_from([12, 64])
 )

@@ -98,7 +98,7 @@ from xchmv2.raster.tiling import (
     tile_runs,
     validate_grid,
 )
-from xchmv2.raster.valid_pixels import ValidPixels, resolve_nodata, without_nodata
+from xchmv2.raster.valid_pixels import ValidPixels, can_hold, resolve_nodata, without_nodata
 
 __all__ = [
     "ALGORITHM",
@@ -126,6 +126,7 @@ __all__ = [
     "as_text",
     "assemble",
     "bbox_of",
+    "can_hold",
     "cell_areas",
     "cell_sides",
     "choose_heights",

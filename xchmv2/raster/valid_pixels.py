@@ -108,13 +108,13 @@ def resolve_nodata(
         shared = _declared(xr.DataArray(np.zeros((), bands[0].dtype), attrs=dict(common)))
         values = [shared if value is None else value for value in values]
     for value, dtype in dict.fromkeys(zip(values, (b.dtype for b in bands), strict=True)):
-        if value is not None and not math.isnan(value) and not _can_hold(dtype, value):
+        if value is not None and not math.isnan(value) and not can_hold(dtype, value):
             warn(
                 f"the nodata value {value:g} is ignored: no {dtype} pixel can have it; if another "
                 "value stands for nodata, pass nodata="
             )
     red, green, blue = (
-        value if value is not None and _can_hold(band.dtype, value) else None
+        value if value is not None and can_hold(band.dtype, value) else None
         for value, band in zip(values, bands, strict=True)
     )
     return red, green, blue
@@ -134,7 +134,7 @@ def _declared(band: xr.DataArray) -> float | None:
     ]
     for found in places:
         values = {key: value for key, value in found.items() if not math.isnan(value)}
-        fits = {key: value for key, value in values.items() if _can_hold(band.dtype, value)}
+        fits = {key: value for key, value in values.items() if can_hold(band.dtype, value)}
         if not values:
             continue
         first = next(iter((fits or values).values()))
@@ -177,7 +177,7 @@ def _same_value(dtype: np.dtype[Any], one: float, other: float) -> bool:
     return one == other or bool(_equals(np.asarray(_cast(dtype, one)), other).all())
 
 
-def _can_hold(dtype: np.dtype[Any], value: float) -> bool:
+def can_hold(dtype: np.dtype[Any], value: float) -> bool:
     """Whether a pixel of a dtype can have a value, as far as its rounding."""
     if dtype.kind not in "iu":
         return True
@@ -195,7 +195,7 @@ def _cast(dtype: np.dtype[Any], value: float) -> Any:
 
 def _equals(band: Any, value: float | None) -> Any:
     """Compare in the band's own dtype, array or DataArray; a value beyond it equals no pixel."""
-    if value is None or math.isnan(value) or not _can_hold(band.dtype, value):
+    if value is None or math.isnan(value) or not can_hold(band.dtype, value):
         return np.zeros(band.shape, bool)
     if band.dtype.kind == "f" and abs(value) > _HUGE:
         # Written as -3.4e38 or -3.4028235e38, rounded to float32 or not: no measurement is near.

@@ -171,14 +171,6 @@ class FileBands:
         return tuple(band for band in self.bands if not header.flags[band - 1])
 
 
-def fits(value: float, dtype: str) -> bool:
-    """Whether a data type can hold a value."""
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return True
-    return value.is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max
-
-
 def scale_words(scale: Scale) -> str:
     """Name a scale and an offset."""
     return f"scale {scale[0]:g} and offset {scale[1]:g}"

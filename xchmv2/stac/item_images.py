@@ -14,6 +14,7 @@ from odc.geo.geobox import GeoBox
 
 from xchmv2.errors import CHMv2Error, ImageryError, warn
 from xchmv2.imagery import COLOURS
+from xchmv2.raster import can_hold
 from xchmv2.stac.asset_bands import (
     AssetBand,
     BandInfo,
@@ -32,7 +33,6 @@ from xchmv2.stac.image_files import (
     Scale,
     Sign,
     Unreadable,
-    fits,
     only_items,
     read_headers,
     scale_call,
@@ -301,7 +301,7 @@ def resolve_values(
                 f"load each kind apart, such as {only_items([list(types.values())[-1].id])})",
             )
         (dtype,) = types
-    if nodata is not None and not fits(nodata, dtype):
+    if nodata is not None and not can_hold(np.dtype(dtype), nodata):
         raise CHMv2Error(
             f"nodata as a number that {dtype} can hold",
             f"nodata={nodata:g}",
@@ -310,7 +310,7 @@ def resolve_values(
     if nodata is not None or np.dtype(dtype).kind == "f":
         return dtype, nodata, math.nan if nodata is None else nodata
     counts = Counter(band.nodata for _, band in bands if band.nodata is not None)
-    for value in [value for value in counts if not fits(value, dtype)]:
+    for value in [value for value in counts if not can_hold(np.dtype(dtype), value)]:
         del counts[value]
         if not math.isnan(value):
             warn(f"nodata value {value:g} is ignored: {dtype} cannot hold it")

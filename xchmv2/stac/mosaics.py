@@ -26,14 +26,13 @@ from rasterio.windows import Window
 
 from xchmv2.errors import ImageryError
 from xchmv2.imagery import WindowReader, map_axes
-from xchmv2.raster import ValidPixels
+from xchmv2.raster import ValidPixels, can_hold
 from xchmv2.stac.grids import grid_of, pixel_offset, pixel_on_ground, pixel_step
 from xchmv2.stac.image_files import (
     FileBands,
     Header,
     Sign,
     Unreadable,
-    fits,
     gdal,
     open_file,
     unreadable,
@@ -208,7 +207,7 @@ class _Band:
         own = [self.file.nodatavals[number - 1] for number in self.spec.bands]
         stated = [info.nodata for info in self.spec.stated]
         found = [a if a is not None else b for a, b in zip(own, stated, strict=True)]
-        return [v if v is not None and fits(v, self.dtype) else None for v in found]
+        return [v if v is not None and can_hold(np.dtype(self.dtype), v) else None for v in found]
 
     def read(self, block: Block) -> tuple[_Pixels, _Valid | None]:
         """Read (n, h, w) values of a window, and which of them a mask in the file leaves."""

@@ -66,14 +66,14 @@ def copy_store(store, target=None):
 
 
 def read_whole(store):
-    """Read what our and plain xarray's reader find; only ours says that regions are missing."""
+    """Read what our reader finds; plain xarray's finds the same, or the dates of before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IncompleteStoreWarning)
         ours = xchmv2.open_zarr(store).compute()
     plain = xr.open_zarr(store).canopy_height.compute()
-    xr.testing.assert_identical(
-        plain.sortby("time").drop_encoding().drop_attrs(), ours.drop_encoding().drop_attrs()
-    )
+    same = ours.sel(time=plain.time).values
+    written = ~np.isnan(same)  # plain xarray shows pixels that are not recorded yet
+    np.testing.assert_array_equal(plain.values[written], same[written])
     return ours
 
 

@@ -70,7 +70,7 @@ def test_a_store_of_the_code_before_the_move_is_resumed(height):
     assert {name: (chunks / name).stat().st_mtime_ns for name in WRITTEN} == before
     xr.testing.assert_allclose(xchmv2.open_zarr("canopy.zarr").load(), height.compute(), atol=5e-4)
     assert not count_forwarded(lambda: write(height))
-    assert attributes()["format"] == 1  # the code that began it may go on too
+    assert attributes()["format"] == 2  # the code that began it refuses it now
 
 
 def test_a_store_without_slots_is_extended(height, more):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xchmv2.predict.warming import warmup
     from xchmv2.published import open_published
     from xchmv2.stac import load
-    from xchmv2.store import open_zarr
+    from xchmv2.store import open_zarr, verify
 
 __all__ = [
     "CHMv2Config",
@@ -55,6 +55,7 @@ __all__ = [
     "structure",
     "training",
     "validation",
+    "verify",
     "warmup",
     "zonal",
 ]
@@ -68,6 +69,7 @@ _LAZY = {
     "load": "xchmv2.stac",
     "open_published": "xchmv2.published",
     "open_zarr": "xchmv2.store",
+    "verify": "xchmv2.store",
     "warmup": "xchmv2.predict.warming",
 }
 

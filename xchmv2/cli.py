@@ -248,12 +248,9 @@ def _predict(image: str, out: str, *, resume: bool, overwrite: bool, **options: 
 
         done = write_cog(height, out, progress=not quiet, overwrite=overwrite)
     else:
-        from xchmv2.store import remove_store
-
-        if overwrite and os.path.lexists(out):
-            remove_store(out)
+        mode: Any = "w" if overwrite else "a" if resume else "w-"
         encoding = options["encoding"] or "float32"
-        done = height.chmv2.to_zarr(out, encoding=encoding, resume=resume, progress=not quiet)
+        done = height.chmv2.to_zarr(out, encoding=encoding, mode=mode, progress=not quiet)
     if not quiet:
         click.echo(_describe_written(done, out))
 
@@ -392,7 +389,7 @@ def _run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None
         done = height.chmv2.to_zarr(
             out,
             encoding=options["encoding"] or "float32",
-            resume=options["resume"],
+            mode="a" if options["resume"] else "w-",
             progress=not options["quiet"],
         )
     if not options["quiet"]:

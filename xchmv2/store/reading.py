@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xchmv2.errors import IncompleteStoreWarning, StoreError, warn
+from xchmv2.errors import IncompleteStoreWarning, warn
 from xchmv2.raster import HEIGHT_NAME
-from xchmv2.store.records import Manifest, open_manifest
-from xchmv2.store.storage import StoreLike, read_metadata, resolve_store
+from xchmv2.store.records import find_store
+from xchmv2.store.storage import StoreLike, address, explain_failures, resolve_store
 from xchmv2.store.template import is_own_attribute
 from xchmv2.store.timeline import in_order
+from xchmv2.store.verifying import CheckedStore
 
 
 def open_zarr(
@@ -43,7 +44,8 @@ def open_zarr(
     Raises
     ------
     StoreError
-        If there is no such store, or it was half removed.
+        If there is no such store, it was half removed, or its metadata are damaged; and when a
+        chunk is read whose size or checksum is not that of its record.
 
     Warns
     -----
@@ -51,25 +53,22 @@ def open_zarr(
         If regions are not written yet; they read as NaN.
     """
     source = resolve_store(store, storage_options, read_only=True)
-    manifest = _find(source)
-    total = len(manifest.dates) * math.prod(manifest.blocks)
-    missing = total - len(manifest.done())
+    with explain_failures(source, "read"):
+        manifest = find_store(source)
+        total = len(manifest.dates) * math.prod(manifest.blocks)
+        missing = total - len(manifest.done())
+        checked = source if manifest.is_of_first_format else CheckedStore(source, manifest)
     if missing:
         warn(
-            f"{missing} of {total} regions of {source} are not written yet and read as NaN; the "
-            "same call of .chmv2.to_zarr() writes them",
+            f"{missing} of {total} regions of {address(source)} are not written yet and read as "
+            "NaN; the same call of .chmv2.to_zarr() writes them",
             IncompleteStoreWarning,
         )
     content = manifest.fingerprint
-    *dates, y, x = content["grid"]["dims"]
+    *dates, y, x = manifest.dims
     chunks = dict(zip((y, x), content["block"], strict=True))
-    # The metadata in the root are those of complete dates; format 1 has none.
-    root = {} if manifest.is_of_first_format else read_metadata(source, "")
     dataset: xr.Dataset = xr.open_zarr(
-        source,
-        consolidated=bool(root.get("consolidated_metadata")),
-        decode_coords="all",
-        chunks=chunks,
+        checked, consolidated=manifest.copy is not None, decode_coords="all", chunks=chunks
     )
     wanted = content["variables"]
     dataset = dataset[wanted].assign({name: _as_float32(dataset[name]) for name in wanted})
@@ -82,19 +81,6 @@ def open_zarr(
         return dataset[HEIGHT_NAME]
     dataset.attrs = {n: v for n, v in dataset.attrs.items() if not is_own_attribute(n)}
     return dataset
-
-
-def _find(store: Any) -> Manifest:
-    try:
-        manifest = open_manifest(store)
-    except FileNotFoundError:
-        manifest = None
-    if manifest is None:
-        raise StoreError(
-            f"there is no store at {store}",
-            fix="correct its name, or write it: height.chmv2.to_zarr(store)",
-        )
-    return manifest
 
 
 def _as_float32(variable: xr.DataArray) -> xr.DataArray:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import asyncio
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from xchmv2.errors import StoreError
 from xchmv2.predict import blocks_of
 from xchmv2.raster import list_items, show
-from xchmv2.store.records import Manifest
+from xchmv2.store.records import Manifest, Region, open_manifest
+from xchmv2.store.storage import checksum, write_object
 from xchmv2.store.template import Cube, Encoding
 
 _Region = Mapping[Hashable, slice | int]
@@ -23,21 +30,13 @@ Regions = _Region | Sequence[_Region]
 
 @dataclass(frozen=True)
 class _DatePlace:
-    """Index of a date in the block, its label, and its entry in the manifest."""
+    """Index of a date in the block, its label and entry in the manifest, and keys to write."""
 
     source: int
     label: str
     entry: Mapping[str, Any]
-
-    @property
-    def slot(self) -> int:
-        """Its index in the store's arrays."""
-        return int(self.entry["slot"])
-
-    @property
-    def record(self) -> int:
-        """Its index in the record."""
-        return int(self.entry["record"])
+    record: str
+    objects: tuple[str | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,43 +45,56 @@ class WriteBlock:
 
     Parameters
     ----------
+    store : zarr.abc.store.Store
+        The store.
+    identity : int
+        That of the manifest for which this was planned.
     arrays, encodings : tuple
         Arrays of the store, (date, y, x) or (y, x), and how each is stored.
-    record : zarr.Array
-        Array (record, block along y, block along x) that is 1 where a block is written.
     dates : tuple of _DatePlace
         Dates of the block that are not written yet.
     block : tuple of int
         Index of the block along y and x.
     rows, cols : slice
         Its pixels.
+    fsync : bool
+        Whether pixels have to be on a local disk before they are recorded.
     """
 
+    store: Store
+    identity: int
     arrays: tuple[zarr.Array[Any], ...]
     encodings: tuple[Encoding, ...]
-    record: zarr.Array[Any]
     dates: tuple[_DatePlace, ...]
     block: tuple[int, int]
     rows: slice
     cols: slice
+    fsync: bool
 
     def __call__(self, blocks: Sequence[npt.NDArray[Any]]) -> int:
         """Write the blocks, one of each variable; returns the number of pixels."""
-        known = Manifest(self.record.store).dates
+        noting = _Noting(self.store, self.fsync)
+        try:
+            now = open_manifest(self.store)
+        except OSError as error:
+            raise self._failure("a block", error) from error
         for date in self.dates:
-            if known.get(date.label) != date.entry:
+            same = now is not None and now.identity == self.identity
+            if now is None or not same or now.dates.get(date.label) != date.entry:
                 raise StoreError(
                     f"another run is writing {date.label or 'this array'} anew since this one was "
                     "planned",
                     fix="call .chmv2.to_zarr() again",
                 )
             for array, encode, block in zip(self.arrays, self.encodings, blocks, strict=True):
-                self._write(array, encode, np.asarray(block), date)
+                place = StorePath(noting, array.path)
+                noted: Any = zarr.AsyncArray(array.metadata, place)
+                self._write(zarr.Array(noted), encode, np.asarray(block), date)
+            record = np.array([noting.noted.get(key or "", (0, 0)) for key in date.objects], "<u8")
             try:  # after the data, so that a block that is recorded is written
-                self.record[(date.record, *self.block)] = 1
+                write_object(self.store, date.record, record.tobytes())
             except Exception as error:
-                name = f"the record of {self._name(self.record, date)}"
-                raise self._failure(name, error) from error
+                raise self._failure(f"the record of {self._name('', date)}", error) from error
         height, width = blocks[0].shape[-2:]
         return int(height * width * len(self.dates))
 
@@ -90,21 +102,22 @@ class WriteBlock:
         self, array: zarr.Array[Any], encode: Encoding, block: npt.NDArray[Any], date: _DatePlace
     ) -> None:
         flat = block.ndim == 2
-        where = (self.rows, self.cols) if flat else (date.slot, self.rows, self.cols)
+        slot = int(date.entry["slot"])
+        where = (self.rows, self.cols) if flat else (slot, self.rows, self.cols)
         try:
             array[where] = encode(block if flat else block[date.source])
         except OverflowError as error:
             raise StoreError(
-                f"heights that the encoding can hold at {self._name(array, date)}",
+                f"heights that the encoding can hold at {self._name(array.path, date)}",
                 str(error),
                 "choose encoding='int16_cm' or 'float32' for a new store",
             ) from None
         except Exception as error:
-            raise self._failure(self._name(array, date), error) from error
+            raise self._failure(self._name(array.path, date), error) from error
 
-    def _name(self, array: zarr.Array[Any], date: _DatePlace) -> str:
+    def _name(self, variable: str, date: _DatePlace) -> str:
         place = f"y {self.rows.start}:{self.rows.stop}, x {self.cols.start}:{self.cols.stop}"
-        return ", ".join(filter(None, [array.basename or array.path, date.label, place]))
+        return ", ".join(filter(None, [variable, date.label, place]))
 
     def _failure(self, what: str, error: Exception) -> StoreError:
         return StoreError(
@@ -114,46 +127,93 @@ class WriteBlock:
         )
 
 
+class _Noting(WrapperStore[Store]):
+    """A store that notes size and checksum of each object written, and can wait for the disk."""
+
+    def __init__(self, store: Store, fsync: bool) -> None:
+        super().__init__(store)
+        self.noted: dict[str, tuple[int, int]] = {}
+        self._folder = store.root if fsync and isinstance(store, LocalStore) else None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await self._store.set(key, value)
+        self.noted[key] = checksum(value.to_bytes())
+        if self._folder is not None:
+            await asyncio.to_thread(_wait_for_disk, self._folder / key)
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        await asyncio.gather(*starmap(self.set, values))
+
+
+def _wait_for_disk(path: os.PathLike[str]) -> None:
+    """Return when a file and its name are on the disk, as far as the system can tell."""
+    for name in (path, os.path.dirname(path)):
+        if os.name != "nt" or name == path:  # Windows opens no folders
+            descriptor = os.open(name, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
 def missing_blocks(
     cube: Cube,
     manifest: Manifest,
+    done: set[Region],
     arrays: tuple[zarr.Array[Any], ...],
     encodings: Mapping[str, Encoding],
     wanted: list[dict[str, slice]] | None,
+    *,
+    fsync: bool,
 ) -> tuple[dict[tuple[int, ...], WriteBlock], int]:
     """Find the blocks of a cube that are not in the store.
 
-    ``wanted`` are the index ranges from :func:`resolve_regions`. Returns the task that writes each
-    missing block, by its index in the cube, and how many of the wanted regions are written.
+    ``done`` are the regions written, ``wanted`` the index ranges from :func:`resolve_regions`.
+    Returns the task that writes each missing block, by its index in the cube, and how many of the
+    wanted regions are written.
     """
-    done, record, dates, labels = manifest.done(), manifest.record, manifest.dates, cube.labels
+    dates, labels = manifest.dates, cube.labels
     found, present = {}, 0
     for index, pixels in blocks_of(next(iter(cube.arrays.values()))):
-        if not _touches(wanted, cube, pixels):
+        if not touches(wanted, [*([cube.date_dim] if cube.date_dim else []), *cube.dims], pixels):
             continue
         *when, rows, cols = pixels
         by, bx = index[-2:]
         span = when[0] if when else slice(0, 1)
+        places = {label: (dates[label]["record"], by, bx) for label in labels[span]}
         missing = tuple(
-            _DatePlace(i - span.start, label, dates[label])
-            for i, label in enumerate(labels[span], span.start)
-            if (dates[label]["record"], by, bx) not in done
-        )
-        present += len(labels[span]) - len(missing)
+            _DatePlace(
+                i, label, dates[label], manifest.record_key(region),
+                tuple(manifest.objects(label, region)),
+            )
+            for i, (label, region) in enumerate(places.items())
+            if region not in done
+        )  # fmt: skip
+        present += len(places) - len(missing)
         if missing:
+            each = tuple(encodings.values())
             found[index] = WriteBlock(
-                arrays, tuple(encodings.values()), record, missing, (by, bx), rows, cols
+                manifest.store,
+                manifest.identity,
+                arrays,
+                each,
+                missing,
+                (by, bx),
+                rows,
+                cols,
+                fsync,
             )
     return found, present
 
 
-def resolve_regions(cube: Cube, regions: Regions | None) -> list[dict[str, slice]] | None:
+def resolve_regions(
+    sizes: Mapping[str, int], regions: Regions | None
+) -> list[dict[str, slice]] | None:
     """Validate the regions that a user gives and turn them into slices by dim."""
     if regions is None:
         return None
     listed = None if isinstance(regions, Mapping) else list_items(regions)
     given: list[Any] = [regions] if listed is None else listed
-    sizes = {str(dim): size for dim, size in cube.dataset.sizes.items()}
     for region in given:
         good = isinstance(region, Mapping) and all(
             dim in sizes and (isinstance(part, slice | int | np.integer))
@@ -182,9 +242,10 @@ def _as_slice(part: slice | int, size: int) -> slice:
     )
 
 
-def _touches(wanted: list[dict[str, slice]] | None, cube: Cube, pixels: tuple[slice, ...]) -> bool:
+def touches(
+    wanted: list[dict[str, slice]] | None, dims: Sequence[str], pixels: Sequence[slice]
+) -> bool:
     """Whether a block has a pixel in one of the regions."""
-    dims = [*([cube.date_dim] if cube.date_dim else []), *cube.dims]
     block = dict(zip(dims, pixels, strict=True))
     return wanted is None or any(
         all(block[d].start < part.stop and part.start < block[d].stop for d, part in region.items())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from google_crc32c import value as crc32c
 from zarr.abc.store import Store
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
@@ -58,17 +60,24 @@ def resolve_store(
 
 
 @contextmanager
-def explain_failures(store: Store) -> Iterator[None]:
+def explain_failures(store: Store, action: str = "write to") -> Iterator[None]:
     """Turn an error of the file system, such as a full disk, into a StoreError."""
     try:
         yield
     except OSError as error:
+        local = "permissions and free space (a local disk must support hard links)"
+        what = local if isinstance(store, LocalStore) else "the network, your credentials and quota"
         raise StoreError(
-            f"to write to {store}",
+            f"to {action} {address(store)}",
             f"{type(error).__name__}: {error}",
-            "check permissions and free space (a local disk must support hard links), and make the "
-            "same call again: regions already written are kept",
+            f"check {what}, and make the same call again: regions already written are kept",
         ) from error
+
+
+def address(store: Store) -> str:
+    """Name a store as a user does."""
+    files, path = getattr(store, "fs", None), getattr(store, "path", "")
+    return str(store) if files is None else str(files.unstrip_protocol(path))
 
 
 def is_icechunk(store: Store) -> bool:
@@ -99,7 +108,7 @@ def _writable(store: Store, read_only: bool) -> Store:
     if store.read_only and not read_only:
         raise StoreError(
             "a store that can be written",
-            f"the read-only {store}",
+            f"the read-only {address(store)}",
             "open it for writing; a committed icechunk session is read-only: open a new one with "
             "repo.writable_session(branch)",
         )
@@ -135,8 +144,26 @@ def _at_address(
 
 def read_object(store: Store, key: str) -> bytes | None:
     """Read an object; None if it does not exist."""
-    found = sync(store.get(key, default_buffer_prototype()))
-    return None if found is None else found.to_bytes()
+    return read_objects(store, [key])[key]
+
+
+def read_objects(store: Store, keys: Iterable[str]) -> dict[str, bytes | None]:
+    """Read objects at once; None for each that does not exist."""
+
+    async def read(key: str) -> tuple[str, bytes | None]:
+        found = await store.get(key, default_buffer_prototype())
+        return key, None if found is None else found.to_bytes()
+
+    async def read_all() -> list[tuple[str, bytes | None]]:
+        await store._ensure_open()  # a zip file is read only then
+        return await asyncio.gather(*map(read, keys))
+
+    return dict(sync(read_all()))
+
+
+def checksum(data: bytes | None) -> tuple[int, int]:
+    """Size in bytes and CRC-32C of an object; (0, 0) where there is none."""
+    return (0, 0) if data is None else (len(data), crc32c(data))
 
 
 def write_object(store: Store, key: str, data: bytes, *, new: bool = False) -> None:
@@ -148,7 +175,29 @@ def write_object(store: Store, key: str, data: bytes, *, new: bool = False) -> N
 def edit_metadata(store: Store, path: str, **fields: Any) -> None:
     """Change fields in the metadata of an array or group, all at once."""
     content = {**read_metadata(store, path), **fields}
-    write_object(store, f"{path}/zarr.json".lstrip("/"), json.dumps(content, indent=2).encode())
+    write_object(store, f"{path}/zarr.json".lstrip("/"), as_json(content))
+
+
+def as_json(content: Any) -> bytes:
+    """Write JSON as zarr does."""
+    return json.dumps(content, indent=2).encode()
+
+
+def parse_json(data: bytes | None, key: str, store: Store) -> dict[str, Any]:
+    """Read a JSON object; empty if there is none. Anything else is a StoreError."""
+    try:
+        return dict(json.loads(data or b"{}"))
+    except (ValueError, TypeError, RecursionError):
+        raise damaged(store, key) from None
+
+
+def damaged(store: Store, what: str) -> StoreError:
+    """Return the error for a file whose content cannot be right, with the way out."""
+    return StoreError(
+        f"{what} in {address(store)} is damaged",
+        fix="repair the store: xchmv2.verify(store, repair=True), or in a shell "
+        "`xchmv2 verify STORE --repair`; then make the call of .chmv2.to_zarr() again",
+    )
 
 
 def delete_object(store: Store, key: str) -> None:
@@ -158,13 +207,8 @@ def delete_object(store: Store, key: str) -> None:
 
 def read_metadata(store: Store, path: str) -> dict[str, Any]:
     """Read the metadata of an array or group; empty if there is none."""
-    return dict(json.loads(read_object(store, f"{path}/zarr.json".lstrip("/")) or "{}"))
-
-
-def read_nodes(store: Store) -> dict[str, dict[str, Any]]:
-    """Read the metadata of all arrays and groups right below the root, by name."""
-    names = [name for name in list_names(store) if name != "zarr.json"]
-    return {name: found for name in names if (found := read_metadata(store, name))}
+    key = f"{path}/zarr.json".lstrip("/")
+    return parse_json(read_object(store, key), key, store)
 
 
 def list_names(store: Store, prefix: str = "") -> list[str]:

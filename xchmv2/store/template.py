@@ -71,6 +71,7 @@ def write_template(
         zarr_format=3,
         consolidated=False,
         compute=False,
+        write_empty_chunks=True,
         safe_chunks=False,
         encoding=encoding,
     )
@@ -324,6 +325,12 @@ class Cube:
         return known.values
 
 
+def can_name(name: str) -> bool:
+    """Whether a variable or coordinate may have a name, which is a path in the store."""
+    forbidden = {"xchmv2", "zarr.json", ""}
+    return name not in forbidden and not name.startswith((".", "__")) and not {*name} & {*"/\\\0"}
+
+
 def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     """Bring heights and other layers into the shape they are written in.
 
@@ -332,6 +339,14 @@ def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     occur twice.
     """
     dataset = _as_dataset(height)
+    wrong = [str(name) for name in dataset.variables if not can_name(str(name))]
+    if wrong:
+        raise StoreError(
+            "names that can be paths in a store, without / and not xchmv2",
+            repr(wrong[0]),
+            "rename it: height.rename("
+            + ("'another')" if wrong[0] in dataset.data_vars else f"{{{wrong[0]!r}: 'another'}})"),
+        )
     first = next(iter(dataset.data_vars.values()))
     dims = find_grid(first).dims
     others = [str(dim) for dim in first.dims if dim not in dims]

@@ -1,14 +1,12 @@
 """New dates of a store: they are appended, whatever their time, so that no date ever moves.
 
-First arrays are lengthened. No reader sees that, because the root of the store holds the metadata
-that they open. Then the manifest is replaced: from this moment the store has the new dates. Last,
-the metadata in the root are replaced. Each step can be killed, and the next call begins anew with
-the dates that the manifest has.
+The new template is made in memory and published; each step of that can be killed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +16,18 @@ from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
 from xchmv2.errors import StoreError
-from xchmv2.store.records import GROUP, Manifest, consolidate
+from xchmv2.store.copies import collect, find_changed, in_memory, publish, read_template
+from xchmv2.store.records import FORMER_RECORDS, GROUP, RECORDS, Manifest
 from xchmv2.store.storage import (
+    address,
+    checksum,
     delete_below,
+    delete_name,
     edit_metadata,
     is_icechunk,
     list_keys,
+    list_names,
     read_metadata,
-    read_nodes,
     read_object,
     write_object,
 )
@@ -41,86 +43,107 @@ def in_order(dataset: xr.Dataset, dim: str | None) -> xr.Dataset:
 
 
 def add_dates(
-    store: Store,
     manifest: Manifest,
     cube: Cube,
     dates: dict[str, dict[str, Any]],
     again: set[str],
     validate: Callable[[], None],
-) -> None:
+) -> Manifest:
     """Append the dates of a cube that a store of the same fingerprint does not hold yet.
 
     ``dates`` describe the cube's dates by label. Those in ``again`` are written anew: they keep
     their slots, but none of their regions counts as written. ``validate`` refuses to go on if this
     process is no longer the only writer.
     """
-    known, dim, former = manifest.dates, cube.date_dim, manifest.is_of_first_format
+    store, known, dim = manifest.store, manifest.dates, cube.date_dim
     new = dates.keys() - known.keys() | again
-    if not former:  # a call may have been killed before it was done with the metadata
-        _set_length(store, dim, len(known), validate)
-        consolidate(store)
     if dim is None or not new:
-        return
-    root = store.supports_consolidated_metadata and not former
-    stored = _along_dates(xr.open_zarr(store, consolidated=root, chunks=None), dim)
+        return manifest
+    template = read_template(manifest)
+    raw = in_memory(template)
+    stored = _along_dates(xr.open_zarr(raw, consolidated=False, chunks=None), dim)
     added = in_order(_along_dates(cube.dataset, dim), dim)
     added = added.isel({dim: [label in new for label in _labels(added, dim)]})
     merged = _merge(stored, _as_stored(added, stored, dim), list(known), dim)
-    if former:
-        delete_below(store, f"{GROUP}/next")  # coordinates, where dates were about to be moved
-        manifest.commit(known)
-        consolidate(store)
     order = list(dict.fromkeys([*known, *_labels(added, dim)]))
-    _set_length(store, dim, len(order), validate)
-    _write_coordinates(store, merged, stored, dim, validate)
+    for name in list_names(raw):
+        found = read_metadata(raw, name) if name != "zarr.json" else {}
+        if (found.get("dimension_names") or [None])[0] == dim:
+            edit_metadata(raw, name, shape=[len(order), *found["shape"][1:]])
+    _write_coordinates(raw, merged, stored, dim, replaces=not is_icechunk(store))
     for name in cube.arrays:
-        validate()
-        _name_coordinates(store, name, {*map(str, added.variables)} - {dim})
+        _name_coordinates(raw, name, {*map(str, added.variables)} - {dim})
     first = 1 + max(date["record"] for date in known.values())
     begun = {
         label: {**dates[label], "slot": order.index(label), "record": first + i}
         for i, label in enumerate(_labels(added, dim))
     }
-    validate()
-    manifest.commit(known | begun)
-    consolidate(store)
+    for date in begun.values():  # of an extension that is not known any more
+        validate()
+        delete_below(store, f"{RECORDS}/c/{date['record']}")
+    large = {key: content for key, content in template.items() if isinstance(content, tuple)}
+    changed = {**collect(raw, manifest.variables), **large}
+    return publish(replace(manifest, dates=known | begun), changed, template, raw, validate)
 
 
-def _set_length(store: Store, dim: str | None, count: int, validate: Callable[[], None]) -> None:
-    """Set the number of dates in the metadata of all arrays; chunks are left alone."""
-    for name, found in read_nodes(store).items():
-        along_dates = (found.get("dimension_names") or [None])[0] == dim
-        if dim is not None and along_dates and found["shape"][0] != count:
-            validate()
-            edit_metadata(store, name, shape=[count, *found["shape"][1:]])
+def raise_format(manifest: Manifest, validate: Callable[[], None]) -> Manifest:
+    """Bring a store of format 1 to the present one, which earlier versions refuse."""
+    if not manifest.is_of_first_format:
+        return manifest
+    store, raised = manifest.store, replace(manifest, is_of_first_format=False)
+    for region in manifest.done():
+        record = manifest.parse_record(read_object(store, manifest.record_key(region)))
+        validate()
+        write_object(store, raised.record_key(region), b"" if record is None else record.tobytes())
+    template = collect(store, manifest.variables)
+    raised = publish(raised, template, template, store, validate)
+    for name in (FORMER_RECORDS, f"{GROUP}/next"):  # coordinates of dates about to be moved
+        delete_name(store, name)
+    return raised
+
+
+def restore(manifest: Manifest, cube: Cube, template_of: Callable[[], Store]) -> None:
+    """Write objects of the template again where they are not as the manifest wants them.
+
+    ``template_of`` makes the template of the cube, from which coordinates along y and x come.
+    """
+    store, template = manifest.store, read_template(manifest)
+    changed = find_changed(manifest, template)
+    made = template_of() if None in changed.values() else None
+    for key, content in changed.items():
+        data = read_object(made, key) if content is None and made is not None else content
+        if content is None and (data is None or checksum(data) != template[key]):
+            raise StoreError(
+                f"coordinates along {cube.dims} as the store was begun with",
+                f"others, while {key} in {address(store)} is damaged",
+                "give the same coordinates as then, which repairs the store",
+            )
+        write_object(store, key, data or b"")
 
 
 def _write_coordinates(
-    store: Store, merged: xr.Dataset, stored: xr.Dataset, dim: str, validate: Callable[[], None]
+    raw: Store, merged: xr.Dataset, stored: xr.Dataset, dim: str, *, replaces: bool
 ) -> None:
     """Write coordinates of all dates; what a reader of the former dates reads stays the same."""
     units = {name: unit_of(stored[name]) for name in stored.variables}
     fixed = {name: unit for name, unit in units.items() if unit is not None}
-    raw = MemoryStore()
+    fresh = MemoryStore()
     plain_coordinates(merged, dim, fixed).to_zarr(
-        raw, zarr_format=3, consolidated=False, write_empty_chunks=True
+        fresh, zarr_format=3, consolidated=False, write_empty_chunks=True
     )
     for name in map(str, merged.variables):
-        validate()
         if name in fixed:
-            zarr.open_array(store, path=name, mode="r+")[:] = zarr.open_array(raw, path=name)[:]
+            whole = {"write_empty_chunks": True}
+            stored_array = zarr.open_array(raw, path=name, mode="r+", config=whole)
+            stored_array[:] = zarr.open_array(fresh, path=name)[:]
             continue
         # An array of another layout is replaced by its metadata; its chunks stay for its readers.
-        replaces = bool(read_metadata(store, name)) and not is_icechunk(store)
-        separator = "." if replaces else "/"
-        keys = {"name": "default", "configuration": {"separator": separator}}
-        content = {**read_metadata(raw, name), "chunk_key_encoding": keys}
-        if is_icechunk(store):  # it takes no chunk without metadata, and is one transaction
-            edit_metadata(store, name, **content)
-        for key in list_keys(raw, f"{name}/c/"):
+        separator = "." if replaces and read_metadata(raw, name) else "/"
+        for key in list_keys(fresh, f"{name}/c/"):
             index = key.removeprefix(f"{name}/c/")
-            write_object(store, f"{name}/c{separator}{index}", read_object(raw, key) or b"")
-        edit_metadata(store, name, **content)
+            write_object(raw, f"{name}/c{separator}{index}", read_object(fresh, key) or b"")
+        keys = {"name": "default", "configuration": {"separator": separator}}
+        edit_metadata(raw, name, **{**read_metadata(fresh, name), "chunk_key_encoding": keys})
 
 
 def _name_coordinates(store: Store, variable: str, names: set[str]) -> None:

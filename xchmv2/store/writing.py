@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import xarray as xr
 import zarr
 from dask.base import tokenize
 from zarr.abc.store import Store
+from zarr.storage import MemoryStore
 
-from xchmv2.errors import StoreError
+from xchmv2.errors import StoreError, warn
 from xchmv2.predict import Progress, delayed_sinks, leaves_process, run_sinks
-from xchmv2.raster import validate_flags
+from xchmv2.raster import validate_choice, validate_flags
+from xchmv2.store.copies import collect, in_memory, publish, read_template
+from xchmv2.store.fingerprint import fingerprint, imagery_digests, validate_same
 from xchmv2.store.lock import WriterLock
-from xchmv2.store.records import (
-    Manifest,
-    begin,
-    consolidate,
-    create_manifest,
-    fingerprint,
-    imagery_digests,
-    open_manifest,
-    remove_all,
-    validate_same,
-)
+from xchmv2.store.records import Manifest, Region, begin, open_manifest, remove_all
 from xchmv2.store.regions import Regions, WriteBlock, missing_blocks, resolve_regions
 from xchmv2.store.storage import (
     StoreLike,
+    address,
     explain_failures,
     is_icechunk,
     remove_partial_files,
@@ -38,12 +32,16 @@ from xchmv2.store.storage import (
 )
 from xchmv2.store.template import (
     Cube,
+    Encoding,
     EncodingName,
     read_cube,
     resolve_encoding,
     write_template,
 )
-from xchmv2.store.timeline import add_dates, in_order
+from xchmv2.store.timeline import add_dates, in_order, raise_format, restore
+from xchmv2.store.verifying import find_damaged, forget
+
+Mode = Literal["a", "w-", "w"]
 
 #: By label: source items of a date, digest of its imagery, number of its unreadable files.
 _Dates = dict[str, dict[str, Any]]
@@ -76,11 +74,13 @@ def to_zarr(
     store: StoreLike,
     *,
     encoding: EncodingName = "float32",
-    resume: bool = True,
+    mode: Mode = "a",
     regions: Regions | None = None,
     shards: bool = False,
     progress: bool = True,
     compute: bool = True,
+    verify: bool = True,
+    fsync: bool = True,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Write heights to a Zarr store that a kill, a full disk or a new date cannot damage.
@@ -97,9 +97,10 @@ def to_zarr(
         How floating-point variables are stored. "rounded" keeps eighths of a metre in float32,
         "int16_cm" centimetres, "uint8_half_m" half metres from 0 to 127 m. Integers and booleans
         keep their data type; dates are stored as days.
-    resume : bool, default True
-        Resume an existing store: only missing regions are computed, and new dates are appended.
-        Otherwise an existing store is refused.
+    mode : {"a", "w-", "w"}
+        "a" resumes an existing store: only missing regions are computed, and new dates are
+        appended. "w-" refuses an existing store. "w" removes it first, complete or half removed,
+        and writes it anew; what is no store of this package is refused.
     regions : mapping or sequence of mappings, optional
         Index ranges, such as ``{"time": 0, "y": slice(0, 8192)}``: only blocks that overlap one of
         them are written. Another call writes the others.
@@ -110,6 +111,12 @@ def to_zarr(
     compute : bool, default True
         False writes the empty store and returns a Delayed that fills it. No lock is held while that
         is computed: make sure that nobody else writes.
+    verify : bool, default True
+        Whether to read the regions that the store holds of these dates and compare them with their
+        checksums; those missing or damaged are computed again. False believes the records.
+    fsync : bool, default True
+        Whether pixels have to be on the disk before they are recorded, where the store is a local
+        folder, so that a power failure leaves no record without pixels.
     storage_options : mapping, optional
         Options of the file system of a URL.
 
@@ -147,7 +154,8 @@ def to_zarr(
     >>> written = height.chmv2.to_zarr("canopy.zarr", encoding="int16_cm")
     >>> height = xchmv2.open_zarr("canopy.zarr")
     """
-    validate_flags(resume=resume, shards=shards, progress=progress, compute=compute)
+    validate_flags(shards=shards, progress=progress, compute=compute, verify=verify, fsync=fsync)
+    validate_choice("mode", mode, get_args(Mode), "w", error=StoreError)
     cube = read_cube(height)
     encodings = {
         str(name): resolve_encoding(encoding, variable)
@@ -156,66 +164,120 @@ def to_zarr(
     target = resolve_store(store, storage_options)
     if leaves_process():
         validate_reachable(target)
-    wanted = resolve_regions(cube, regions)
-    _find_manifest(target)  # refuses foreign data before a lock is written there
+    sizes = {str(dim): size for dim, size in cube.dataset.sizes.items()}
+    wanted = resolve_regions(sizes, regions)
+    content = {"encoding": encoding, "variables": list(cube.arrays), **fingerprint(cube)}
+    dates = _describe_dates(cube)
+    _find_manifest(target, mode)  # refuses foreign data before a lock is written there
     with nullcontext() if is_icechunk(target) else WriterLock(target) as lock:
-        found = _find_manifest(target)
-        if found is not None and not resume:
-            raise StoreError(
-                f"no store at {target}, since resume=False",
-                f"one with {len(found.dates)} dates",
-                "resume=True completes it (--resume in a shell); or give another name",
-            )
-        content = {"encoding": encoding, "variables": list(cube.arrays), **fingerprint(cube)}
-        manifest = _prepare(target, found, cube, content, encodings, lock, shards=shards)
-        arrays = tuple(zarr.open_array(target, path=name, mode="r+") for name in cube.arrays)
-        sinks, present = missing_blocks(cube, manifest, arrays, encodings, wanted)
+        with explain_failures(target):
+            found = _find_manifest(target, mode)
+            if mode == "w":
+                _validate_is_no_source(cube, target)
+                remove_all(target)
+                found = None
+            if found is None:
+                manifest = _begin(target, cube, content, dates, encodings, shards=shards)
+            else:
+                manifest = _continue(found, cube, content, dates, encodings, lock)
+            done = manifest.done()
+            if verify:
+                done -= _forget_damaged(manifest, cube, done)
+            raw = in_memory(read_template(manifest))
+        arrays = tuple(zarr.open_array(raw, path=name, mode="r") for name in cube.arrays)
+        sinks, present = missing_blocks(
+            cube, manifest, done, arrays, encodings, wanted, fsync=fsync
+        )
         name = f"chmv2-write-{tokenize(str(target), list(cube.arrays), sorted(sinks))}"
         if not compute:
             return delayed_sinks(list(cube.arrays.values()), sinks, name)
         return _run(cube, sinks, present, name, manifest, lock, show=progress)
 
 
-def _prepare(
+def _validate_is_no_source(cube: Cube, store: Store) -> None:
+    """Refuse to remove the store from which heights are still to be read."""
+    for array in cube.arrays.values():
+        for name, layer in array.dask.layers.items():
+            for source in layer.values() if name.startswith("original-") else ():
+                source = getattr(source, "value", source)
+                while hasattr(source, "array"):
+                    source = source.array
+                path = getattr(getattr(source, "_array", None), "store_path", None)
+                if path is not None and address(path.store).endswith(address(store)):
+                    raise StoreError(
+                        "heights that are read from elsewhere, since mode='w' removes the store",
+                        f"heights read from {address(store)} itself",
+                        "write to another store, or read them first: height.load()",
+                    )
+
+
+def _begin(
     store: Store,
-    manifest: Manifest | None,
     cube: Cube,
     content: dict[str, Any],
-    encodings: Mapping[str, Any],
-    lock: WriterLock | None,
+    dates: _Dates,
+    encodings: Mapping[str, Encoding],
     *,
     shards: bool,
 ) -> Manifest:
-    """Make the store ready for all dates of a cube: begin it, or validate and extend it."""
-    if manifest is None:
-        dates = _describe_dates(cube)
-        ordered = replace(cube, dataset=in_order(cube.dataset, cube.date_dim))
-        entries = {
-            label: {**dates[label], "slot": i, "record": i}
-            for i, label in enumerate(ordered.labels)
-        }
-        with explain_failures(store):
-            begin(store)
-            write_template(store, ordered, encodings, shards=shards)
-            manifest = create_manifest(store, content, entries, cube.blocks)
-            consolidate(store)
-            return manifest
-    with explain_failures(store):
-        remove_partial_files(store)
-    validate_same(manifest.fingerprint, content, str(store))
-    dates = _describe_dates(cube)
+    """Write the template of a store."""
+    ordered = replace(cube, dataset=in_order(cube.dataset, cube.date_dim))
+    entries = {
+        label: {**dates[label], "slot": i, "record": i} for i, label in enumerate(ordered.labels)
+    }
+    y, x = (1, 1) if shards else (b // c for b, c in zip(cube.block, cube.chunk, strict=True))
+    begin(store)
+    raw = MemoryStore()
+    write_template(raw, ordered, encodings, shards=shards)
+    manifest = Manifest(store, content, entries, (y, x))
+    return publish(manifest, collect(raw, list(cube.arrays)), {}, raw)
+
+
+def _continue(
+    manifest: Manifest,
+    cube: Cube,
+    content: dict[str, Any],
+    dates: _Dates,
+    encodings: Mapping[str, Encoding],
+    lock: WriterLock | None,
+) -> Manifest:
+    """Make an existing store ready for all dates of a cube: compare, restore and extend it."""
+    store = manifest.store
+    remove_partial_files(store)
+    validate_same(manifest.fingerprint, content, address(store))
     known = manifest.dates
     again = set()
     for label in dates.keys() & known.keys():
         stored = {n: value for n, value in known[label].items() if n not in ("slot", "record")}
         if not int(stored.get("unreadable", 0)):
-            validate_same(stored, dates[label], f"{label or 'this array'} in {store}")
+            validate_same(stored, dates[label], f"{label or 'this array'} in {address(store)}")
         elif stored != dates[label]:  # a file that could not be read is there now, or the reverse
             again.add(label)
     _validate_items_are_new(dates, known)
-    with explain_failures(store):
-        add_dates(store, manifest, cube, dates, again, lock.validate if lock else lambda: None)
-    return manifest
+
+    def template() -> Store:
+        raw = MemoryStore()
+        write_template(raw, cube, encodings, shards=False)
+        return raw
+
+    validate = lock.validate if lock else lambda: None
+    manifest = raise_format(manifest, validate)
+    restore(manifest, cube, template)
+    return add_dates(manifest, cube, dates, again, validate)
+
+
+def _forget_damaged(manifest: Manifest, cube: Cube, done: set[Region]) -> set[Region]:
+    """Find the regions of a cube's dates that are not as they were written; they count no more."""
+    labels = {manifest.dates[label]["record"]: label for label in cube.labels}
+    regions = {region: labels[region[0]] for region in done if region[0] in labels}
+    bad = find_damaged(manifest, regions).keys()
+    if bad:
+        warn(
+            f"{len(bad)} regions of {address(manifest.store)} are missing or damaged, and are "
+            "computed again; xchmv2.verify(store) lists them"
+        )
+        forget(manifest, {region: regions[region] for region in bad})
+    return set(bad)
 
 
 def _validate_items_are_new(dates: _Dates, known: _Dates) -> None:
@@ -275,28 +337,36 @@ def _run(
 
 def _validate_recorded(sinks: Mapping[tuple[int, ...], WriteBlock], manifest: Manifest) -> None:
     """Make sure that this process finds the regions that workers wrote."""
-    found = manifest.done()
-    written = {(d.record, *sink.block) for sink in sinks.values() for d in sink.dates}
+    with explain_failures(manifest.store):
+        found = manifest.done()
+    written = {(d.entry["record"], *sink.block) for sink in sinks.values() for d in sink.dates}
     if not written <= found:
         raise StoreError(
-            f"{len(written)} regions in {manifest.store}",
+            f"{len(written)} regions in {address(manifest.store)}",
             f"{len(written & found)} of them",
             "give a path or URL that all computing processes resolve to the same location",
         )
 
 
-def _find_manifest(store: Store, *, half_removed: bool = False) -> Manifest | None:
-    """Open the metadata of a store as ``open_manifest`` does; an unreachable one is refused."""
+def _find_manifest(store: Store, mode: Mode) -> Manifest | None:
+    """Open the metadata of a store as a mode allows; an unreachable one is refused."""
     try:
-        return open_manifest(store, half_removed=half_removed)
+        found = open_manifest(store, half_removed=mode == "w")
     except (StoreError, KeyboardInterrupt):
         raise
     except Exception as error:
         raise StoreError(
-            f"to reach {store}",
+            f"to reach {address(store)}",
             f"{type(error).__name__}: {error}",
             "check its name, the network and your credentials",
         ) from error
+    if found is not None and mode == "w-":
+        raise StoreError(
+            f"no store at {address(store)}, since mode='w-'",
+            f"one with {len(found.dates)} dates",
+            "mode='a' completes it (--resume in a shell), mode='w' replaces it",
+        )
+    return found
 
 
 def remove_store(store: StoreLike, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -320,6 +390,6 @@ def remove_store(store: StoreLike, storage_options: Mapping[str, Any] | None = N
     removed again.
     """
     target = resolve_store(store, storage_options)
-    _find_manifest(target, half_removed=True)
-    with WriterLock(target):
+    _find_manifest(target, "w")
+    with nullcontext() if is_icechunk(target) else WriterLock(target), explain_failures(target):
         remove_all(target)

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import random
+import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -257,8 +259,10 @@ def test_tensors_of_pretraining_are_ignored(folder):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_weights_that_are_not_finite_are_refused(folder, value):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_that_are_not_finite_are_refused(folder, value, dtype):
     def spoil(tensors):
+        tensors[K_PROJ] = tensors[K_PROJ].to(dtype)
         tensors[K_PROJ][3, 4] = value
         return tensors
 
@@ -289,6 +293,124 @@ def test_sizes_are_checked_before_anything_is_allocated(folder, monkeypatch):
         CheckpointError, match=r"misshapen \(.*\[1, 1, 32\] instead of \[1, 1, 65536"
     ):
         load(folder)
+
+
+def test_blocks_are_counted_before_a_model_is_built(folder, monkeypatch):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["backbone_config"]["num_hidden_layers"] = 1000
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)
+    with pytest.raises(CheckpointError, match=r"of the 1000 blocks .*found those of 5 in .*config"):
+        load(folder)
+
+
+def replace(path, kind):
+    """Put something else in the place of a file."""
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(path))  # its length is limited
+    elif kind == "large":
+        path.touch()
+        os.truncate(path, 2**40)
+    elif kind == "unreadable":
+        path.write_bytes(b"\xff\xfe{}")
+    elif kind == "deep":
+        path.write_text('{"a":' * 10_000 + "1" + "}" * 10_000)
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path.name, "dangling": "nowhere"}[kind])
+
+
+KINDS = ["folder", "pipe", "socket", "device", "loop", "dangling", "large", "unreadable", "deep"]
+SHARD = "model-00001-of-00001.safetensors"
+NAMES = ["config.json", "preprocessor_config.json", "model.safetensors"]
+NAMES += ["model.safetensors.index.json", SHARD]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_file_is_refused(folder, name, kind):
+    """At once: opening a pipe would wait for ever, and reading a device would never end."""
+    CHMv2ImageProcessor().save_pretrained(folder)
+    if name in NAMES[3:]:
+        weights, index = folder / "model.safetensors", folder / NAMES[3]
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(weights), SHARD)}))
+        weights.rename(folder / SHARD)
+        resolve_checkpoint(folder)
+    replace(folder / name, kind)
+    with pytest.raises(CheckpointError, match=name):
+        load(folder)
+    if name == NAMES[1]:
+        with pytest.raises(CheckpointError, match=name):
+            CHMv2ImageProcessor.from_pretrained(folder)
+
+
+def test_a_key_that_is_there_twice_is_refused(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().rstrip()[:-1] + ', "max_depth": 50.0}')
+    with pytest.raises(CheckpointError, match=r"config.json as JSON in .*found 'max_depth' twice"):
+        load(folder)
+
+
+def header(tensors, size, length=None):
+    text = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(size)
+
+
+def stored(start, stop, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header({}, 0, length=2**63),
+        header({}, 0, length=2**64 - 1),
+        header({}, 0, length=90_000_000),
+        header({"a": stored(0, 8), "b": stored(4, 12)}, 12),
+        header({"a": stored(0, 8), "b": stored(0, 8)}, 8),
+        header({"a": stored(0, 8)}, 4),
+        header({"a": stored(100, 108)}, 8),
+        header({"a": stored(0, 8, (2**62, 2**62))}, 8),
+        header({"a": stored(0, 8, (-2,))}, 8),
+        header({"a": stored(0, 8, dtype="Q9")}, 8),
+        header([], 0),
+        header(b'{"a":' * 20_000 + b"1" + b"}" * 20_000, 0),
+        header(b"\xff\xfe", 0),
+    ],
+)
+def test_headers_that_lie_are_refused(folder, data):
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a whole safetensors file model.safetensors, found"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [5, None, ["a"], "", "..", "/etc/passwd", "a\0b.safetensors", "x" * 5000, "a.bin"],
+)
+def test_shards_are_safetensors_files_beside_the_index(folder, shard):
+    (folder / "model.safetensors").unlink()
+    (folder / NAMES[3]).write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(CheckpointError, match=r"files beside model.safetensors.index.json, found"):
+        load(folder)
+
+
+def test_messages_show_the_beginning_of_what_is_long(folder):
+    rewrite(folder, lambda tensors: tensors | {"x" * 100_000: torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"1 unexpected \(x{300}\.\.\.\)") as raised:
+        load(folder)
+    assert len(str(raised.value)) < 1000
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_depth": ["x" * 100_000]}))
+    with pytest.raises(ConfigError, match=r"x\.\.\. in .*config.json") as raised:
+        load(folder)
+    assert len(str(raised.value)) < 1000
 
 
 def test_a_tensor_stored_twice_is_refused(tmp_path):

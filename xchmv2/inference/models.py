@@ -27,7 +27,8 @@ from xchmv2.model.checkpoint import (
     WEIGHTS_NAME,
     Checkpoint,
     describe,
-    json_sha256,
+    join_sha256,
+    read_shards,
     resolve_checkpoint,
     state_dict_sha256,
 )
@@ -619,11 +620,7 @@ def _published_sha256(model: str, commit: str | None, folder: Path) -> str | Non
             _ASK_WORKERS,
         ) from error
     hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}
-    if WEIGHTS_NAME in hashes:
-        return hashes[WEIGHTS_NAME]
-    if not (folder / INDEX_NAME).exists():
-        return None
-    shards = set(read_json(folder / INDEX_NAME).get("weight_map", {}).values())
-    if not shards or not shards <= set(hashes):
-        return None
-    return json_sha256({name: hashes[name] for name in shards})
+    names = [WEIGHTS_NAME]
+    if WEIGHTS_NAME not in hashes and (folder / INDEX_NAME).exists():
+        names = read_shards(folder / INDEX_NAME)
+    return join_sha256({name: hashes[name] for name in names}) if {*names} <= {*hashes} else None

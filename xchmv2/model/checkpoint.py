@@ -29,6 +29,8 @@ from xchmv2.model.files import (
     find_commit,
     find_folder,
     read_json,
+    shortened,
+    validate_file,
     write_json,
 )
 from xchmv2.model.image_processor import CHMv2ImageProcessor
@@ -40,6 +42,7 @@ _IN_MEMORY, _ON_DISK = "backbone.model.layer.", "backbone.layer."
 # same: the periods of the rotary embedding under two names, the norm of local crops.
 _IGNORED = re.compile(r"(inv_freq|\brope_embed(dings)?\.periods|\blocal_cls_norm\.\w+)$")
 _KEY_BIAS = ".attention.k_proj.bias"
+_SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, INDEX_NAME, "model-*.safetensors")
@@ -94,7 +97,7 @@ class Checkpoint:
         """
         path = self.folder / PREPROCESSOR_NAME
         # The device that a file names is the processor's alone.
-        stored = path.exists() and CHMv2ImageProcessor.from_pretrained(path, device="cpu")
+        stored = os.path.lexists(path) and CHMv2ImageProcessor.from_pretrained(path, device="cpu")
         processor = stored or CHMv2ImageProcessor()
         white = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
         if not processor.do_normalize:
@@ -156,7 +159,7 @@ def describe(
     preprocessor = folder / PREPROCESSOR_NAME
     settings = {
         "config": read_json(folder / CONFIG_NAME),
-        "preprocessor": read_json(preprocessor) if preprocessor.exists() else None,
+        "preprocessor": read_json(preprocessor) if os.path.lexists(preprocessor) else None,
     }
     found = Checkpoint(
         model_id, revision, folder, weights_sha256 or "", config_sha256=json_sha256(settings)
@@ -164,6 +167,7 @@ def describe(
     # Refuses wrong settings now, not in a worker later.
     _ = found.config, found.mean_std()
     if weights_sha256 is None:
+        _validate_blocks(found.config.backbone.num_hidden_layers, folder)
         weights_sha256 = _weights_sha256(_weight_files(folder))
     return replace(found, weights_sha256=weights_sha256)
 
@@ -265,7 +269,7 @@ def weights_dtype(folder: Path) -> torch.dtype:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """List a checkpoint's safetensors files, and check that each is whole.
+    """List a checkpoint's safetensors files.
 
     Parameters
     ----------
@@ -280,34 +284,37 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     Raises
     ------
     CheckpointError
-        If there are none, one is missing or damaged, or there are only pickles.
+        If there are none, the index is damaged, or there are only pickles.
     """
     single, index = folder / WEIGHTS_NAME, folder / INDEX_NAME
-    if single.exists():
-        files: tuple[Path, ...] = (single,)
-    elif index.exists():
-        files = _shards(folder, index)
-    else:
-        raise _no_weights(folder)
-    for path in files:
-        with _opened(path):
-            pass
-    return files
+    if os.path.lexists(single):
+        return (single,)
+    if os.path.lexists(index):
+        return tuple(folder / name for name in read_shards(index))
+    raise _no_weights(folder)
 
 
-def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
+def read_shards(index: Path) -> list[str]:
+    """Read the names of a checkpoint's shards.
+
+    Raises
+    ------
+    CheckpointError
+        If the index is damaged, or names something else than safetensors files beside it.
+    """
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(
-            f"a weight_map in {index.name}", repr(names), "download or save it again"
+            f"a weight_map in {index.name}", shortened(repr(names)), "download or save it again"
         )
-    shards = sorted(set(map(str, names.values())))
-    outside = [name for name in shards if Path(name).name != name]
-    if outside:
-        raise CheckpointError(
-            f"shards beside {index.name}", repr(outside[0]), "download or save it again"
-        )
-    return tuple(folder / name for name in shards)
+    for name in names.values():
+        if not (isinstance(name, str) and _SHARD.fullmatch(name)):
+            raise CheckpointError(
+                f"safetensors files beside {index.name}",
+                shortened(repr(name)),
+                "download or save it again",
+            )
+    return sorted(set(names.values()))
 
 
 def _no_weights(folder: Path) -> CheckpointError:
@@ -331,9 +338,10 @@ def _no_weights(folder: Path) -> CheckpointError:
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file for reading; any failure becomes a CheckpointError."""
     try:
+        validate_file(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         size = path.stat().st_size if path.exists() else None
         state = "no such file" if size is None else f"{size} bytes, {error}"
         raise CheckpointError(
@@ -360,6 +368,17 @@ def _read_header(folder: Path) -> dict[str, _Stored]:
                     )
                 found[key] = _Stored(path, name, tuple(part.get_shape()), part.get_dtype())
     return found
+
+
+def _validate_blocks(count: int, folder: Path) -> None:
+    """Check the number of blocks by the names of tensors, before a model of so many is built."""
+    places = {key.split(".")[3] for key in _read_header(folder) if key.startswith(_IN_MEMORY)}
+    if len(places) != count:
+        raise CheckpointError(
+            f"weights of the {count} blocks that num_hidden_layers in config.json states",
+            f"those of {len(places)} in {folder}",
+            "use the config.json that was saved with these weights",
+        )
 
 
 def _read_fitting(model: nn.Module, folder: Path) -> dict[str, _Stored]:
@@ -404,7 +423,7 @@ def _refuse_not_finite(found: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def _listed(kind: str, names: list[str]) -> str:
-    shown = ", ".join(names[:5])
+    shown = ", ".join(map(shortened, names[:5]))
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{len(names)} {kind} ({shown}{more})"
 
@@ -442,9 +461,12 @@ def state_dict_sha256(model: nn.Module) -> str:
 
 
 def _weights_sha256(files: tuple[Path, ...]) -> str:
-    if len(files) == 1:
-        return _file_sha256(files[0])
-    return json_sha256({path.name: _file_sha256(path) for path in files})
+    return join_sha256({path.name: _file_sha256(path) for path in files})
+
+
+def join_sha256(hashes: Mapping[str, str]) -> str:
+    """Make one hash of those of weight files by name: a single one's own."""
+    return json_sha256(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
 
 
 def _file_sha256(path: Path) -> str:

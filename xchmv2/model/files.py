@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -28,6 +31,8 @@ OVERLAP = 64
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
+#: Settings and indices are some kB [bytes].
+_MOST_JSON = 2**20
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 #: Types of the arguments that say where files are, what each is, and an example.
@@ -184,22 +189,59 @@ def _download(model: str, files: list[str], options: dict[str, Any]) -> Path:
     return Path(found)
 
 
+def validate_file(path: Path, most: float = math.inf) -> None:
+    """Check that a path is a file of at most `most` bytes; opening a pipe would wait for ever.
+
+    Raises
+    ------
+    CheckpointError
+        If it is something else, or larger.
+    OSError
+        If it cannot be looked at.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+        kind = "a folder, pipe, socket or device"
+        raise CheckpointError(
+            f"a file {path.name}" + f" of at most {most} bytes" * (most < math.inf),
+            f"{found.st_size} bytes" if stat.S_ISREG(found.st_mode) else f"{kind} at {path}",
+            "download or save it again",
+        )
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Cut what a file says to what a message can show."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{shortened(name)!r} twice")
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a checkpoint file.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, is not JSON, or is not an object.
+        If the file is missing, larger than 1 MiB, not JSON, or not an object, or an object in it
+        has a key twice.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        validate_file(path, _MOST_JSON)
+        text = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"a readable {path.name}",
             f"{type(error).__name__} for {path}",
             "give a folder that holds it, as save_pretrained(folder) or `hf download` writes one",
         ) from error
+    try:
+        data = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name} as JSON in {str(path.parent)!r}",
@@ -222,8 +264,8 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except CHMv2Error as error:
         raise type(error)(
-            error.expected,
-            f"{error.found} in {path}",
+            shortened(error.expected),
+            f"{shortened(str(error.found))} in {path}",
             f"correct {path.name}, or download or save it again",
         ) from error
 

@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from xchmv2.errors import ConfigError, DeviceError
+from xchmv2.errors import CHMv2Error, ConfigError, DeviceError
 from xchmv2.inference.blending import Accumulator, Layer
 from xchmv2.inference.workers import use_forward_threads
 from xchmv2.model import CHMv2ForDepthEstimation
+from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD
 from xchmv2.model.modeling import convert_weights
 from xchmv2.raster import FloatArray, TileAxis, TileRun, tile_runs
 
@@ -84,10 +85,15 @@ class Predictor:
     dtype : {"float32", "bfloat16"}
         Precision of the network. Logits to height is always float32.
     mean, std : tuple of float
-        Normalisation of red, green and blue in the range 0 to 1.
+        Normalisation of red, green and blue in the range 0 to 1; finite, and std above 0.
     compile : bool, default False
         Whether the network is compiled. All batches then have one size, the last of a window is
         filled up, so that it is compiled once for each tile size.
+
+    Raises
+    ------
+    ConfigError
+        If mean or std cannot be used.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class Predictor:
         self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
         model = model.to(self._device).eval()
         self.model = convert_weights(model, self._autocast) if self._autocast else model
+        _validate_normalisation(mean, std)
         self._mean = self._per_band(mean)
         self._std = self._per_band(std)
         self._compiled = _CompiledFeatures(self.model.features) if compile else None
@@ -195,6 +202,11 @@ class Predictor:
         dict of numpy.ndarray or None
             Weighted sums over the extent, (H, W) float32 [m], NaN where invalid; None if no
             pixel is valid.
+
+        Raises
+        ------
+        CHMv2Error
+            If a height or spread at a valid pixel is not finite.
         """
         tiles = [(y, x) for y, x in product(rows.tiles, cols.tiles) if valid[y[0], x[0]].any()]
         skip_tiles(len(rows.tiles) * len(cols.tiles) - len(tiles))
@@ -206,8 +218,35 @@ class Predictor:
         watch = self._watches.setdefault((rows.axis.window, cols.axis.window), _Stopwatch())
         with watch.running(len(tiles)):
             for (y, x), height, sd in self._forward_all(window, tiles, batch_size, spread=spread):
-                total.add((y[0], x[0]), y[1][:, None] * x[1][None, :], height, sd)
+                where, first = (y[0], x[0]), (rows.start + y[0].start, cols.start + x[0].start)
+                height = self._finite(height, valid[where], first)
+                sd = None if sd is None else self._finite(sd, valid[where], first)
+                total.add(where, y[1][:, None] * x[1][None, :], height, sd)
         return total.sums(valid)
+
+    def _finite(
+        self, values: FloatArray, valid: npt.NDArray[np.bool_], first: tuple[int, int]
+    ) -> FloatArray:
+        """Return a tile's heights or spreads, 0 where invalid pixels have none that is finite."""
+        if max(values.max(), -values.min()) < _MOST_METRES:  # false for NaN
+            return values
+        wrong = ~(np.abs(values) < _MOST_METRES)
+        count = np.count_nonzero(wrong & valid)
+        if not count:
+            return np.where(wrong, np.float32(0), values)
+        (top, left), (row, col) = first, np.argwhere(wrong & valid)[0]
+        fix = "its weights diverged in training: use earlier ones, or fine-tune with a lower lr"
+        if self._autocast is not None:
+            fix = "compute in float32: .predict(..., dtype='float32')"
+        elif self.model.dtype == torch.float16:
+            fix = "use weights of float32: .predict(model.float())"
+        raise CHMv2Error(
+            "a finite height at every valid pixel",
+            f"{count} of {np.count_nonzero(valid)} that are not from the model, the first "
+            f"{values[row, col]:g} at row {top + row}, column {left + col}, in the tile of rows "
+            f"{top} to {top + len(values)}, columns {left} to {left + values.shape[1]}",
+            fix,
+        )
 
     def _forward_all(
         self,
@@ -342,6 +381,20 @@ class _Flight:
         for index, tile in enumerate(self.batch):
             inside = (slice(None, tile[0][1].size), slice(None, tile[1][1].size))
             yield tile, heights[index][inside], None if spreads is None else spreads[index][inside]
+
+
+#: The square of a height below this fits in float32 [m].
+_MOST_METRES = 1e18
+
+
+def _validate_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    fits = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0
+    if not fits:
+        raise ConfigError(
+            "mean and std as three finite numbers each, those of std above 0",
+            f"mean={mean}, std={std}",
+            f"pass mean={IMAGE_MEAN}, std={IMAGE_STD}",
+        )
 
 
 def _validate_size(height: torch.Tensor, inputs: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ groups that reach into it. Both are small objects, so that a graph of many thous
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from xchmv2.errors import CHMv2Error
 from xchmv2.imagery import WindowReader, advise_order, looks_exchanged, take_pixels
 from xchmv2.inference import (
     BlockPart,
@@ -121,15 +123,16 @@ class SumGroup:
             assemble(*source, span) for source in zip(chunks, self.offsets, self.bands, strict=True)
         )
         leading = red.shape[:-2]
-        dates = [
-            self._sum_date(
-                np.stack([red[date], green[date], blue[date]]),
-                mask[0][date] if mask else None,
-                rows,
-                cols,
-            )
-            for date in np.ndindex(leading)
-        ]
+        dates = []
+        for date in np.ndindex(leading):
+            bands = np.stack([red[date], green[date], blue[date]])
+            try:
+                dates.append(self._sum_date(bands, mask[0][date] if mask else None, rows, cols))
+            except CHMv2Error as error:
+                if math.prod(leading) == 1 or error.found is None:
+                    raise
+                found = f"{error.found}, date {len(dates) + 1} of {math.prod(leading)} in a chunk"
+                raise type(error)(error.expected, found, error.fix) from error
         return stack_dates(dates, leading)
 
     def _sum_date(

@@ -78,15 +78,8 @@ class ModelSpec:
     @property
     def plain(self) -> ModelSpec:
         """The spec alone, without the reports of workers; this is what goes into graphs."""
-        return ModelSpec(
-            self.model,
-            self.revision,
-            self.weights_sha256,
-            self.config_sha256,
-            self.device,
-            self.dtype,
-            compile=self.compile,
-        )
+        names = [item.name for item in dataclasses.fields(ModelSpec)]
+        return ModelSpec(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -571,25 +564,7 @@ _ASK_WORKERS = (
 
 
 def _find_unloaded(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
-    """Describe a checkpoint; of one on the hub only the configuration is fetched.
-
-    Parameters
-    ----------
-    model : str or path
-        Folder, id on the Hugging Face hub, or "demo".
-    revision : str, optional
-        Branch, tag or commit on the hub.
-
-    Returns
-    -------
-    Checkpoint
-        Equal to that of ``resolve_checkpoint``; its folder may lack the weights.
-
-    Raises
-    ------
-    CheckpointError
-        If local files are missing, or the hub cannot be reached or refuses.
-    """
+    """Describe a checkpoint; of one on the hub, whose hash it tells, no weights are fetched."""
     small = (CONFIG_NAME, PREPROCESSOR_NAME, INDEX_NAME)
     try:
         folder, is_local = find_folder(model, revision, small)

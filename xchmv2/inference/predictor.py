@@ -465,15 +465,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 class _Fetch:
-    """A result that is being copied to the host.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        The host's copy.
-    arrived : torch.cuda.Event or None
-        When it is complete; None if it is already.
-    """
+    """A result that is being copied to the host; `arrived` is None if it is complete already."""
 
     def __init__(self, tensor: Tensor, arrived: torch.cuda.Event | None) -> None:
         self._tensor, self._arrived = tensor, arrived
@@ -487,13 +479,7 @@ class _Fetch:
 
 
 class _Transfers:
-    """Copies to and from one device, on a separate stream if it has streams.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where the network runs.
-    """
+    """Copies to and from one device, on a separate stream if it has streams."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -532,15 +518,8 @@ _log = logging.getLogger(__name__)
 
 
 class _CompiledFeatures:
-    """Pixels to features, compiled once for each shape.
+    """Pixels [B, 3, H, W] to features, compiled once for each shape.
 
-    Parameters
-    ----------
-    features : callable
-        From pixels [B, 3, H, W] to features.
-
-    Notes
-    -----
     The first call for each shape takes a minute or more, which is logged. If there is no compiler,
     or it fails, one warning is given and the uncompiled function is used from then on.
     """

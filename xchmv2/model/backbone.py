@@ -355,13 +355,7 @@ def _cached_table(
 
 
 def _patch_coordinates(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Centres of patches on a scale from -1 to 1 along each axis.
-
-    Returns
-    -------
-    Tensor [rows * columns, 2], float32
-        (y, x) of each patch, row by row.
-    """
+    """Centres (y, x) of patches from -1 to 1, row by row: [rows * columns, 2], float32."""
     y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) / rows
     x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) / columns
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)  # [rows, columns, 2]
@@ -369,22 +363,10 @@ def _patch_coordinates(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 def _rotation_table(coordinates: Tensor, head_dim: int, theta: float, prefix: int) -> _Table:
-    """Cosine and sine of the angle by which each pair of channels is turned.
+    """Cosine and sine [prefix + P, head_dim / 2] of the angles that turn pairs of channels.
 
-    Parameters
-    ----------
-    coordinates : Tensor [P, 2], float32
-        Patch centres from -1 to 1.
-    head_dim : int
-        Channels of one attention head.
-    theta : float
-        Base period.
-    prefix : int
-        Class and register tokens in front; they have no place, so their angle is 0.
-
-    Returns
-    -------
-    tuple of two Tensor [prefix + P, head_dim / 2], float32
+    Coordinates [P, 2] run from -1 to 1, `theta` is the base period. The `prefix` class and register
+    tokens in front have no place, so their angle is 0.
     """
     steps = torch.arange(0, 1, 4 / head_dim, dtype=torch.float32, device=coordinates.device)
     frequency = 2 * math.pi / theta**steps  # [head_dim / 4]
@@ -394,13 +376,7 @@ def _rotation_table(coordinates: Tensor, head_dim: int, theta: float, prefix: in
 
 
 def _rotate(x: Tensor, table: _Table) -> Tensor:
-    """Turn pairs of channels (i, i + head_dim / 2) by the angles of the table.
-
-    Parameters
-    ----------
-    x : Tensor [..., N, head_dim]
-    table : tuple of two Tensor [N, head_dim / 2]
-    """
+    """Turn pairs (i, i + head_dim / 2) of channels [..., N, head_dim] by a table's angles."""
     cos, sin = table
     first, second = x.chunk(2, dim=-1)  # [..., N, head_dim / 2] each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

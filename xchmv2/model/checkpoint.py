@@ -181,24 +181,6 @@ class _Stored(NamedTuple):
     dtype: str
 
 
-def validate_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Check a checkpoint's tensors against a model, by their header: nothing is allocated.
-
-    Parameters
-    ----------
-    model : nn.Module
-        On any device, "meta" too.
-    checkpoint : Checkpoint
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, unexpected, of another shape or not floating point; the message
-        names the first of them.
-    """
-    _read_fitting(model, checkpoint.folder)
-
-
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's tensors into a model, whatever data type they are stored in.
 
@@ -217,7 +199,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     UserWarning
         If ``config.json`` says ``key_bias: true`` and no block has one: they are zeros then.
     """
-    stored, current = _read_fitting(model, checkpoint.folder), model.state_dict()
+    stored, current = validate_weights(model, checkpoint.folder), model.state_dict()
     found: dict[str, Tensor] = {}
     for path in sorted({part.path for part in stored.values()}):
         with _opened(path) as file:
@@ -247,7 +229,10 @@ def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {_on_disk_name(key): _packed(value) for key, value in model.state_dict().items()}
+    tensors = {
+        _renamed(key, _IN_MEMORY, _ON_DISK): _packed(value)
+        for key, value in model.state_dict().items()
+    }
     config = cast(CHMv2Config, model.config).to_dict() | {
         "architectures": [type(model).__name__],
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -269,23 +254,7 @@ def weights_dtype(folder: Path) -> torch.dtype:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """List a checkpoint's safetensors files.
-
-    Parameters
-    ----------
-    folder : Path
-        Checkpoint folder.
-
-    Returns
-    -------
-    tuple of Path
-        ``model.safetensors``, or the shards that the index names.
-
-    Raises
-    ------
-    CheckpointError
-        If there are none, the index is damaged, or there are only pickles.
-    """
+    """List a checkpoint's safetensors files: ``model.safetensors``, or the shards of the index."""
     single, index = folder / WEIGHTS_NAME, folder / INDEX_NAME
     if os.path.lexists(single):
         return (single,)
@@ -319,19 +288,18 @@ def read_shards(index: Path) -> list[str]:
 
 def _no_weights(folder: Path) -> CheckpointError:
     unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
-    if not unsafe:
-        return CheckpointError(
-            f"{WEIGHTS_NAME} in {folder}",
-            f"{sorted(path.name for path in folder.iterdir())}",
-            "give a folder that model.save_pretrained(folder) or `hf download` wrote",
+    found = f"{sorted(path.name for path in folder.iterdir())}"
+    fix = "give a folder that model.save_pretrained(folder) or `hf download` wrote"
+    if unsafe:
+        found = (
+            f"{', '.join(unsafe)}, blocked because loading a pickle can run any code; nothing was "
+            "unpickled"
         )
-    return CheckpointError(
-        f"{WEIGHTS_NAME} in {folder}",
-        f"{', '.join(unsafe)}, blocked because loading a pickle can run any code; nothing was "
-        "unpickled",
-        "convert it once where you trust it: 'Converting the original files' in the documentation "
-        "(Installation) has the script",
-    )
+        fix = (
+            "convert it once where you trust it: 'Converting the original files' in the "
+            "documentation (Installation) has the script"
+        )
+    return CheckpointError(f"{WEIGHTS_NAME} in {folder}", found, fix)
 
 
 @contextmanager
@@ -359,7 +327,7 @@ def _read_header(folder: Path) -> dict[str, _Stored]:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if _IGNORED.search(name):
                     continue
-                part, key = file.get_slice(name), _in_memory_name(name)
+                part, key = file.get_slice(name), _renamed(name, _ON_DISK, _IN_MEMORY)
                 if key in found:
                     raise CheckpointError(
                         f"every tensor once in {folder}",
@@ -381,8 +349,15 @@ def _validate_blocks(count: int, folder: Path) -> None:
         )
 
 
-def _read_fitting(model: nn.Module, folder: Path) -> dict[str, _Stored]:
-    """Read a header, and check it against the names and shapes of a model's tensors."""
+def validate_weights(model: nn.Module, folder: Path) -> dict[str, _Stored]:
+    """Read a header, and check it against a model, on any device, "meta" too.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, unexpected, of another shape or not floating point; the message
+        names the first of them.
+    """
     found = _read_header(folder)
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     shared = [key for key in wanted if key in found]
@@ -428,16 +403,8 @@ def _listed(kind: str, names: list[str]) -> str:
     return f"{len(names)} {kind} ({shown}{more})"
 
 
-def _in_memory_name(name: str) -> str:
-    if name.startswith(_ON_DISK):
-        return _IN_MEMORY + name.removeprefix(_ON_DISK)
-    return name
-
-
-def _on_disk_name(name: str) -> str:
-    if name.startswith(_IN_MEMORY):
-        return _ON_DISK + name.removeprefix(_IN_MEMORY)
-    return name
+def _renamed(name: str, old: str, new: str) -> str:
+    return new + name.removeprefix(old) if name.startswith(old) else name
 
 
 def _packed(tensor: Tensor) -> Tensor:

@@ -240,19 +240,9 @@ def _upsample(x: Tensor) -> Tensor:
 
 
 def _upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """Double a map's height and width, then convolve it.
+    """Double a map's height and width, then convolve it: [B, C, h, w] to [B, K, 2h, 2w].
 
-    Parameters
-    ----------
-    x : Tensor [B, C, h, w]
-        In channels_last.
-    convolution : nn.Conv2d
-        3x3, with zero padding of 1.
-
-    Returns
-    -------
-    Tensor [B, K, 2h, 2w]
-        In channels_last.
+    In and out in channels_last; the convolution is 3x3, with zero padding of 1.
     """
     if not infers_on_cpu(x):
         return _plain(x, convolution)
@@ -265,18 +255,9 @@ def _upsample_convolve(x: Tensor, convolution: nn.Conv2d) -> Tensor:
 
 
 def _upsample_convolve_strips(x: Tensor, convolution: nn.Conv2d) -> Iterator[Tensor]:
-    """Do the same in strips, so that a large map is never whole in memory.
+    """Do the same in strips [1, K, rows, 2w], so that a large map is never whole in memory.
 
-    Parameters
-    ----------
-    x, convolution
-        As `_upsample_convolve` takes them.
-
-    Yields
-    ------
-    Tensor [1, K, rows, 2w]
-        Image by image, from top to bottom, in channels_last; on a GPU and in training the whole
-        map [B, K, 2h, 2w] at once.
+    Image by image, from top to bottom; on a GPU and in training the whole map at once.
     """
     if not infers_on_cpu(x):
         yield _plain(x, convolution)
@@ -292,15 +273,7 @@ def _plain(x: Tensor, convolution: nn.Conv2d) -> Tensor:
 
 
 class _Fused:
-    """One map, upsampled by two and convolved strip by strip.
-
-    Parameters
-    ----------
-    x : Tensor [C, h, w]
-        The map.
-    convolution : nn.Conv2d
-        With C channels in and K out.
-    """
+    """One map [C, h, w], upsampled by two and convolved from C to K channels, strip by strip."""
 
     def __init__(self, x: Tensor, convolution: nn.Conv2d) -> None:
         dtype = _dtype(x)
@@ -310,7 +283,8 @@ class _Fused:
         weight = convolution.weight.to(dtype)
         self._taps = weight.permute(3, 2, 0, 1).reshape(-1, channels)
         self._bias = _bias(convolution, dtype).repeat(2 * self._width)  # [2w * K]
-        self._matrix = _with_bias(_tap_matrix(len(self._map), dtype))  # [2h, 3h + 1]
+        # A last column of ones, for a last row of biases.
+        self._matrix = F.pad(_tap_matrix(len(self._map), dtype), (0, 1), value=1.0)  # [2h, 3h + 1]
 
     def __iter__(self) -> Iterator[Tensor]:  # of [rows, 2w, K]
         return (self._strip(*rows) for rows in self._rows())
@@ -350,25 +324,11 @@ class _Fused:
         return flat
 
 
-def _with_bias(matrix: Tensor) -> Tensor:
-    """Append a column of ones, for a last row of biases."""
-    return F.pad(matrix, (0, 1), value=1.0)
-
-
 @functools.lru_cache(maxsize=32)
 def _tap_matrix(size: int, dtype: torch.dtype) -> Tensor:
     """Weights that upsample by two along one axis and sum the three taps of a convolution.
 
-    Parameters
-    ----------
-    size : int
-        Pixels along the axis.
-    dtype : torch.dtype
-
-    Returns
-    -------
-    Tensor [2 * size, 3 * size]
-        Row i, column 3 * l + d: weight of pixel l, as seen through tap d, in output pixel i.
+    Row i, column 3 * l + d: weight of pixel l, as seen through tap d, in output pixel i.
     """
     with torch.inference_mode(False), torch.no_grad():
         exact = torch.float64 if dtype == torch.float64 else torch.float32

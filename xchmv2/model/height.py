@@ -170,27 +170,10 @@ def validate_spread(config: CHMv2Config) -> None:
 def _height_bins(
     strategy: BinsStrategy, count: int, low: float, high: float, device: torch.device
 ) -> Tensor:
-    """Centres of the bins.
+    """Centres of the bins [count], ascending [m], or [m / 8] for ``"chmv2_mixlog"``.
 
-    Parameters
-    ----------
-    strategy : {"linear", "log", "chmv2_mixlog"}
-        Even spacing, even spacing of logarithms, or a blend that moves from the second to the
-        first with height, over a range of ``high / 8``.
-    count : int
-        Number of bins.
-    low, high : float
-        Range [m].
-    device : torch.device
-
-    Returns
-    -------
-    Tensor [count], float32
-        Ascending [m], or [m / 8] for ``"chmv2_mixlog"``.
-
-    References
-    ----------
-    CHMv2, arXiv 2603.06382, section 2.5.
+    Mixlog blends evenly spaced logarithms into even spacing, over a range of ``high / 8`` (CHMv2,
+    arXiv 2603.06382, section 2.5).
     """
     # Outside the caller's inference mode: the cached tensor may be trained with later.
     with torch.inference_mode(False), torch.no_grad():
@@ -213,18 +196,7 @@ def _even(start: float, end: float, count: int) -> Tensor:
 
 
 def _bin_weights(logits: Tensor, norm: str) -> Tensor:
-    """Weights of the bins up to a factor, without the norm's offset.
-
-    Parameters
-    ----------
-    logits : Tensor [..., bins], float32
-    norm : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
-
-    Returns
-    -------
-    Tensor [..., bins], float32
-        Not negative.
-    """
+    """Weights of the bins [..., bins] up to a factor, without the norm's offset; not negative."""
     if norm in ("linear", "chmv2_mixlog"):
         return F.relu(logits)
     if norm == "sigmoid":
@@ -237,16 +209,8 @@ def _bin_weights(logits: Tensor, norm: str) -> Tensor:
 class _Reduction:
     """How logits become a height.
 
-    Parameters
-    ----------
-    norm : {"linear", "softmax", "sigmoid", "chmv2_mixlog"}
-        Normalisation of the bins' weights.
-    offset : float
-        Added to every weight.
-    tiny : float
-        Smallest sum of weights and smallest mean.
-    scale : float
-        Metres per unit of the bins.
+    `offset` is added to every weight, `tiny` is the smallest sum of weights and smallest mean, and
+    `scale` are metres per unit of the bins.
     """
 
     norm: str
@@ -258,16 +222,7 @@ class _Reduction:
 def _can_fuse(pixels: Tensor, weight: Tensor) -> bool:
     """Tell whether the kernel can take features [P, C] and weights [bins, C].
 
-    Parameters
-    ----------
-    pixels, weight : Tensor
-        On their device, in the precision of the product.
-
-    Returns
-    -------
-    bool
-        False where gradients are needed, without CUDA or triton, and for sizes that are no powers
-        of two.
+    Not where gradients are needed, without CUDA or triton, nor for sizes that are no powers of two.
     """
     return (
         pixels.is_cuda
@@ -332,26 +287,7 @@ def _reduce_features(
     *,
     spread: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Run the kernel.
-
-    Parameters
-    ----------
-    pixels : Tensor [P, C]
-        Features.
-    weight : Tensor [bins, C]
-        In the data type of the features.
-    bias : Tensor [bins] or None
-    bins : Tensor [bins], float32
-        Centres.
-    how : _Reduction
-    spread : bool
-        Whether to compute the spread too.
-
-    Returns
-    -------
-    height, spread : Tensor [P] and [P] or [0], float32
-        Metres.
-    """
+    """Run the kernel on features [P, C], in whose data type the weights [bins, C] are."""
     from xchmv2.model.kernels import height_kernel
 
     count, (size, channels) = len(pixels), weight.shape

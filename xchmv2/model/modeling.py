@@ -31,11 +31,8 @@ from xchmv2.model.head import DPTHead
 from xchmv2.model.height import FeaturesToHeight
 from xchmv2.model.loss import chmv2_loss
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")
 }
 _WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Attention, Embeddings)
 
@@ -273,7 +270,7 @@ class CHMv2ForDepthEstimation(nn.Module):
         with torch.inference_mode(False):
             with torch.device("meta"):
                 model = cls(checkpoint.config)  # shapes alone: random weights would be overwritten
-            validate_weights(model, checkpoint)
+            validate_weights(model, checkpoint.folder)
             to = dtypes.pop() if dtypes else torch.float32
             model = model.to(to or weights_dtype(checkpoint.folder)).to_empty(device=device)
             load_weights(model, checkpoint)
@@ -292,13 +289,7 @@ def _join(parts: Sequence[Tensor], batch: int) -> Tensor:
 
 
 def _find_device(device: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
-    """Turn ``device_map`` into one device.
-
-    Raises
-    ------
-    DeviceError
-        If torch does not know it, or this machine has none.
-    """
+    """Turn ``device_map`` into one device; refuse it if torch or this machine has none such."""
     if isinstance(device, Mapping) and set(device) == {""}:
         device = device[""]
     if device == "auto":

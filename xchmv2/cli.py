@@ -1,4 +1,4 @@
-"""The command line: ``xchmv2 predict``, ``run``, ``demo`` and ``fine-tune``.
+"""The command line: ``xchmv2 predict``, ``run``, ``verify``, ``demo`` and ``fine-tune``.
 
 A command exits with 0, with 1 and one line on an error, or with 2 on wrong usage. With
 ``XCHMV2_DEBUG=1`` in the environment the traceback is shown too. What a command computes with is
@@ -430,6 +430,30 @@ def _find(name: str | None) -> Any:
             f"{name!r} ({error})",
             "for example --sign planetary_computer:sign, after pip install planetary-computer",
         ) from None
+
+
+@main.command("verify")
+@click.argument("store")
+@click.option("--repair", is_flag=True, help="Restore metadata; forget what is damaged.")
+@click.option("--redo", metavar="DATE", help="A date to be computed again, such as 2020-07-01.")
+def _verify(store: str, *, repair: bool, redo: str | None) -> None:
+    """Compare a Zarr store with the checksums taken when it was written.
+
+    STORE is a path or URL. What is missing, damaged or not written yet is listed, one line each,
+    and the exit code is 1. After --repair or --redo the command that wrote the store, with
+    --resume, computes those regions again.
+    """
+    from xchmv2.store import verify
+
+    found = verify(store, repair=repair, redo=redo)
+    for problem in found.problems:
+        click.echo(problem)
+    unchecked = f", {found.without_checksum} without checksum" if found.without_checksum else ""
+    click.echo(f"{found.regions} regions{unchecked}, {len(found.problems)} problems: {store}")
+    if found.problems:
+        if repair:
+            click.echo("Repaired; now make the call that wrote the store again, with --resume.")
+        raise click.exceptions.Exit(1)
 
 
 @main.command("demo")

@@ -261,7 +261,7 @@ def read_copy(store: Store) -> Manifest | None:
 
 def data_of_copy(store: Store) -> bytes | None:
     """Find the manifest's copy in the metadata of the root, whatever it holds."""
-    with suppress(StoreError):
+    with suppress(StoreError, FileNotFoundError):
         root = parse_json(read_object(store, "zarr.json"), "zarr.json", store)
         metadata = (root.get("consolidated_metadata") or {}).get("metadata") or {}
         if GROUP in metadata and "fingerprint" in metadata[GROUP].get("attributes", {}):

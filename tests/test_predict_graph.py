@@ -126,22 +126,22 @@ def test_same_ground_in_two_areas_of_interest():
     st.sampled_from([None, 0.6, 0.5]),
     st.integers(0, 2),
     st.tuples(st.booleans(), st.booleans()),
-    st.lists(st.tuples(*(st.integers(0, 260),) * 4), max_size=3),
-    st.tuples(*(st.integers(0, 40),) * 4),
+    st.lists(st.tuples(*(st.integers(0, 200),) * 4), max_size=3),
+    st.tuples(*(st.integers(0, 20),) * 4),
     st.integers(1, 130),
 )
 def test_masks_erosion_resampling_turns_and_areas(resolution, erode, turn, holes, trim, chunk):
     """All of imagery's options at once: any chunks, any area of interest, any orientation."""
-    imagery = cube((260, 270), pixel=0.4, origin=(-12_000_001, 1_200_001))
+    imagery = cube((200, 210), pixel=0.4, origin=(-12_000_001, 1_200_001))
     mask = xr.ones_like(imagery["red"], dtype=bool)
     for y0, x0, y1, x1 in holes:
         mask[slice(*sorted((y0, y1))), slice(*sorted((x0, x1)))] = False
     options = dict(resolution=resolution, erode=erode, tile=32, overlap=8, layers=LAYERS)
     wide = imagery.chmv2.predict(MODEL, valid=mask, **options)
-    window = dict(y=slice(trim[0], 260 - trim[1]), x=slice(trim[2], 270 - trim[3]))
+    window = dict(y=slice(trim[0], 200 - trim[1]), x=slice(trim[2], 210 - trim[3]))
     flip = {d: slice(None, None, -1) for d, on in zip("yx", turn, strict=True) if on}
     part, seen = (a.isel(window).isel(flip) for a in (imagery, mask))
-    found = part.chunk(y=chunk, x=chunk + 7).chmv2.predict(
+    found = part.chunk(y=chunk, x=chunk + 70).chmv2.predict(
         MODEL, valid=seen.chunk(y=50), block=45, **options
     )
     found = found.compute(scheduler="sync").sortby("y", ascending=False).sortby("x")

@@ -522,13 +522,13 @@ def test_dates_on_another_grid_are_those_of_the_nearest_pixel(folder):
 
 @settings(max_examples=5)
 @given(
-    chunks=st.integers(5, 40), pixel=st.sampled_from([45.0, 400.0]), side=st.sampled_from([12, 64])
+    chunks=st.integers(4, 25), pixel=st.sampled_from([45.0, 400.0]), side=st.sampled_from([8, 64])
 )
 def test_same_pixels_for_any_chunks(folder, chunks, pixel, side):
     """Squares of the target much smaller than usual, so that there are many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xchmv2.published.target._SIDE", side)
-        geobox = utm(pixel, 30)
+        geobox = utm(pixel, 20)
         whole = xchmv2.open_published(geobox=geobox, base_url=folder, chunks=50).compute()
         parts = xchmv2.open_published(geobox=geobox, base_url=folder, chunks=chunks).compute()
     xr.testing.assert_identical(parts, whole)

@@ -20,18 +20,14 @@ from rasterio.windows import Window
 from xchmv2.errors import CHMv2Error
 from xchmv2.predict import Progress, blocks_of, leaves_process, run_sinks
 from xchmv2.raster import find_grid
-from xchmv2.store.template import Cube, read_cube
+from xchmv2.store.template import Cube, read_cube, resolve_encoding
 from xchmv2.store.writing import Written
 
 _PLAIN = {
-    "driver": "GTiff", "dtype": "float32", "nodata": np.nan, "tiled": True, "blockxsize": 512,
-    "blockysize": 512, "compress": "deflate", "predictor": 3, "bigtiff": "if_safer",
-    "interleave": "band",
+    "driver": "GTiff", "tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate",
+    "bigtiff": "if_safer", "interleave": "band",
 }  # fmt: skip
-_FINAL = {
-    "driver": "COG", "compress": "deflate", "predictor": "floating_point",
-    "overview_resampling": "average", "bigtiff": "if_safer",
-}  # fmt: skip
+_FINAL = {"driver": "COG", "compress": "deflate", "predictor": "yes", "bigtiff": "if_safer"}
 
 
 def write_cog(
@@ -41,12 +37,13 @@ def write_cog(
     progress: bool = True,
     overwrite: bool = False,
 ) -> Written:
-    """Write heights of one date to a cloud-optimised GeoTIFF.
+    """Write heights, their change or masks to a cloud-optimised GeoTIFF.
 
     Parameters
     ----------
     height : DataArray or Dataset
-        (y, x) of one date [m]; a Dataset becomes a file with one band per variable.
+        (y, x) of one date; a Dataset becomes a file with one band per variable, all of the data
+        type that holds every variable. Masks become uint8, dates days since 1970-01-01.
     path : str or path
         The file, which appears when it is complete.
     progress : bool, default True
@@ -88,7 +85,8 @@ def write_cog(
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         plain, final = Path(folder) / "plain.tif", Path(folder) / "final.tif"
         done = _write_blocks(cube, plain, show=progress)
-        copy(plain, final, **_FINAL)
+        floats = all(v.dtype.kind == "f" for v in cube.dataset.data_vars.values())
+        copy(plain, final, **_FINAL, overview_resampling="average" if floats else "nearest")
         final.replace(target)
     return done
 
@@ -102,6 +100,12 @@ def _write_blocks(cube: Cube, path: Path, *, show: bool) -> Written:
         crs = grid.crs and grid.crs.to_wkt()
         place = {"crs": crs, "transform": grid.geobox.transform}
     height, width = first.shape[-2:]
+    encodings = [resolve_encoding("float32", v) for v in cube.dataset.data_vars.values()]
+    dtype = np.result_type(*("uint8" if e.dtype == "bool" else e.dtype for e in encodings))
+    floating = dtype.kind == "f"
+    fills = [e.fill for e in encodings if e.fill is not None]
+    place |= {"dtype": dtype.name, "predictor": 3 if floating else 2}
+    place["nodata"] = np.nan if floating else next(iter(fills), None)
     lock, blocks = threading.Lock(), list(blocks_of(arrays[0]))
     with (
         Progress(len(blocks), 0, show=show) as bar,
@@ -111,17 +115,21 @@ def _write_blocks(cube: Cube, path: Path, *, show: bool) -> Written:
     ):
         for band, (name, variable) in enumerate(cube.dataset.data_vars.items(), 1):
             raster.set_band_description(band, str(name))
-            if "units" in variable.attrs:
-                raster.set_band_unit(band, variable.attrs["units"])
-            kept = {str(k): str(v) for k, v in variable.attrs.items() if k != "grid_mapping"}
+            attrs = {**variable.attrs, **dict(encodings[band - 1].attrs)}
+            if "units" in attrs:
+                raster.set_band_unit(band, attrs["units"])
+            kept = {str(k): str(v) for k, v in attrs.items() if k != "grid_mapping"}
             raster.update_tags(band, **kept)
 
         def write(rows: slice, cols: slice, parts: Sequence[npt.NDArray[Any]]) -> int:
             """Write one block of each band; GDAL allows one at a time."""
             window = Window.from_slices(rows, cols)
             with lock:
-                for band, part in enumerate(parts, 1):
-                    raster.write(np.asarray(part).reshape(part.shape[-2:]), band, window=window)
+                for band, (part, encode) in enumerate(zip(parts, encodings, strict=True), 1):
+                    values = encode(np.asarray(part).reshape(part.shape[-2:])).astype(dtype)
+                    if floating and encode.fill is not None:
+                        values[values == encode.fill] = np.nan
+                    raster.write(values, band, window=window)
             return int(parts[0].shape[-2] * parts[0].shape[-1])
 
         sinks = {index: partial(write, rows, cols) for index, (*_, rows, cols) in blocks}

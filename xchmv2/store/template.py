@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import gzip
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+import zarr
 from zarr.abc.store import Store
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, GzipCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
 from xchmv2.errors import StoreError, warn
@@ -27,11 +30,12 @@ from xchmv2.raster import (
     without_time_zone,
 )
 
-# Registered conventions of Zarr for the CRS and the grid, by their identifiers.
+# Registered conventions of Zarr for the CRS and the grid: name, identifier, description.
 _CONVENTIONS = (
-    {"name": "proj:", "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f"},
-    {"name": "spatial:", "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4"},
-)
+    ("proj", "f17cb550-5864-4468-aeb7-f3180cfb622f",
+     "Coordinate reference system information for geospatial data"),
+    ("spatial", "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
+)  # fmt: skip
 
 #: Dates in a chunk of their coordinates. More dates replace one object, and whoever opened the
 #: store when it had fewer reads it as before.
@@ -86,10 +90,21 @@ def _georeference(cube: Cube) -> dict[str, Any]:
     code = grid.crs.authority
     crs = {"proj:code": ":".join(map(str, code))} if all(code) else {"proj:wkt2": grid.crs.to_wkt()}
     return {
-        "zarr_conventions": [dict(convention) for convention in _CONVENTIONS],
+        "zarr_conventions": [
+            {
+                "name": name,
+                "uuid": uuid,
+                "description": description,
+                "schema_url": "https://raw.githubusercontent.com/zarr-conventions/"
+                f"{name}/refs/tags/v0.1/schema.json",
+                "spec_url": f"https://github.com/zarr-conventions/{name}/blob/v0.1/README.md",
+            }
+            for name, uuid, description in _CONVENTIONS
+        ],
         **crs,
         "spatial:dimensions": list(grid.dims),
         "spatial:shape": list(grid.shape),
+        "spatial:transform_type": "affine",
         "spatial:transform": list(box.transform[:6]),
         "spatial:bbox": list(box.boundingbox.bbox),
         "spatial:registration": "pixel",
@@ -123,7 +138,8 @@ def plain_coordinates(
         if coord.dtype.kind in "UT":  # Zarr v3 has no text of fixed width
             coord = coord.astype(object)
         variable = coord.variable.to_base_variable().copy(deep=False)
-        variable.encoding = {"chunks": coord.shape} if coord.ndim == 1 else {}
+        # Uncompressed, since without them a reader that lacks zstd finds no place on the ground.
+        variable.encoding = {"chunks": coord.shape, "compressors": None} if coord.ndim < 2 else {}
         if coord.dims == (date_dim,):
             variable = _extendable(variable, (units or {}).get(name))
         coords[name] = variable
@@ -141,7 +157,7 @@ def _extendable(variable: xr.Variable, unit: str | None) -> xr.Variable:
         variable = xr.Variable(variable.dims, numbers, attrs)
     elif variable.dtype.kind == "m":
         variable = variable.astype("m8[ns]")  # which xarray writes as whole nanoseconds
-    variable.encoding = {"chunks": (_DATES,)}
+    variable.encoding = {"chunks": (_DATES,), "compressors": None}
     return variable
 
 
@@ -157,6 +173,31 @@ def unit_of(stored: xr.DataArray) -> str | None:
 
 
 EncodingName = Literal["float32", "rounded", "int16_cm", "uint8_half_m"]
+CompressorName = Literal["blosc", "gzip"]
+
+
+class _Gzip(GzipCodec):
+    """gzip without the time in its header, so that equal pixels are equal bytes."""
+
+    def _encode_sync(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        data = gzip.compress(chunk_bytes.as_numpy_array(), self.level, mtime=0)
+        return chunk_spec.prototype.buffer.from_bytes(data)
+
+    async def _encode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        return await asyncio.to_thread(self._encode_sync, chunk_bytes, chunk_spec)
+
+
+def open_pixels(store: Store, name: str) -> zarr.Array[Any]:
+    """Open an array of a store, to write pixels."""
+    array: Any = zarr.open_array(store, path=name, mode="r+")
+    metadata = replace(array.metadata, codecs=tuple(map(_undated, array.metadata.codecs)))
+    return zarr.Array(zarr.AsyncArray(metadata, array.store_path))
+
+
+def _undated(codec: Any) -> Any:
+    if isinstance(codec, ShardingCodec):
+        return replace(codec, codecs=tuple(map(_undated, codec.codecs)))
+    return _Gzip(level=codec.level) if isinstance(codec, GzipCodec) else codec
 
 
 @dataclass(frozen=True)
@@ -175,6 +216,8 @@ class Encoding:
         Step that values stored as floating point are rounded to [m].
     attrs : tuple of (str, str)
         Further attributes for decoding.
+    compressor : str
+        "blosc", with zstd and bit shuffling, or "gzip".
     """
 
     dtype: str
@@ -182,6 +225,7 @@ class Encoding:
     scale: float | None = None
     step: float | None = None
     attrs: tuple[tuple[str, str], ...] = ()
+    compressor: CompressorName = "blosc"
 
     def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Encode an array; an OverflowError counts the values that the encoding cannot hold."""
@@ -203,7 +247,10 @@ class Encoding:
     def for_xarray(self) -> dict[str, Any]:
         """The encoding in xarray's terms, with codec and fill value."""
         dtype = np.dtype(self.dtype)
-        codec = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=dtype.itemsize)
+        codec: Any = GzipCodec(level=5)
+        if self.compressor == "blosc":
+            size = dtype.itemsize
+            codec = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=size)
         encoding: dict[str, Any] = {"dtype": self.dtype, "compressors": codec}
         if self.fill is not None:
             fill = dtype.type(self.fill)
@@ -245,20 +292,23 @@ _DAYS = Encoding(
 )
 
 
-def resolve_encoding(name: str, variable: xr.DataArray) -> Encoding:
+def resolve_encoding(name: str, variable: xr.DataArray, compressor: str = "blosc") -> Encoding:
     """Choose the encoding of a variable.
 
     ``name`` is that of floating-point variables; integers and booleans keep their dtype, dates are
-    stored as days. An unknown name or another dtype is a StoreError.
+    stored as days. An unknown name or compressor, or another dtype, is a StoreError.
     """
     validate_choice("encoding", name, get_args(EncodingName), "int16_cm", error=StoreError)
-    dtype = variable.dtype
+    validate_choice("compressor", compressor, get_args(CompressorName), "gzip", error=StoreError)
+    dtype, found = variable.dtype, None
     if np.issubdtype(dtype, np.floating):
-        return _FLOATS[name]  # type: ignore[index]
-    if np.issubdtype(dtype, np.datetime64):
-        return _DAYS
-    if np.issubdtype(dtype, np.integer) or dtype.kind == "b":
-        return Encoding(dtype.name)
+        found = _FLOATS[name]  # type: ignore[index]
+    elif np.issubdtype(dtype, np.datetime64):
+        found = _DAYS
+    elif np.issubdtype(dtype, np.integer) or dtype.kind == "b":
+        found = Encoding(dtype.name)
+    if found is not None:
+        return replace(found, compressor=compressor)  # type: ignore[arg-type]
     raise StoreError(
         "variables of numbers, booleans or dates",
         f"{variable.name!r} of dtype {dtype}",

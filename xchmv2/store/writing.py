@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import xarray as xr
-import zarr
 from dask.base import tokenize
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore
@@ -31,9 +30,11 @@ from xchmv2.store.storage import (
     validate_reachable,
 )
 from xchmv2.store.template import (
+    CompressorName,
     Cube,
     Encoding,
     EncodingName,
+    open_pixels,
     read_cube,
     resolve_encoding,
     write_template,
@@ -74,6 +75,7 @@ def to_zarr(
     store: StoreLike,
     *,
     encoding: EncodingName = "float32",
+    compressor: CompressorName = "blosc",
     mode: Mode = "a",
     regions: Regions | None = None,
     shards: bool = False,
@@ -97,6 +99,9 @@ def to_zarr(
         How floating-point variables are stored. "rounded" keeps eighths of a metre in float32,
         "int16_cm" centimetres, "uint8_half_m" half metres from 0 to 127 m. Integers and booleans
         keep their data type; dates are stored as days.
+    compressor : {"blosc", "gzip"}
+        "gzip" is for GDAL without blosc, such as that of the package pyogrio: larger and slower. An
+        existing store keeps its own.
     mode : {"a", "w-", "w"}
         "a" resumes an existing store: only missing regions are computed, and new dates are
         appended. "w-" refuses an existing store. "w" removes it first, complete or half removed,
@@ -158,7 +163,7 @@ def to_zarr(
     validate_choice("mode", mode, get_args(Mode), "w", error=StoreError)
     cube = read_cube(height)
     encodings = {
-        str(name): resolve_encoding(encoding, variable)
+        str(name): resolve_encoding(encoding, variable, compressor)
         for name, variable in cube.dataset.data_vars.items()
     }
     target = resolve_store(store, storage_options)
@@ -184,7 +189,7 @@ def to_zarr(
             if verify:
                 done -= _forget_damaged(manifest, cube, done)
             raw = in_memory(read_template(manifest))
-        arrays = tuple(zarr.open_array(raw, path=name, mode="r") for name in cube.arrays)
+        arrays = tuple(open_pixels(raw, name) for name in cube.arrays)
         sinks, present = missing_blocks(
             cube, manifest, done, arrays, encodings, wanted, fsync=fsync
         )

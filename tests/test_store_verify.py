@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 
 import dask
 import numpy as np
@@ -128,9 +129,10 @@ def test_what_cannot_be_restored_says_so(whole):
     store = copy_store(whole)
     damage(store, "xchmv2/zarr.json", cut)
     damage(store, "zarr.json", None)
-    for call in (xchmv2.open_zarr, xchmv2.verify):
-        with pytest.raises(StoreError, match=r"xchmv2/zarr.json in .* is damaged; repair"):
-            call(store)
+    with pytest.raises(StoreError, match=r"xchmv2/zarr.json in .* is damaged; repair"):
+        xchmv2.open_zarr(store)
+    with pytest.raises(StoreError, match=r"no copy of it is left.*mode='w'"):
+        xchmv2.verify(store, repair=True)
     with pytest.raises(StoreError, match="there is no store at"):
         xchmv2.verify(MemoryStore())
 
@@ -182,6 +184,15 @@ def test_redo_marks_a_date_or_a_window_to_be_computed_again(height, whole):
         xchmv2.verify(store, redo="1999")
     with pytest.raises(StoreError, match="regions as index ranges along"):
         xchmv2.verify(store, redo={"z": 3})
+
+
+def test_dates_of_the_first_format_are_compared_with_their_coordinate(tmp_path, monkeypatch):
+    shutil.unpack_archive(ARCHIVE, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "canopy.zarr/time/c/0").unlink()
+    warnings.simplefilter("ignore", IncompleteStoreWarning)
+    with pytest.raises(StoreError, match=r"time in .* is damaged"):
+        xchmv2.open_zarr("canopy.zarr")
 
 
 def test_regions_of_the_first_format_are_said_to_have_no_checksum(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ import xarray as xr
 from xchmv2.errors import IncompleteStoreWarning, warn
 from xchmv2.raster import HEIGHT_NAME
 from xchmv2.store.records import find_store
-from xchmv2.store.storage import StoreLike, address, explain_failures, resolve_store
-from xchmv2.store.template import is_own_attribute
+from xchmv2.store.storage import StoreLike, address, damaged, explain_failures, resolve_store
+from xchmv2.store.template import date_label, is_own_attribute
 from xchmv2.store.timeline import in_order
 from xchmv2.store.verifying import CheckedStore
 
@@ -76,7 +76,11 @@ def open_zarr(
         {name: c.compute().drop_encoding() for name, c in dataset.coords.items() if c.ndim < 2}
     )
     for dim in dates:
-        dataset = in_order(dataset.isel({dim: slice(len(manifest.dates))}), dim)
+        dataset = dataset.isel({dim: slice(len(manifest.dates))})
+        labels = [date_label(value) for value in dataset[dim].values]
+        if dim in dataset.coords and labels != list(manifest.dates):
+            raise damaged(source, str(dim))
+        dataset = in_order(dataset, dim)
     if wanted == [HEIGHT_NAME]:
         return dataset[HEIGHT_NAME]
     dataset.attrs = {n: v for n, v in dataset.attrs.items() if not is_own_attribute(n)}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import BloscCodec, GzipCodec, ShardingCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ShardingCodec
 from zarr.storage import MemoryStore
 
 from xchmv2.errors import StoreError, warn
@@ -69,6 +69,8 @@ def write_template(
         name: {"chunks": cube.block} for name, c in dataset.coords.items() if c.dims == cube.dims
     }
     encoding |= {name: {**layout, **e.for_xarray} for name, e in encodings.items()}
+    for name in encodings if shards else ():  # parts of shards are read, so each has a checksum
+        encoding[name]["compressors"] = (encoding[name]["compressors"], Crc32cCodec())
     plain_coordinates(dataset, cube.date_dim).to_zarr(
         store,
         mode="a",

@@ -182,8 +182,13 @@ def _find(store: Store) -> tuple[Manifest, list[Problem]]:
     """Open a manifest, or its copy where it is damaged alone."""
     try:
         return find_store(store), []
-    except StoreError:
+    except StoreError as error:
         copy = read_copy(store)
+        if copy is None and "is damaged" in str(error):
+            raise StoreError(
+                f"{MARKER} in {address(store)} is damaged, and no copy of it is left",
+                fix="write the store anew: height.chmv2.to_zarr(store, mode='w')",
+            ) from None
         if copy is None:
             raise
         kind: Any = "missing" if read_object(store, MARKER) is None else "damaged"

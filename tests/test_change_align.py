@@ -11,7 +11,6 @@ from scipy import ndimage
 
 from xchmv2.change import ComparisonWarning, align
 from xchmv2.change.alignment import _shift_plane
-from xchmv2.change.registration import _phase_correlation
 from xchmv2.datasets import synthetic_forest
 from xchmv2.errors import CHMv2Error
 
@@ -176,12 +175,10 @@ def test_bad_input(forest):
 
 
 def test_scikit_image_is_asked_for(forest, monkeypatch):
-    _phase_correlation.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
     message = r'skimage, .* is not installed; pip install "xchmv2\[change\]"'
     with pytest.raises(CHMv2Error, match=message):
         align(forest["canopy_height"])
-    _phase_correlation.cache_clear()
 
 
 @settings(max_examples=30)

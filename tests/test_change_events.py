@@ -147,7 +147,7 @@ def test_lazy_and_the_same_for_any_chunks(monkeypatch):
     xr.testing.assert_identical(heights, copy)
     turned = events(heights.transpose("y", "time", "x"))
     xr.testing.assert_identical(turned, expected)
-    monkeypatch.setattr(sys.modules["xchmv2.change.event_detection"], "_SLAB", 40)
+    monkeypatch.setattr(sys.modules["xchmv2.change.pixel_series"], "_SLAB", 40)
     xr.testing.assert_identical(events(heights), expected)
 
 

@@ -114,7 +114,7 @@ def test_few_observations():
 def test_memory_is_bounded_by_slabs(monkeypatch):
     heights = series(8)
     expected = trend(heights)
-    monkeypatch.setattr(sys.modules["xchmv2.change.trends"], "_SLAB", 200)
+    monkeypatch.setattr(sys.modules["xchmv2.change.pixel_series"], "_SLAB", 200)
     xr.testing.assert_identical(trend(heights), expected)
 
 

@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.array.overlap import ensure_minimum_chunksize
 
 from xchmv2.change.dates import ComparisonWarning, find_dates, list_dates, select_date
 from xchmv2.change.registration import Shift, Windows, estimate_shift
@@ -145,21 +146,10 @@ def _validate(max_shift: float, window: int, windows: int) -> None:
 
 
 def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | None]:
-    """Return the raster that dates are compared with, and the dim of the dates.
+    """Return the raster (y, x) that dates are compared with, and the dim of the dates if any.
 
-    Parameters
-    ----------
-    array : DataArray
-        Heights of one date or several.
-    to : label, DataArray or None
-        One of the dates, the first for None, or another raster on the same grid.
-
-    Returns
-    -------
-    reference : DataArray
-        (y, x), on the coordinates of `array`.
-    dim : str or None
-        None if `array` is one date without a dim.
+    It is one of the dates, the first for None, or another raster on the same grid, on the
+    coordinates of `array`.
     """
     dims = spatial_dims(array)
     alone = set(array.dims) == set(dims)
@@ -311,19 +301,8 @@ _LEAST_VALID = 0.5
 def _shift_plane(plane: Any, dy: float, dx: float) -> Any:
     """Take the value of each pixel from (row + dy, column + dx), interpolated bilinearly.
 
-    Parameters
-    ----------
-    plane : ndarray or dask array of float, shape (H, W)
-        NaN is missing.
-    dy, dx : float
-        Offset of the source from each pixel [px].
-
-    Returns
-    -------
-    ndarray or dask array
-        Of the same shape, dtype and chunks. A pixel is the weighted mean of the valid ones among
-        the four it lies between, and missing if these weigh less than half. Pixels from beyond
-        the edge are missing.
+    A pixel is the weighted mean of the valid ones among the four it lies between, and missing if
+    these weigh less than half. Pixels from beyond the edge are missing.
     """
     rows, cols = (round(v / _STEP) * _STEP for v in (dy, dx))
     if rows == 0 and cols == 0:
@@ -337,7 +316,10 @@ def _shift_lazily(plane: da.Array, dy: float, dx: float) -> da.Array:
     """Shift each chunk together with the margin that it needs."""
     depth = {axis: math.ceil(abs(v)) + 1 for axis, v in enumerate((dy, dx))}
     roomy = plane.rechunk(
-        {axis: _at_least(plane.chunks[axis], margin) for axis, margin in depth.items()}
+        {
+            axis: ensure_minimum_chunksize(min(margin, plane.shape[axis]), plane.chunks[axis])
+            for axis, margin in depth.items()
+        }
     )
     # An axis of one chunk needs no neighbours, and may be narrower than the shift.
     depth = {axis: m if roomy.numblocks[axis] > 1 else 0 for axis, m in depth.items()}
@@ -352,17 +334,6 @@ def _shift_lazily(plane: da.Array, dy: float, dx: float) -> da.Array:
         meta=np.empty((0, 0), plane.dtype),
     )
     return moved.rechunk(plane.chunks)
-
-
-def _at_least(chunks: tuple[int, ...], margin: int) -> tuple[int, ...]:
-    """Join chunks that are narrower than a margin with their neighbours."""
-    joined: list[int] = []
-    for size in chunks:
-        if joined and (joined[-1] < margin or size < margin):
-            joined[-1] += size
-        else:
-            joined.append(size)
-    return tuple(joined)
 
 
 def _shift(plane: npt.NDArray[Any], dy: float, dx: float) -> npt.NDArray[Any]:

@@ -21,27 +21,10 @@ from xchmv2.raster import (
 
 
 def find_dates(array: xr.DataArray, *, dated: bool = True, least: int = 1) -> str:
-    """Return the name of the dim of the dates.
+    """Return the name of the dim that is neither vertical nor horizontal.
 
-    Parameters
-    ----------
-    array : DataArray
-        Heights (date, y, x), in any order of dims.
-    dated : bool
-        Whether the dates themselves matter, not only their order.
-    least : int
-        Least number of dates.
-
-    Returns
-    -------
-    str
-        The dim that is neither vertical nor horizontal.
-
-    Raises
-    ------
-    CHMv2Error
-        If there is no such dim or more than one, too few dates, or dates that are not in
-        strictly increasing order.
+    Of at least `least` dates; where they matter (`dated`), not only their order, there must be a
+    coordinate. Dates must be in strictly increasing order.
     """
     others = [str(dim) for dim in array.dims if dim not in spatial_dims(array)]
     if len(others) != 1:
@@ -110,26 +93,11 @@ def _day(time: np.datetime64) -> str:
 
 
 def select_date(height: Raster, label: Any) -> Raster:
-    """Select the one date that a label means.
+    """Select the one date that a label means, without the dim.
 
-    Parameters
-    ----------
-    height : DataArray or Dataset
-        With dates along one dim.
-    label : str, datetime64, date or int
-        A date or its beginning, such as "2019", 2019 or "2019-07", as long as that means exactly
-        one date. A label with a time zone, such as "2019-07-01T10:30:00Z", is converted to UTC,
-        which the dates are assumed to be in.
-
-    Returns
-    -------
-    DataArray or Dataset
-        That date, without the dim.
-
-    Raises
-    ------
-    CHMv2Error
-        If the label means no date, or more than one; the message lists the dates.
+    A label is a date or its beginning, such as "2019", 2019 or "2019-07", as long as that means
+    exactly one date. One with a time zone, such as "2019-07-01T10:30:00Z", is converted to UTC,
+    which the dates are assumed to be in.
     """
     array = choose_heights(height)
     dim = find_dates(array)
@@ -189,18 +157,10 @@ def date_of(array: xr.DataArray) -> np.datetime64 | None:
 
 
 def doubts(before: xr.DataArray, after: xr.DataArray) -> list[str]:
-    """List the reasons why a change between two dates deserves less trust.
+    """List the reasons why a change between two dates deserves less trust, where known.
 
-    Parameters
-    ----------
-    before, after : DataArray
-        Rasters with scalar coordinates: the date, and ``sun_elevation``, ``off_nadir`` [degrees]
-        and ``quality_flags`` where known, as :func:`xchmv2.load` gives them.
-
-    Returns
-    -------
-    list of str
-        Empty if there are none, or the conditions are unknown.
+    Scalar coordinates hold the conditions: the date, and ``sun_elevation``, ``off_nadir`` [degrees]
+    and ``quality_flags``, as :func:`xchmv2.load` gives them.
     """
     return [*_season(before, after), *_sun(before, after), *_quality((before, after))]
 

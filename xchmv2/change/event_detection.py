@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,18 @@ import xarray as xr
 
 from xchmv2.change.dates import find_dates
 from xchmv2.change.masks import THRESHOLD
+from xchmv2.change.pixel_series import map_series, pick
 from xchmv2.raster import (
     Raster,
     label_quantity,
     read_heights,
     require_heights,
-    spatial_dims,
     validate_number,
 )
 
 _Floats = npt.NDArray[np.float64]
 
 _CONFIRM, _LEVEL = 2, 3
-# Numbers in memory at once, per array.
-_SLAB = 4_000_000
 
 
 def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
@@ -82,19 +81,10 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
     validate_number("threshold", threshold, 5, above=0, unit="m")
     dim = find_dates(array, least=3)
     require_heights(array)
-    array = array.transpose(dim, *spatial_dims(array))
-    if array.chunks is not None:
-        array = array.chunk({dim: -1})
-    layers = xr.apply_ufunc(
-        _find,
-        array,
-        kwargs={"times": array[dim].values.astype("datetime64[ns]"), "threshold": threshold},
-        input_core_dims=[[dim]],
-        output_core_dims=[[]] * len(_LAYERS),
-        dask="parallelized",
-        keep_attrs=True,  # also those of coordinates, which hold the CRS
-        output_dtypes=[np.dtype("datetime64[ns]")] * 2 + [array.dtype] * 4 + [np.dtype(bool)],
-    )
+    dtypes = [np.dtype("datetime64[ns]")] * 2 + [array.dtype] * 4 + [np.dtype(bool)]
+    times = array[dim].values.astype("datetime64[ns]")
+    find = partial(_find, times=times, threshold=threshold)
+    layers = map_series(find, array, dim, dtypes, per_pixel=len(times))
     return xr.Dataset(
         {
             name: label_quantity(layer, name, attrs)
@@ -116,21 +106,6 @@ _LAYERS: dict[str, dict[str, str]] = {
 
 
 def _find(
-    heights: npt.NDArray[Any], times: npt.NDArray[np.datetime64], threshold: float
-) -> tuple[npt.NDArray[Any], ...]:
-    """Find the losses of a block (..., time), as many pixels at once as memory allows."""
-    pixels = heights.reshape(-1, heights.shape[-1])
-    slab = max(1, _SLAB // len(times))
-    parts = [
-        _find_pixels(pixels[start : start + slab].T.astype(np.float64), times, threshold)
-        for start in range(0, len(pixels), slab)
-    ] or [_find_pixels(np.empty((len(times), 0)), times, threshold)]
-    shape, dtype = heights.shape[:-1], heights.dtype
-    joined = [np.concatenate(layer).reshape(shape) for layer in zip(*parts, strict=True)]
-    return tuple(layer.astype(dtype) if layer.dtype.kind == "f" else layer for layer in joined)
-
-
-def _find_pixels(
     heights: _Floats, times: npt.NDArray[np.datetime64], threshold: float
 ) -> tuple[npt.NDArray[Any], ...]:
     """Find the losses of columns of heights (time, n)."""
@@ -138,11 +113,11 @@ def _find_pixels(
     index, before, after = _largest_drop(packed, n, threshold)
     magnitude = before - after
     found = magnitude > threshold
-    last = np.minimum(_at(packed, n - 1), _at(packed, np.maximum(n - 2, index)))
+    last = np.minimum(pick(packed, n - 1), pick(packed, np.maximum(n - 2, index)))
     with np.errstate(invalid="ignore", divide="ignore"):
         recovery = np.where(index < n - 1, (last - after) / magnitude, np.nan)
     confirmed = found & (index >= _CONFIRM) & (index <= n - _CONFIRM)
-    dates = [_dates(times, _at(when, at), found) for at in (index, index - 1)]
+    dates = [_dates(times, pick(when, at), found) for at in (index, index - 1)]
     levels = [np.where(found, v, np.nan) for v in (magnitude, before, after, recovery)]
     return (*dates, *levels, confirmed)
 
@@ -175,15 +150,8 @@ def _largest_drop(
 def _middle(rows: _Floats, *, lower: bool) -> _Floats:
     """Return the median of the valid ones of up to three rows, or the lower or higher of two."""
     count = np.isfinite(rows).sum(axis=0)
-    middle: _Floats = _at(np.sort(rows, axis=0), (count - 1 if lower else count) // 2)  # NaN last
+    middle: _Floats = pick(np.sort(rows, axis=0), (count - 1 if lower else count) // 2)  # NaN last
     return middle
-
-
-def _at(rows: npt.NDArray[Any], index: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-    """Return one number of each column, the nearest one for an index outside."""
-    inside = np.clip(index, 0, len(rows) - 1)
-    picked: npt.NDArray[Any] = np.take_along_axis(rows, inside[None], axis=0)[0]
-    return picked
 
 
 def _dates(

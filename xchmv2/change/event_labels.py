@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
@@ -14,6 +14,7 @@ from xchmv2.errors import require_library
 from xchmv2.raster import (
     Connectivity,
     find_grid,
+    hold_packed,
     label_patches,
     label_quantity,
     read_change,
@@ -25,43 +26,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@overload
-def label_events(
-    mask: xr.DataArray,
-    change: Change,
-    *,
-    polygons: Literal[False] = False,
-    connectivity: Connectivity = 8,
-) -> tuple[xr.DataArray, pd.DataFrame]: ...
-
-
-@overload
-def label_events(
-    mask: xr.DataArray,
-    change: Change,
-    *,
-    polygons: Literal[True],
-    connectivity: Connectivity = 8,
-) -> tuple[xr.DataArray, gpd.GeoDataFrame]: ...
-
-
-@overload
-def label_events(
-    mask: xr.DataArray,
-    change: Change,
-    *,
-    polygons: bool,
-    connectivity: Connectivity = 8,
-) -> tuple[xr.DataArray, pd.DataFrame | gpd.GeoDataFrame]: ...
-
-
 def label_events(
     mask: xr.DataArray,
     change: Change,
     *,
     polygons: bool = False,
     connectivity: Connectivity = 8,
-) -> tuple[xr.DataArray, Any]:
+) -> tuple[xr.DataArray, pd.DataFrame]:
     """Label and measure each patch of a mask of loss or gain.
 
     Parameters
@@ -97,8 +68,8 @@ def label_events(
 
     Notes
     -----
-    The table is computed here, in one pass over the chunks; polygons take a second one. Lazy
-    labels are computed once more.
+    A lazy mask is computed here and held at one bit per pixel; then the table in one pass over the
+    change, which is read again for it. The labels, and polygons, need neither any more.
 
     Examples
     --------
@@ -112,7 +83,7 @@ def label_events(
     values = {"magnitude": abs(read_change(change))}
     if isinstance(change, xr.Dataset) and "loss_date" in change:
         values["date"] = _seconds(change["loss_date"])
-    labels, found = label_patches(mask, values, connectivity=connectivity)
+    labels, found = label_patches(hold_packed(mask), values, connectivity=connectivity)
     attrs = {"long_name": "number of the event, 0 outside events", "units": "1"}
     labels = label_quantity(labels, "event", attrs)
     table = _table(labels, found, change)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from numbers import Real
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from scipy import ndimage
@@ -16,6 +16,7 @@ from xchmv2.raster import (
     find_grid,
     is_whole,
     label_quantity,
+    map_neighbourhoods,
     on_same_grid,
     read_change,
     show,
@@ -213,20 +214,7 @@ def read_left_out(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
 
 
 def grow(mask: xr.DataArray, reach: int) -> xr.DataArray:
-    """Dilate each plane of a mask by a number of pixels along both axes.
-
-    Parameters
-    ----------
-    mask : DataArray
-        Boolean.
-    reach : int
-        Reach of the dilation [px].
-
-    Returns
-    -------
-    DataArray
-        Boolean; lazy if the mask is, the same for any chunks.
-    """
+    """Dilate each plane of a mask by a number of pixels along both axes, for any chunks."""
     return _by_square(ndimage.binary_dilation, mask, 2 * reach + 1, reach)
 
 
@@ -241,16 +229,9 @@ def _by_square(operation: Any, mask: xr.DataArray, side: int, reach: int) -> xr.
     """Apply an operation with a square to each plane of a mask, across the borders of chunks."""
     ordered = mask.transpose(..., *find_grid(mask).dims)
     square = np.ones((1,) * (mask.ndim - 2) + (side, side), bool)
-    if ordered.chunks is None:
-        data: Any = operation(ordered.values, square)
-    else:
-        data = da.map_overlap(
-            operation,
-            ordered.data,
-            structure=square,
-            depth=dict(enumerate((0,) * (mask.ndim - 2) + (reach, reach))),
-            boundary="none",
-            dtype=bool,
-            meta=np.empty((0,) * mask.ndim, bool),
-        )
+    data = (
+        operation(ordered.values, square)
+        if ordered.chunks is None
+        else map_neighbourhoods(partial(operation, structure=square), ordered.data, reach)
+    )
     return ordered.copy(data=data).transpose(*mask.dims)

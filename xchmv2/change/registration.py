@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -103,6 +101,11 @@ class Windows:
             padded.append(square)
         return padded
 
+    def inner(self, patch: _Floats, offset: tuple[int, int]) -> _Floats:
+        """Cut the square from a padded patch, moved by an offset."""
+        dy, dx = (self.margin + step for step in offset)
+        return patch[dy : dy + self.side, dx : dx + self.side]
+
     def _reach(self, shape: tuple[int, ...], corner: tuple[int, int]) -> tuple[slice, ...]:
         return tuple(
             slice(max(0, c - self.margin), min(size, c + self.side + self.margin))
@@ -115,65 +118,49 @@ def estimate_shift(
 ) -> Shift:
     """Estimate the shift that most windows agree on.
 
-    Parameters
-    ----------
-    reference, moving : list of ndarray
-        The windows of two rasters with their margins, NaN where missing.
-    windows : Windows
-        The windows that they were cut by.
-    max_shift : float
-        Larger shifts along either axis are rejected [px].
+    `reference` and `moving` are the windows of two rasters with their margins, NaN where missing;
+    larger shifts than `max_shift` [px] are rejected. All is NaN but the counts without a majority.
 
-    Returns
-    -------
-    Shift
-        All NaN but the counts if no majority of windows agrees.
-
-    Notes
-    -----
     First each window is compared in place, by the phase of the spectra alone, which is sharp but
     biased to whole pixels. Then the windows are cut again at the whole-pixel shift most agreed on,
     and the rest is found by plain cross-correlation, which is not. Both use the magnitude of
     the gradient, smoothed by 1.5 px.
     """
-    first = _Look(windows, (0, 0), "phase").find(reference, moving)
+    first = _compare_all(reference, moving, windows, (0, 0), "phase")
     coarse = _majority(first, max_shift)
     if not coarse.known:
         return coarse
     offset = (round(coarse.dy), round(coarse.dx))
-    second = _Look(windows, offset, None).find(reference, moving)
+    second = _compare_all(reference, moving, windows, offset, None)
     return _majority(second, max_shift)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """One comparison of all windows, the moving ones cut at an offset of whole pixels."""
+def _compare_all(
+    reference: list[_Floats],
+    moving: list[_Floats],
+    windows: Windows,
+    offset: tuple[int, int],
+    normalization: str | None,
+) -> _Floats:
+    """Return the shifts (n, 2) of the windows that can be compared.
 
-    windows: Windows
-    offset: tuple[int, int]
-    normalization: str | None
+    The moving ones are cut at an offset of whole pixels.
+    """
+    require_library("skimage", "estimates the shifts", "change")
+    from skimage.registration import phase_cross_correlation
 
-    def find(self, reference: list[_Floats], moving: list[_Floats]) -> _Floats:
-        """Return the shifts (n, 2) of the windows that can be compared."""
-        pairs = zip(reference, moving, strict=True)
-        found = [s for r, m in pairs if (s := self._compare(r, m)) is not None]
-        return np.array(found).reshape(-1, 2)
-
-    def _compare(self, reference: _Floats, moving: _Floats) -> _Floats | None:
-        still, moved = _edges(self._inner(reference, (0, 0))), _edges(self._inner(moving))
-        if still is None or moved is None:
-            return None
-        correlate = _phase_correlation()
-        back, _, _ = correlate(
-            still, moved, upsample_factor=_UPSAMPLING, normalization=self.normalization
+    found = []
+    for pair in zip(reference, moving, strict=True):
+        still, moved = (
+            _edges(windows.inner(patch, step))
+            for patch, step in zip(pair, ((0, 0), offset), strict=True)
         )
-        found: _Floats = np.asarray(self.offset) - back
-        return found
-
-    def _inner(self, patch: _Floats, offset: tuple[int, int] | None = None) -> _Floats:
-        margin, side = self.windows.margin, self.windows.side
-        dy, dx = self.offset if offset is None else offset
-        return patch[margin + dy : margin + dy + side, margin + dx : margin + dx + side]
+        if still is not None and moved is not None:
+            back, _, _ = phase_cross_correlation(
+                still, moved, upsample_factor=_UPSAMPLING, normalization=normalization
+            )
+            found.append(np.asarray(offset) - back)
+    return np.array(found).reshape(-1, 2)
 
 
 def _edges(patch: _Floats) -> _Floats | None:
@@ -204,12 +191,3 @@ def _majority(shifts: _Floats, max_shift: float) -> Shift:
     dy, dx = np.median(agreeing, axis=0)
     spread = 1.4826 * np.median(np.abs(agreeing - (dy, dx)), axis=0).max()
     return Shift(float(dy), float(dx), float(spread), len(agreeing) / n, n)
-
-
-@cache
-def _phase_correlation() -> Callable[..., Any]:
-    require_library("skimage", "estimates the shifts", "change")
-    from skimage.registration import phase_cross_correlation
-
-    correlate: Callable[..., Any] = phase_cross_correlation
-    return correlate

@@ -61,7 +61,7 @@ def transition(
         If the boundaries do not ascend, labels do not fit, there is more than one date in either,
         or the grids differ.
     """
-    bounds = _validate_classes(classes)
+    bounds = validate_numbers("classes", classes, "(2, 5, 20)", ascending=True, unit="m")
     names = [*_names(bounds, labels), _MISSING]
     first = require_plane(read_heights(before), "before")
     second = require_plane(read_heights(after), "after")
@@ -110,10 +110,6 @@ def transition_between(
     """
     before, after = (select_date(height, label) for label in (first, second))
     return transition(before, after, classes, labels=labels)
-
-
-def _validate_classes(classes: Sequence[float]) -> tuple[float, ...]:
-    return validate_numbers("classes", classes, "(2, 5, 20)", ascending=True, unit="m")
 
 
 def _names(bounds: tuple[float, ...], labels: Sequence[str] | None) -> list[str]:

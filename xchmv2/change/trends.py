@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import xarray as xr
 from scipy.special import erfc, ndtri
 
 from xchmv2.change.dates import find_dates
+from xchmv2.change.pixel_series import map_series, pick
 from xchmv2.raster import (
     Raster,
     label_quantity,
     read_heights,
     require_heights,
-    spatial_dims,
     validate_number,
 )
 
@@ -23,8 +24,6 @@ _Floats = npt.NDArray[np.float64]
 
 _YEAR = np.timedelta64(31_557_600, "s")  # 365.25 days
 _VARIABLES = ("slope", "slope_low", "slope_high", "intercept", "tau", "p_value", "n_obs")
-# Numbers in memory at once, per array, of all pairs of dates of a slab of pixels.
-_SLAB = 2_000_000
 
 
 def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.Dataset:
@@ -78,24 +77,11 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
     validate_number("confidence", confidence, 0.95, above=0, below=1)
     dim = find_dates(array, least=max(2, min_obs))
     require_heights(array)
-    array = array.transpose(dim, *spatial_dims(array))
     times = array[dim].values
-    if array.chunks is not None:
-        array = array.chunk({dim: -1})
-    layers = xr.apply_ufunc(
-        _fit,
-        array,
-        kwargs={
-            "years": (times - times[0]) / _YEAR,
-            "min_obs": min_obs,
-            "confidence": confidence,
-        },
-        input_core_dims=[[dim]],
-        output_core_dims=[[]] * len(_VARIABLES),
-        dask="parallelized",
-        keep_attrs=True,  # also those of coordinates, which hold the CRS
-        output_dtypes=[*[array.dtype] * 6, np.int32],
-    )
+    fit = partial(_fit, years=(times - times[0]) / _YEAR, min_obs=min_obs, confidence=confidence)
+    dtypes = [*[array.dtype] * 6, np.dtype(np.int32)]
+    # Ties compare all dates with all.
+    layers = map_series(fit, array, dim, dtypes, per_pixel=len(times) ** 2)
     attrs = _attrs(confidence, str(np.datetime_as_string(times[0], "s")))
     return xr.Dataset(
         {
@@ -122,25 +108,9 @@ def _bound(words: str, confidence: float) -> dict[str, Any]:
     return {"long_name": words, "units": "m year-1", "confidence": confidence}
 
 
-def _fit(
-    heights: npt.NDArray[Any], years: _Floats, min_obs: int, confidence: float
-) -> tuple[npt.NDArray[Any], ...]:
-    """Fit the pixels of a block (..., time), as many at once as memory allows."""
-    pixels = heights.reshape(-1, heights.shape[-1])
-    out = np.empty((len(_VARIABLES), len(pixels)), np.float64)
-    pairs = len(years) * len(years)  # ties compare all dates with all
-    slab = max(1, _SLAB // pairs)
-    for start in range(0, len(pixels), slab):
-        chosen = slice(start, start + slab)
-        part = np.where(np.isfinite(pixels[chosen]), pixels[chosen], np.nan).T.astype(np.float64)
-        out[:, chosen] = _fit_pixels(part, years, min_obs, confidence)
-    shape = heights.shape[:-1]
-    floats = tuple(layer.astype(heights.dtype).reshape(shape) for layer in out[:-1])
-    return (*floats, out[-1].astype(np.int32).reshape(shape))
-
-
-def _fit_pixels(heights: _Floats, years: _Floats, min_obs: int, confidence: float) -> _Floats:
+def _fit(heights: _Floats, years: _Floats, min_obs: int, confidence: float) -> _Floats:
     """Fit columns of heights (time, n): the variables (7, n)."""
+    heights = np.where(np.isfinite(heights), heights, np.nan)
     valid = np.isfinite(heights)
     n = valid.sum(axis=0)
     early, late = np.triu_indices(len(years), 1)
@@ -172,15 +142,8 @@ def _ties(heights: _Floats, valid: npt.NDArray[np.bool_]) -> _Floats:
 def _middle(ascending: _Floats, count: npt.NDArray[Any]) -> _Floats:
     """Return the median of the first `count` of each column; NaN for none."""
     low, high = np.maximum(count - 1, 0) // 2, count // 2
-    found = (_pick(ascending, low) + _pick(ascending, high)) / 2
+    found = (pick(ascending, low) + pick(ascending, high)) / 2
     return np.where(count > 0, found, np.nan)
-
-
-def _pick(rows: _Floats, index: npt.NDArray[Any]) -> _Floats:
-    """Return one number of each column, the nearest one for an index outside."""
-    inside = np.clip(index, 0, len(rows) - 1)
-    picked: _Floats = np.take_along_axis(rows, inside[None].astype(np.intp), axis=0)[0]
-    return picked
 
 
 def _interval(
@@ -190,4 +153,4 @@ def _interval(
     reach = float(ndtri(0.5 + confidence / 2)) * sd
     high = np.minimum(np.round((pairs + reach) / 2), pairs - 1)
     low = np.maximum(np.round((pairs - reach) / 2) - 1, 0)
-    return _pick(slopes, low), _pick(slopes, high)
+    return pick(slopes, low), pick(slopes, high)

@@ -70,7 +70,12 @@ from xchmv2.raster.labels import (
     label_quantity,
     without_time_zone,
 )
-from xchmv2.raster.patches import label_patches, resolve_rule, sieve
+from xchmv2.raster.patches import (
+    hold_packed,
+    label_patches,
+    map_neighbourhoods,
+    sieve,
+)
 from xchmv2.raster.quantities import (
     CHANGE_NAMES,
     Raster,
@@ -140,6 +145,7 @@ __all__ = [
     "ground_pixel",
     "ground_scale",
     "has_true_areas",
+    "hold_packed",
     "holds_change",
     "is_crs_variable",
     "is_whole",
@@ -147,6 +153,7 @@ __all__ = [
     "label_patches",
     "label_quantity",
     "list_items",
+    "map_neighbourhoods",
     "meets",
     "name_contents",
     "on_same_coordinates",
@@ -160,7 +167,6 @@ __all__ = [
     "require_heights",
     "require_plane",
     "resolve_nodata",
-    "resolve_rule",
     "runs_by_block",
     "same_crs",
     "same_grid",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,8 +85,6 @@ class Summary:
 
     Parameters
     ----------
-    count : int
-        Number of all patches in the block.
     ids : ndarray
         Labels in the block of the n that may be kept: at its border, or within the area bounds.
     first : ndarray
@@ -101,7 +99,6 @@ class Summary:
         Along the first and last row and the first and last column: 1 + index in ``ids``, or 0.
     """
 
-    count: int
     ids: Integers
     first: Integers
     pixels: Integers
@@ -143,9 +140,9 @@ def summarise(
     kept = np.flatnonzero(matters)
     place = np.zeros(count + 1, np.int64)
     place[kept + 1] = np.arange(1, len(kept) + 1)
-    _, first = np.unique(label, return_index=True)  # labels run from 0 without gaps
+    # Labels run from 0 without gaps, in the order of their first pixels.
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(label), prepend=-1))
     return Summary(
-        count=count,
         ids=kept + 1,
         first=np.stack(np.divmod(inside[first][kept], labels.shape[1]), axis=1),
         pixels=np.bincount(label, minlength=count)[kept],
@@ -203,15 +200,3 @@ class PatchNumbers:
         number[self.ids] = self.numbers
         found: npt.NDArray[Any] = number[labels]
         return found
-
-
-def pack(mask: _Bools) -> tuple[Sequence[int], npt.NDArray[np.uint8]]:
-    """Pack a mask into one bit per pixel."""
-    return mask.shape, np.packbits(mask)
-
-
-def unpack(packed: tuple[Sequence[int], npt.NDArray[np.uint8]]) -> _Bools:
-    """Undo :func:`pack`."""
-    shape, bits = packed
-    size = int(np.prod(shape))
-    return np.unpackbits(bits, count=size).reshape(shape).astype(bool)

@@ -11,7 +11,9 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.array.overlap import ensure_minimum_chunksize
 from dask.base import tokenize
+from dask.graph_manipulation import checkpoint
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -26,9 +28,7 @@ from xchmv2.raster.components import (
     Rule,
     Summary,
     add_up,
-    pack,
     summarise,
-    unpack,
 )
 from xchmv2.raster.grid import find_grid, on_same_coordinates
 from xchmv2.raster.ground import cell_areas
@@ -36,6 +36,10 @@ from xchmv2.raster.labels import label_quantity
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: Side of the blocks that masks in memory are divided into [px].
+_SIDE = 2048
 
 
 def label_patches(
@@ -79,13 +83,12 @@ def label_patches(
     Notes
     -----
     The number of patches depends on the data, so the table is computed at once, in one pass that
-    holds few blocks at a time. Lazy labels read the mask a second time when they are computed:
-    pass a mask that is cheap to read again, such as one of heights from a store, or ``persist``
-    it.
+    holds few blocks at a time. Lazy labels hold the mask at one bit per pixel, on a cluster in the
+    memory of the workers, and do not compute it again.
     """
-    rule = resolve_rule(connectivity, min_area, max_area)
+    rule = _resolve_rule(connectivity, min_area, max_area)
     planes = _read_planes(mask, values or {})
-    summaries = planes.summaries(rule)
+    summaries, packed = _parts(planes.summaries(rule).persist(**planes.scheduler))
     blocks = summaries.compute(**planes.scheduler)
     joined: dict[tuple[int, ...], _Joined] = {}
     numbers = np.empty(blocks.shape, object)
@@ -93,7 +96,7 @@ def label_patches(
         joined[index] = _join_blocks(blocks[index], planes.chunks, rule)
         numbers[index] = joined[index].numbers
     known = da.from_array(numbers, chunks=1, name=f"patch-numbers-{tokenize(summaries.name)}")
-    labels = planes.blockwise(_number, planes.mask, known, rule=rule, dtype=np.dtype("int32"))
+    labels = planes.number(packed, known, rule, np.dtype("int32"))
     attrs = {"long_name": "number of the patch, 0 outside patches", "units": "1"}
     return label_quantity(planes.wrap(labels, mask), "patch", attrs), _table(planes, joined)
 
@@ -132,44 +135,101 @@ def sieve(
     A patch may extend over any number of chunks, so the first chunk of the result needs all
     chunks of the mask. They are computed once, and held in memory at one bit per pixel.
     """
-    rule = resolve_rule(connectivity, min_area, max_area)
+    rule = _resolve_rule(connectivity, min_area, max_area)
     planes = _read_planes(mask, {})
     if rule.low <= 0 and math.isinf(rule.high):
         return mask.copy(deep=False)
+    summaries, packed = _parts(planes.summaries(rule))
     rows_and_cols = {planes.mask.ndim - 2: -1, planes.mask.ndim - 1: -1}
-    numbers = planes.summaries(rule).rechunk(rows_and_cols)
+    numbers = summaries.rechunk(rows_and_cols)
     numbers = numbers.map_blocks(
-        _join, planes.chunks, rule, dtype=object, meta=_no_objects(planes.mask.ndim)
+        _join, planes.chunks, rule, dtype=object, meta=_nothing(planes.mask.ndim)
     ).rechunk(1)
-    packed = planes.mask.map_blocks(
-        _pack, dtype=object, meta=_no_objects(planes.mask.ndim), chunks=(1,) * planes.mask.ndim
-    )
-    kept = planes.blockwise(_keep, packed, numbers, rule=rule, dtype=np.dtype("bool"))
+    kept = planes.number(packed, numbers, rule, np.dtype("bool"))
     return planes.wrap(kept, mask)
 
 
-def resolve_rule(
-    connectivity: Connectivity, min_area: float | None, max_area: float | None
-) -> Rule:
-    """Validate the connectivity and the area bounds of patches.
+def map_neighbourhoods(operation: Any, mask: da.Array, reach: int) -> da.Array:
+    """Apply an operation to each plane of a mask, across the borders of chunks.
 
     Parameters
     ----------
-    connectivity : {8, 4}
-        Whether pixels that touch only at corners are connected (8) or not (4).
-    min_area, max_area : float or None
-        Smallest and largest area [m2].
+    operation : callable
+        From a mask to one of the same shape; pixels beyond the raster's edge are False.
+    mask : dask.array.Array
+        (..., y, x) bool.
+    reach : int
+        Distance over which pixels matter to each other [px].
 
     Returns
     -------
-    Rule
-        With bounds from 0 to inf where none are given.
-
-    Raises
-    ------
-    CHMv2Error
-        If either is invalid.
+    dask.array.Array
+        bool, in the same chunks. Unlike in ``dask.array.map_overlap``, a chunk that waits for its
+        neighbours is held in memory at one bit per pixel.
     """
+    sizes = {axis: mask.chunks[axis] for axis in (mask.ndim - 2, mask.ndim - 1)}
+    roomy = mask.rechunk(
+        {axis: ensure_minimum_chunksize(min(reach, sum(n)), n) for axis, n in sizes.items()}
+    )
+    near = da.overlap.overlap(_packed(roomy), dict.fromkeys(sizes, 1), dict.fromkeys(sizes, 0))
+    found = near.map_blocks(
+        _operate, operation, reach, chunks=roomy.chunks, dtype=bool, meta=_nothing(mask.ndim, bool)
+    )
+    return found.rechunk(mask.chunks)
+
+
+def _operate(near: npt.NDArray[np.object_], operation: Any, reach: int) -> npt.NDArray[np.bool_]:
+    """Task: apply an operation to one block with margins from its neighbours."""
+    blocks: Any = near.reshape(3, 3)
+    middle = _unpack(blocks[1, 1])
+    window = np.zeros((*middle.shape[:-2], *(n + 2 * reach for n in middle.shape[-2:])), bool)
+    to = (slice(reach), slice(reach, -reach), slice(-reach, None))
+    start = (slice(-reach, None), slice(None), slice(reach))
+    for i, j in np.ndindex(3, 3):
+        if blocks[i, j]:  # not beyond the raster's edge
+            window[..., to[i], to[j]] = _unpack(blocks[i, j])[..., start[i], start[j]]
+    found: npt.NDArray[np.bool_] = operation(window)[..., to[1], to[1]]
+    return found
+
+
+def hold_packed(mask: xr.DataArray) -> xr.DataArray:
+    """Compute a lazy mask now, and hold it in memory at one bit per pixel.
+
+    Parameters
+    ----------
+    mask : DataArray
+        Boolean.
+
+    Returns
+    -------
+    DataArray
+        The same, lazily unpacked; on a cluster its bits are in the memory of the workers.
+
+    Notes
+    -----
+    A graph of a mask and of the values that it was made from would hold these until the mask is
+    known. With the mask at hand they are read again, block by block.
+    """
+    if mask.chunks is None:
+        return mask
+    packed = _packed(mask.data).persist()
+    checkpoint(packed).compute()  # on a cluster persist() does not wait
+    bits = packed.map_blocks(
+        _unpack_block, chunks=mask.chunks, dtype=bool, meta=_nothing(mask.ndim, bool)
+    )
+    return mask.copy(data=bits)
+
+
+def _packed(mask: da.Array) -> da.Array:
+    """Pack each block of a mask: an array with one object per block."""
+    meta = _nothing(mask.ndim)
+    return mask.map_blocks(_pack_block, chunks=(1,) * mask.ndim, dtype=object, meta=meta)
+
+
+def _resolve_rule(
+    connectivity: Connectivity, min_area: float | None, max_area: float | None
+) -> Rule:
+    """Validate the connectivity and the area bounds of patches, from 0 to inf by default."""
     if not (is_whole(connectivity) and connectivity in (4, 8)):
         raise CHMv2Error(
             "connectivity 4 (sides) or 8 (sides and corners)",
@@ -200,27 +260,44 @@ def _join(
 
 
 def _number(
-    mask: npt.NDArray[Any], numbers: npt.NDArray[np.object_], rule: Rule
+    packed: npt.NDArray[np.object_], numbers: npt.NDArray[np.object_], rule: Rule, kind: Any
 ) -> npt.NDArray[Any]:
-    """Task: number the patches of one block."""
+    """Task: number the patches of one block, or keep those that have a number."""
+    mask = _unpack(packed.item())
     plane = mask.reshape(mask.shape[-2:])
-    found: npt.NDArray[Any] = numbers.item().apply(plane, rule, np.int32).reshape(mask.shape)
+    found: npt.NDArray[Any] = numbers.item().apply(plane, rule, kind).reshape(mask.shape)
     return found
 
 
-def _pack(mask: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
-    """Task: pack one block of the mask until all blocks are known."""
-    return _boxed(pack(mask), mask.ndim)
+_Packed = tuple[tuple[int, ...], npt.NDArray[np.uint8]]
 
 
-def _keep(
-    packed: npt.NDArray[np.object_], numbers: npt.NDArray[np.object_], rule: Rule
-) -> npt.NDArray[np.bool_]:
-    """Task: sieve one block of the mask."""
-    mask = unpack(packed.item())
-    plane = mask.reshape(mask.shape[-2:])
-    found: npt.NDArray[np.bool_] = numbers.item().apply(plane, rule, bool).reshape(mask.shape)
-    return found
+def _pack(mask: npt.NDArray[Any]) -> _Packed:
+    """Pack a mask into one bit per pixel."""
+    return mask.shape, np.packbits(mask)
+
+
+def _unpack(packed: _Packed) -> npt.NDArray[np.bool_]:
+    shape, bits = packed
+    return np.unpackbits(bits, count=math.prod(shape)).view(bool).reshape(shape)
+
+
+def _pack_block(mask: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    return _boxed(_pack(mask), mask.ndim)
+
+
+def _unpack_block(packed: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+    return _unpack(packed.item())
+
+
+def _parts(both: da.Array) -> list[da.Array]:
+    """Divide summaries from packed masks."""
+    meta = _nothing(both.ndim)
+    return [both.map_blocks(_part, part, dtype=object, meta=meta) for part in range(2)]
+
+
+def _part(both: npt.NDArray[np.object_], part: int) -> npt.NDArray[np.object_]:
+    return _boxed(both.item()[part], both.ndim)
 
 
 def _table(planes: _Planes, joined: Mapping[tuple[int, ...], _Joined]) -> pd.DataFrame:
@@ -289,7 +366,10 @@ class _Planes:
         return self.mask.chunks[-2], self.mask.chunks[-1]
 
     def summaries(self, rule: Rule) -> da.Array:
-        """Summarise the patches of each block: an array with one object per block."""
+        """Summarise the patches of each block and pack its mask: one object per block.
+
+        One task does both, so that no block waits for the other at a byte per pixel.
+        """
         index = tuple(range(self.mask.ndim))
         arrays = [array for value in self.values.values() for array in (value, index)]
         return da.blockwise(
@@ -305,22 +385,25 @@ class _Planes:
             adjust_chunks=dict.fromkeys(index, 1),
             align_arrays=False,
             dtype=object,
-            meta=_no_objects(self.mask.ndim),
+            meta=_nothing(self.mask.ndim),
         )
 
-    def blockwise(self, task: Any, *sources: da.Array, rule: Rule, dtype: Any) -> da.Array:
-        """Build an array in the mask's chunks from arrays with one block per chunk."""
+    def number(self, packed: da.Array, numbers: da.Array, rule: Rule, kind: Any) -> da.Array:
+        """Build the numbers of patches, or a mask of those that have one, in the mask's chunks."""
         index = tuple(range(self.mask.ndim))
-        arrays = [array for one in sources for array in (one, index)]
         return da.blockwise(
-            task,
+            _number,
             index,
-            *arrays,
+            packed,
+            index,
+            numbers,
+            index,
             rule=rule,
-            dtype=dtype,
+            kind=kind,
+            dtype=kind,
             align_arrays=False,
             adjust_chunks=dict(enumerate(self.mask.chunks)),
-            meta=np.empty((0,) * self.mask.ndim, dtype),
+            meta=_nothing(self.mask.ndim, kind),
         )
 
     def wrap(self, data: da.Array, like: xr.DataArray) -> xr.DataArray:
@@ -332,25 +415,7 @@ class _Planes:
 
 
 def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Planes:
-    """Divide a mask and the quantities on its grid into blocks of one plane each.
-
-    Parameters
-    ----------
-    mask : DataArray
-        Boolean, of two spatial dims and any others.
-    values : mapping of str to DataArray
-        Quantities on the same grid.
-
-    Returns
-    -------
-    Planes
-        Lazy where they are.
-
-    Raises
-    ------
-    CHMv2Error
-        If the mask is not boolean, or values lie on another grid.
-    """
+    """Divide a mask and the quantities on its grid into blocks of one plane each."""
     if not isinstance(mask, xr.DataArray) or mask.dtype != bool:
         raise CHMv2Error(
             "a boolean mask",
@@ -376,7 +441,7 @@ def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Pla
     }
     return _Planes(
         mask=data,
-        area=_blocks(cell_areas(mask)).rechunk(data.chunks[-2:]),
+        area=cell_areas(turned.copy(data=data)).data,
         values={name: value.rechunk(data.chunks) for name, value in on_grid.items()},
         dims=dims,
         leading=[(str(dim), turned[dim].values) for dim in dims[:-2]],
@@ -387,12 +452,13 @@ def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Pla
 def _blocks(array: xr.DataArray) -> da.Array:
     if array.chunks:
         return array.data
-    return da.from_array(array.values, chunks=array.shape, name=False)
+    sizes = [min(size, _SIDE) for size in array.shape]
+    return da.from_array(array.values, chunks=sizes, name=False)
 
 
-def _no_objects(ndim: int) -> npt.NDArray[np.object_]:
-    """Return an empty array of objects, as dask's ``meta``."""
-    return np.empty((0,) * ndim, object)
+def _nothing(ndim: int, dtype: Any = object) -> npt.NDArray[Any]:
+    """Return an empty array, as dask's ``meta``."""
+    return np.empty((0,) * ndim, dtype)
 
 
 def _boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:
@@ -409,24 +475,14 @@ def _summarise(
     names: tuple[str, ...],
     rule: Rule,
 ) -> npt.NDArray[np.object_]:
-    """Task: summarise the patches of one block."""
+    """Task: summarise the patches of one block, and pack its mask."""
     planes = {n: v.reshape(area.shape) for n, v in zip(names, values, strict=True)}
-    return _boxed(summarise(mask.reshape(area.shape), area, planes, rule), mask.ndim)
+    return _boxed((summarise(mask.reshape(area.shape), area, planes, rule), _pack(mask)), mask.ndim)
 
 
 @dataclass(frozen=True, eq=False)
 class _Joined:
-    """The patches of a raster.
-
-    Parameters
-    ----------
-    numbers : ndarray of PatchNumbers
-        (block rows, block cols) numbers of the patches of each block.
-    pixels, area : ndarray
-        Number of pixels and area [m2] of each patch.
-    values : dict of Moments
-        Statistics of the values in each, by name.
-    """
+    """The patches of a raster: their numbers in each block, pixels, areas [m2] and values."""
 
     numbers: npt.NDArray[np.object_]
     pixels: Integers
@@ -437,22 +493,10 @@ class _Joined:
 def _join_blocks(
     blocks: npt.NDArray[np.object_], chunks: tuple[Sequence[int], Sequence[int]], rule: Rule
 ) -> _Joined:
-    """Join the patches of all blocks.
+    """Join the patches of all blocks (rows, cols).
 
-    Parameters
-    ----------
-    blocks : ndarray of Summary
-        (block rows, block cols).
-    chunks : tuple of sequences of int
-        Numbers of rows and of columns of the blocks.
-    rule : Rule
-        Connectivity and area bounds.
-
-    Returns
-    -------
-    Joined
-        The patches that are kept, numbered from 1 in the order of their first pixels, row by row:
-        the numbers do not depend on the blocks.
+    Those that are kept are numbered from 1 in the order of their first pixels, row by row: the
+    numbers do not depend on the blocks.
     """
     summaries: list[Summary] = list(blocks.ravel())
     offsets = np.cumsum([0, *(len(summary.ids) for summary in summaries)])

@@ -29,25 +29,10 @@ _LARGEST_CELL = 1e7
 
 
 def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
-    """Lay cells over a raster.
+    """Lay cells over a raster; their side is in m on the ground, without a CRS in its own units.
 
-    Parameters
-    ----------
-    array : DataArray
-        Any array with two spatial dims.
-    cell : float
-        Side of a cell [m on the ground; without a CRS in the coordinates' own units].
-
-    Returns
-    -------
-    Cells
-        Their edges are multiples of the cell from the CRS origin, so that any area of interest
-        has the same cells. A pixel belongs to the cell that its centre lies in.
-
-    Raises
-    ------
-    CHMv2Error
-        If the cell is smaller than a pixel, or not a number.
+    Their edges are multiples of the side from the CRS origin, so that any area of interest has the
+    same cells. A pixel belongs to the cell that its centre lies in.
     """
     grid = find_grid(array)
     scales = stepped_ground_scale(grid) if has_true_areas(array) else (1.0, 1.0)
@@ -67,18 +52,7 @@ def resolve_cells(array: xr.DataArray, cell: float) -> _Cells:
 
 
 def whole_raster(array: xr.DataArray) -> _Cells:
-    """Lay a single cell over a raster.
-
-    Parameters
-    ----------
-    array : DataArray
-        Any array with two spatial dims.
-
-    Returns
-    -------
-    Cells
-        A single cell, which all pixels belong to.
-    """
+    """Lay a single cell over a raster, which all pixels belong to."""
     grid = find_grid(array)
     y, x = (
         _CellAxis((0, size), (size,), edge, pixel * size)
@@ -129,18 +103,7 @@ class _CellAxis:
     size: float
 
     def chunked(self, chunks: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Move the borders of chunks to borders of cells.
-
-        Parameters
-        ----------
-        chunks : tuple of int
-            Chunks of pixels.
-
-        Returns
-        -------
-        pixels, cells : tuple of int
-            Chunks of pixels that cut no cell, and the cells in each.
-        """
+        """Return chunks of pixels near the given ones that cut no cell, and the cells in each."""
         bounds = np.asarray(self.bounds)
         wanted = np.cumsum([0, *chunks])
         nearest = np.unique(np.abs(bounds[None] - wanted[:, None]).argmin(axis=1))
@@ -160,15 +123,7 @@ class _CellAxis:
 
 @dataclass(frozen=True)
 class _Cells:
-    """The cells over a raster.
-
-    Parameters
-    ----------
-    grid : Grid
-        The raster's pixels.
-    y, x : CellAxis
-        Cells along its axes.
-    """
+    """The cells along both axes of a raster, whose pixels are `grid`."""
 
     grid: Grid
     y: _CellAxis
@@ -258,22 +213,7 @@ def reduce_to_cells(
 
 
 def mean_of_cells(pixels: _Array, area: _Array, rows: _Array, cols: _Array) -> _Array:
-    """Average over cells, weighted by area; NaN is left out.
-
-    Parameters
-    ----------
-    pixels : ndarray
-        (..., y, x) values.
-    area : ndarray
-        (y, x) areas of pixels.
-    rows, cols : ndarray
-        Bounds of the cells along both axes.
-
-    Returns
-    -------
-    ndarray
-        (..., rows, cols) float64.
-    """
+    """Average (..., y, x) over cells, weighted by area: (..., rows, cols); NaN is left out."""
     weight = np.where(np.isnan(pixels), 0, area)
     with np.errstate(invalid="ignore", divide="ignore"):
         found: _Array = sum_of_cells(pixels, area, rows, cols) / _add_up(weight, rows, cols)

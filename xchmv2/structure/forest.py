@@ -13,7 +13,6 @@ from xchmv2.raster import (
     label_patches,
     label_quantity,
     read_heights,
-    resolve_rule,
     sieve,
     validate_number,
 )
@@ -80,7 +79,6 @@ def forest_mask(
     validate_number("min_height", min_height, 5.0, unit="m")
     validate_number("min_cover", min_cover, 0.1, least=0, most=1)
     validate_number("min_area", min_area, 5000.0, least=0, unit="m2")
-    resolve_rule(connectivity, min_area, None)
     height = read_heights(height)
     cover = share_of_ground(height > min_height, height, cell, min_valid)
     more = min_area * (1 + 1e-6)  # bounds are inclusive, the definition is not
@@ -134,9 +132,8 @@ def gaps(
 
     Notes
     -----
-    The table is computed here, in one pass over the chunks. Lazy labels compute the heights a
-    second time: write predicted heights to a store, or ``persist`` them, before looking for gaps.
-    A gap that is cut by the raster's edge or by missing pixels counts by its visible part.
+    The table is computed here, in one pass over the chunks. Lazy labels hold the gaps at one bit
+    per pixel and do not compute the heights again. A gap that is cut by the raster's edge or by missing pixels counts by its visible part.
 
     Examples
     --------

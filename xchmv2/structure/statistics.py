@@ -265,27 +265,7 @@ def percentile(
 def share_of_ground(
     condition: xr.DataArray, height: xr.DataArray, cell: float | None, min_valid: float
 ) -> xr.DataArray:
-    """Measure the share of the ground where a condition holds.
-
-    Parameters
-    ----------
-    condition : DataArray
-        Boolean.
-    height : DataArray
-        Heights that the condition is about; it is unknown where they are missing.
-    cell, min_valid
-        As in :func:`canopy_cover`.
-
-    Returns
-    -------
-    DataArray
-        float32 from 0 to 1, not labelled.
-
-    Raises
-    ------
-    CHMv2Error
-        If the cell is smaller than a pixel, or ``min_valid`` is not a share.
-    """
+    """Measure the share of the ground where a condition holds; unknown without a height."""
     return _mean(condition.astype("float32").where(height.notnull()), cell, min_valid)
 
 
@@ -322,20 +302,8 @@ _SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 def _surface_ratio(height: xr.DataArray) -> xr.DataArray:
     """Divide the area of the canopy's surface over each pixel by that of the pixel.
 
-    Parameters
-    ----------
-    height : DataArray
-        Heights [m] of two spatial dims and any others, as floats.
-
-    Returns
-    -------
-    DataArray
-        At least 1; NaN where the pixel or one of its eight neighbours is missing. Lazy
-        if the heights are.
-
-    References
-    ----------
-    Jenness (2004), Wildlife Society Bulletin 32(3), 829-839: eight triangles to the neighbours.
+    At least 1; NaN where the pixel or one of its eight neighbours is missing. The surface consists
+    of eight triangles to the neighbours (Jenness 2004, Wildlife Society Bulletin 32(3), 829-839).
     """
     grid = find_grid(height).dims
     ordered = height.transpose(..., *grid)

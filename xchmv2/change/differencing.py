@@ -362,12 +362,9 @@ def _one_sigma(sigma: Any, like: xr.DataArray) -> xr.DataArray | float:
         raise _not_positive(f"a least value of {float(plane.min()):g}")
     if plane.chunks is None and not bool((plane > 0).any()):
         raise _not_positive("NaN everywhere")
-    return plane.where(plane > 0).drop_vars(_foreign(plane, like))
-
-
-def _foreign(array: xr.DataArray, like: xr.DataArray) -> list[Any]:
-    """List the coordinates of an array besides those of the grid."""
-    return [name for name in array.coords if name not in like.dims]
+    return plane.where(plane > 0).drop_vars(
+        [name for name in plane.coords if name not in like.dims]
+    )
 
 
 def _not_positive(found: str) -> CHMv2Error:

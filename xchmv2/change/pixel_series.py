@@ -24,26 +24,11 @@ def map_series(
     *,
     per_pixel: int,
 ) -> Sequence[xr.DataArray]:
-    """Reduce the heights of each pixel to several numbers.
+    """Reduce the heights of each pixel to several numbers (y, x), of some data types.
 
-    Parameters
-    ----------
-    function : callable
-        From columns (time, n) of float64 to one array (n,) for each data type.
-    array : DataArray
-        Heights of two spatial dims and one of dates.
-    dim : str
-        The dim of the dates.
-    dtypes : sequence of dtype
-        Those of the results.
-    per_pixel : int
-        Numbers that the largest temporary array holds for each pixel.
-
-    Returns
-    -------
-    sequence of DataArray
-        (y, x). Lazy if the heights are, with all dates in one chunk. A task holds its results and a
-        bounded number of temporary values beside the heights.
+    Lazy if the heights are, with all dates in one chunk. Beside the heights a task holds its
+    results and a bounded number of temporary values; `per_pixel` is the size of the largest array
+    of these.
     """
     array = array.transpose(dim, *spatial_dims(array))
     if array.chunks is not None:

@@ -133,7 +133,8 @@ def gaps(
     Notes
     -----
     The table is computed here, in one pass over the chunks. Lazy labels hold the gaps at one bit
-    per pixel and do not compute the heights again. A gap that is cut by the raster's edge or by missing pixels counts by its visible part.
+    per pixel and do not compute the heights again. A gap that is cut by the raster's edge or by
+    missing pixels counts by its visible part.
 
     Examples
     --------

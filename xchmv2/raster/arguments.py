@@ -47,31 +47,11 @@ def validate_number(
     optional: bool = False,
     error: type[CHMv2Error] = CHMv2Error,
 ) -> None:
-    """Check that an argument is one finite number within its bounds.
+    """Check that an argument is one finite number within its bounds; a bool is no number.
 
-    Parameters
-    ----------
-    name : str
-        The argument.
-    value : object
-        What was given for it; a bool is no number.
-    example : number or str
-        A value that works.
-    above, least, below, most : number, optional
-        Bounds, exclusive (`above`, `below`) or inclusive (`least`, `most`).
-    unit : str, optional
-        Unit of the number.
-    whole : bool, default False
-        Whether it must be an integer.
-    optional : bool, default False
-        Whether None is allowed.
-    error : type, default CHMv2Error
-        What to raise.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is not.
+    Bounds are exclusive (`above`, `below`) or inclusive (`least`, `most`); `whole` asks for an
+    integer, `optional` allows None. The CHMv2Error names the argument, its bounds with their
+    `unit`, and a value that works as `example`.
     """
     if value is None and optional:
         return
@@ -96,30 +76,10 @@ def validate_numbers(
     ascending: bool = False,
     **bounds: Any,
 ) -> tuple[float, ...]:
-    """Check that an argument is a sequence of numbers.
+    """Check that an argument is a sequence of numbers, and return them.
 
-    Parameters
-    ----------
-    name, values : str, object
-        The argument and what was given for it.
-    example : str
-        A value that works.
-    count : int, optional
-        How many they must be; by default one or more.
-    ascending : bool, default False
-        Whether each must be above the one before it.
-    **bounds
-        Bounds of each and their unit, as for :func:`validate_number`.
-
-    Returns
-    -------
-    tuple of float
-        The numbers.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is not.
+    They must be `count`, by default one or more, each within ``**bounds`` as for
+    :func:`validate_number`, and `ascending`, each above the one before it, if asked for.
     """
     listed = [] if isinstance(values, str | bytes) else list_items(values) or []
     allowed = _Bounds(**bounds)
@@ -142,13 +102,7 @@ def validate_choice(
     *,
     error: type[CHMv2Error] = CHMv2Error,
 ) -> None:
-    """Check that an argument is one of a few values; the first is the example if none is given.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is not.
-    """
+    """Check that an argument is one of a few values; the first is the example if none is given."""
     known = tuple(choices)
     if not isinstance(value, Hashable) or value not in known:
         raise error(
@@ -159,13 +113,7 @@ def validate_choice(
 
 
 def validate_flags(**flags: Any) -> None:
-    """Check that arguments are True or False.
-
-    Raises
-    ------
-    CHMv2Error
-        If one is not; the message names it.
-    """
+    """Check that arguments are True or False."""
     for name, value in flags.items():
         if not isinstance(value, bool | np.bool_):
             raise CHMv2Error(
@@ -174,13 +122,7 @@ def validate_flags(**flags: Any) -> None:
 
 
 def validate_text(name: str, value: Any, example: str) -> None:
-    """Check that an optional argument is text or None.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is neither.
-    """
+    """Check that an optional argument is text or None."""
     if value is not None and not isinstance(value, str):
         raise CHMv2Error(
             f"{name} as text, or None", f"{name}={show(value)}", f"for example {name}={example!r}"
@@ -195,13 +137,7 @@ def validate_raster(
     name: str = "height",
     error: type[CHMv2Error] = CHMv2Error,
 ) -> None:
-    """Check that data are an xarray object, since an array has no coordinates, of known size.
-
-    Raises
-    ------
-    CHMv2Error
-        If they are not.
-    """
+    """Check that data are an xarray object, since an array has no coordinates, of known size."""
     if not isinstance(value, xr.DataArray | xr.Dataset):
         raise error(f"{what} as a DataArray or a Dataset", show(value), fix)
     variables = value.variables if isinstance(value, xr.Dataset) else {None: value}
@@ -216,10 +152,7 @@ def validate_raster(
 def list_items(value: Any) -> list[Any] | None:
     """List what a sequence, set or array of one dimension holds; one text or name is one item.
 
-    Returns
-    -------
-    list or None
-        None if the value is nothing of the kind.
+    None if the value is nothing of the kind.
     """
     if isinstance(value, str | bytes):
         return [value]

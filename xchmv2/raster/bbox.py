@@ -25,22 +25,8 @@ _BOUNDARY_POINTS = 9  # along each side
 def read_bbox(bbox: Any, *, empty: bool = False) -> BBox:
     """Read (west, south, east, north) in degrees; west above east means across 180 degrees.
 
-    Parameters
-    ----------
-    bbox : sequence of float
-        Longitudes from -360 to 360 and latitudes.
-    empty : bool
-        Whether it may have no area.
-
-    Returns
-    -------
-    tuple of float
-        West from -180 to below 180, east above it.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is not a box of degrees.
+    Longitudes go from -360 to 360; `empty` allows a box without area. The result has its west from
+    -180 to below 180, and its east above it. A CHMv2Error refuses what is no box of degrees.
     """
     try:
         corners = tuple(bbox)

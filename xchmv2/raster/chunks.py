@@ -17,15 +17,7 @@ Chunks = list[list[npt.NDArray[Any]]]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One band, or a mask, as a dask array.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        (..., y, x), or (..., band, y, x) where ``band`` is given.
-    band : int or None
-        Index along the third dimension from the end.
-    """
+    """One band, or a mask: a dask array (..., y, x), or (..., band, y, x) with the band's index."""
 
     array: da.Array
     band: int | None = None
@@ -79,18 +71,11 @@ def assemble(
     band: int | None,
     span: tuple[tuple[int, int], tuple[int, int]],
 ) -> npt.NDArray[Any]:
-    """Assemble a window (..., H, W) from the chunks that it intersects.
+    """Assemble a window (..., H, W) from the source chunks that it intersects, as rows of columns.
 
-    Parameters
-    ----------
-    chunks : list of list of numpy.ndarray
-        Source chunks that the window intersects, as rows of columns.
-    offset : tuple of int
-        Row and column in the first chunk at which the window begins.
-    band : int or None
-        Index along the band dimension, the third from the end.
-    span : tuple of (start, stop)
-        The window's source pixels; only their lengths matter.
+    The window begins at `offset`, a row and a column in the first chunk; `band` is the index along
+    the third dimension from the end. Of `span`, (start, stop) along both axes, only the lengths
+    matter.
     """
     whole = slice(None)
     pick = (..., whole, whole) if band is None else (..., band, whole, whole)

@@ -18,15 +18,7 @@ Connectivity = Literal[4, 8]
 
 @dataclass(frozen=True)
 class Rule:
-    """The connectivity of pixels, and the area bounds of the patches to keep.
-
-    Parameters
-    ----------
-    connectivity : {4, 8}
-        Whether pixels that touch only at corners are connected (8) or not (4).
-    low, high : float
-        Smallest and largest area [m2].
-    """
+    """The connectivity of pixels, 4 or 8, and the area bounds of the patches to keep [m2]."""
 
     connectivity: Connectivity
     low: float
@@ -50,16 +42,8 @@ class Rule:
 class Moments:
     """Statistics of the values in each patch; missing values are left out.
 
-    Parameters
-    ----------
-    count : ndarray
-        Number of valid values.
-    mean, squares : ndarray
-        Mean, and sum of squared deviations from it.
-    low, high : ndarray
-        Minimum and maximum; inf and -inf where no value is valid.
-    volume : ndarray
-        Sum of value times cell area.
+    `squares`: sum of squared deviations from the `mean`; `low`, `high`: minimum and maximum, inf
+    and -inf where no value is valid; `volume`: sum of value times cell area.
     """
 
     count: Integers
@@ -81,22 +65,11 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """The patches of one block that may be kept.
+    """The n patches of one block that may be kept: at its border, or within the area bounds.
 
-    Parameters
-    ----------
-    ids : ndarray
-        Labels in the block of the n that may be kept: at its border, or within the area bounds.
-    first : ndarray
-        (n, 2) row and column in the block of their first pixels.
-    pixels : ndarray
-        Their numbers of pixels.
-    area : ndarray
-        Their areas [m2].
-    values : dict of Moments
-        Statistics of their values, by name.
-    edges : tuple of ndarray
-        Along the first and last row and the first and last column: 1 + index in ``ids``, or 0.
+    `ids`: their labels in the block; `first`: (n, 2) row and column in the block of their first
+    pixels; `area` in m2; `values`: statistics of their values by name; `edges`: along the first and
+    last row and the first and last column, 1 + index in ``ids``, or 0.
     """
 
     ids: Integers
@@ -110,23 +83,9 @@ class Summary:
 def summarise(
     mask: _Bools, area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
 ) -> Summary:
-    """Summarise the patches of a block.
+    """Summarise the patches of a block that reach its border or are within the area bounds.
 
-    Parameters
-    ----------
-    mask : ndarray
-        (rows, cols) bool.
-    area : ndarray
-        (rows, cols) area of each pixel [m2].
-    values : mapping of ndarray
-        (rows, cols) values, NaN where missing.
-    rule : Rule
-        Connectivity and area bounds.
-
-    Returns
-    -------
-    Summary
-        Of the patches that reach the block's border or are within the area bounds.
+    `mask`, `area` of each pixel [m2] and `values`, NaN where missing, are (rows, cols).
     """
     labels, count = rule.label(mask)
     inside = np.flatnonzero(labels)
@@ -180,15 +139,7 @@ def _moments(label: npt.NDArray[Any], value: npt.NDArray[Any], weight: Floats, n
 
 @dataclass(frozen=True, eq=False)
 class PatchNumbers:
-    """The final numbers of the patches of one block.
-
-    Parameters
-    ----------
-    ids : ndarray
-        Labels in the block of the patches that are kept.
-    numbers : ndarray
-        Their numbers in the whole raster.
-    """
+    """Labels of the patches of one block that are kept, and their numbers in the whole raster."""
 
     ids: Integers
     numbers: Integers

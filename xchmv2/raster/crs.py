@@ -38,27 +38,12 @@ _UNITS = {
 
 
 def read_crs(array: xr.DataArray) -> tuple[CRS | None, str | None]:
-    """Read the CRS of a raster, and which coordinate says it.
+    """Read the CRS of a raster, and which coordinate says it, None for either that is not there.
 
-    Parameters
-    ----------
-    array : DataArray
-        Any array with two spatial dims.
-
-    Returns
-    -------
-    crs : odc.geo CRS or None
-        From the coordinate that ``grid_mapping`` names. Without one, from any other coordinate or
-        attribute that spells a CRS, which must agree; then from axes in degrees. None where
-        nothing is said.
-    coordinate : str or None
-        The coordinate that says it.
-
-    Raises
-    ------
-    ImageryError
-        If something is said that cannot be understood, ``grid_mapping`` names a coordinate that is
-        lost, or two statements contradict each other.
+    From the coordinate that ``grid_mapping`` names. Without one, from any other coordinate or
+    attribute that spells a CRS, which must agree; then from axes in degrees. An ImageryError
+    refuses what cannot be understood, a ``grid_mapping`` whose coordinate is lost, and statements
+    that contradict each other.
     """
     named = _mappings(array)
     found = {name: crs for name in named if (crs := _of_coordinate(array, name)) is not None}
@@ -119,16 +104,9 @@ def crs_coordinates(array: xr.DataArray) -> list[str]:
 def with_crs_variables(raster: _Raster) -> _Raster:
     """Give the variables of a Dataset what it says of their CRS.
 
-    Parameters
-    ----------
-    raster : DataArray or Dataset
-        A plain ``open_zarr`` leaves the CRS among the data; attributes may be on the whole.
-
-    Returns
-    -------
-    DataArray or Dataset
-        CRS variables are coordinates, and each variable has the Dataset's attributes on CRS and
-        transform. A DataArray is returned as it is; nothing is modified.
+    A plain ``open_zarr`` leaves the CRS among the data, and attributes may be on the whole. CRS
+    variables become coordinates, and each variable has the Dataset's attributes on CRS and
+    transform. A DataArray is returned as it is; nothing is modified.
     """
     if isinstance(raster, xr.DataArray):
         return raster

@@ -21,20 +21,7 @@ _STEPS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def as_text(title: str, rows: Sequence[Row]) -> str:
-    """Write a title and rows of text with aligned values.
-
-    Parameters
-    ----------
-    title : str
-        One line.
-    rows : sequence of (name, value)
-        Long values are wrapped to 100 columns.
-
-    Returns
-    -------
-    str
-        Without a newline at the end.
-    """
+    """Write a title and rows of text with aligned values, wrapped to 100 columns."""
     left = max(len(name) for name, _ in rows) + 4
     lines = [title]
     for name, value in rows:
@@ -50,21 +37,9 @@ def as_text(title: str, rows: Sequence[Row]) -> str:
 
 
 def as_html(title: str, rows: Sequence[Row], picture: str = "") -> str:
-    """Write a title and rows as HTML; everything but ``picture`` is escaped.
+    """Write a title and rows as HTML; everything but ``picture``, shown beside them, is escaped.
 
-    Parameters
-    ----------
-    title : str
-        Heading.
-    rows : sequence of (name, value)
-        Cells of the table.
-    picture : str, optional
-        HTML or SVG to show beside the table.
-
-    Returns
-    -------
-    str
-        One ``div`` with inline styles and no script.
+    One ``div`` with inline styles and no script.
     """
     cell = f"text-align: left; vertical-align: top; padding: 2px 8px; color: {_INK};"
     body = "".join(

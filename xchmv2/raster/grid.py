@@ -89,23 +89,11 @@ class Grid:
 
 
 def find_grid(array: xr.DataArray) -> Grid:
-    """Read the pixel grid of an array from its dims, coordinates and CRS.
+    """Read the pixel grid of an array from its two spatial dims, coordinates and CRS.
 
-    Parameters
-    ----------
-    array : DataArray
-        Any array with two spatial dims.
-
-    Returns
-    -------
-    Grid
-        Edges and signed pixel sizes in the coordinates' units. Without a CRS, an axis that has no
-        coordinates counts pixels from its first edge.
-
-    Raises
-    ------
-    ImageryError
-        If there are no spatial dims, a dim is empty, or the pixels are not on a regular grid.
+    Edges and signed pixel sizes are in the coordinates' units. Without a CRS, an axis that has no
+    coordinates counts pixels from its first edge. An ImageryError refuses an array without spatial
+    dims, an empty dim, and pixels that are not on a regular grid.
     """
     dims = _spatial_dims(array)
     for dim in dims:
@@ -135,22 +123,9 @@ def find_grid(array: xr.DataArray) -> Grid:
 def georeference(array: xr.DataArray) -> xr.DataArray:
     """Give a raster coordinates of pixel centres, and one CRS coordinate that is true.
 
-    Parameters
-    ----------
-    array : DataArray
-        Any, with two spatial dims.
-
-    Returns
-    -------
-    DataArray
-        The same values. The CRS coordinate is that which :func:`read_crs` believes, or a new
-        ``spatial_ref``; ``grid_mapping`` names it, its ``GeoTransform`` is that of the
-        coordinates, and those that spell other CRS are gone. The input is not modified.
-
-    Raises
-    ------
-    ImageryError
-        As :func:`find_grid` does.
+    The CRS coordinate is that which :func:`read_crs` believes, or a new ``spatial_ref``;
+    ``grid_mapping`` names it, its ``GeoTransform`` is that of the coordinates, and those that spell
+    other CRS are gone. The input is not modified. Raises as :func:`find_grid` does.
     """
     grid = find_grid(array)
     crs, name = read_crs(array)
@@ -211,21 +186,9 @@ def advise_reprojection(
 ) -> str:
     """Write the call that reprojects imagery, and declares as nodata what lies outside.
 
-    Parameters
-    ----------
-    band : DataArray
-        A band, which tells dtype and nodata.
-    imagery : DataArray or Dataset
-        As the user has it; it may tell its CRS in a way that odc-geo does not read.
-    source, target : odc.geo CRS
-        Of the imagery, and to reproject to.
-    side : float
-        Of a pixel, in units of `target`.
-
-    Returns
-    -------
-    str
-        A call of ``imagery.odc.reproject``.
+    `band` tells dtype and nodata. `imagery` is as the user has it: it may tell its CRS in a way
+    that odc-geo does not read. `source` and `target` are CRS, `side` that of a pixel in units of
+    `target`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -246,16 +209,8 @@ def _fill(band: xr.DataArray) -> str:
 def _grid_difference(array: xr.DataArray, other: xr.DataArray) -> str | None:
     """Describe how the grids of two rasters differ: in dims, size, CRS, or coordinates.
 
-    Parameters
-    ----------
-    array, other : DataArray
-        Any, with two spatial dims.
-
-    Returns
-    -------
-    str or None
-        None if they are equal: coordinates within 1 % of a pixel, and one CRS. Where one raster
-        lacks a CRS, or coordinates along a dim, those of the other are used.
+    None if they are equal: coordinates within 1 % of a pixel, and one CRS. Where one raster lacks a
+    CRS, or coordinates along a dim, those of the other are used.
     """
     grid = find_grid(other)
     dims = grid.dims
@@ -281,26 +236,10 @@ def same_grid(array: xr.DataArray, other: xr.DataArray) -> bool:
 def on_same_grid(
     array: xr.DataArray, other: xr.DataArray, *, what: str = "rasters", fix: str | None = None
 ) -> xr.DataArray:
-    """Assign an array the coordinates of another, which must be equal up to rounding.
+    """Assign an array the coordinates of another, so that arithmetic loses no pixel.
 
-    Parameters
-    ----------
-    array : DataArray
-        Any, with two spatial dims of the same names.
-    other : DataArray
-        Source of the coordinates; arithmetic between the two then loses no pixel.
-    what, fix : str, optional
-        Name of the array and advice in the error message.
-
-    Returns
-    -------
-    DataArray
-        The same values.
-
-    Raises
-    ------
-    CHMv2Error
-        If sizes, coordinates or CRS differ; see :func:`same_grid`.
+    Those along the spatial dims must be equal up to rounding: else a CHMv2Error, see
+    :func:`same_grid`.
     """
     found = _grid_difference(array, other)
     if found is not None:
@@ -324,21 +263,9 @@ def on_same_coordinates(
 ) -> xr.DataArray:
     """Assign an array the grid of another; it shares any further coordinates exactly.
 
-    Parameters
-    ----------
-    array : DataArray
-        Some or all dims of `other`: a mask of one date, a number per date.
-    other : DataArray
-        Any, with two spatial dims.
-    expected, fix : str
-        What the error message expects, and its advice.
-    error : type of CHMv2Error, optional
-        Raised if dims, sizes, coordinates or CRS differ; see :func:`same_grid`.
-
-    Returns
-    -------
-    DataArray
-        The same values; ``broadcast_like(other)`` gives it the missing dims.
+    `array` has some or all dims of `other`: a mask of one date, a number per date;
+    ``broadcast_like(other)`` gives it the missing dims. `error`, of what it `expected` and a `fix`,
+    is raised if dims, sizes, coordinates or CRS differ; see :func:`same_grid`.
     """
     try:
         if set(find_grid(other).dims) <= set(array.dims):

@@ -129,27 +129,12 @@ def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def ground_pixel(grid: Grid) -> tuple[float, float]:
-    """Compute the pixel size on the ground at the scene's centre, on the CRS's own ellipsoid.
+    """Compute the height and width of a pixel on the ground [m] at the centre of a grid with a CRS.
 
-    Parameters
-    ----------
-    grid : Grid
-        A grid with a CRS, or with the ``side`` of its pixels.
-
-    Returns
-    -------
-    tuple of float
-        Height and width of a pixel [m].
-
-    Raises
-    ------
-    ImageryError
-        If the coordinates are outside the CRS's domain, or it is not tied to the Earth.
-
-    Notes
-    -----
-    A projected metre is not always a metre on the ground: at 60 degrees north a metre of
-    EPSG:3857 is half a metre.
+    On the CRS's own ellipsoid: a projected metre is not always a metre on the ground; at 60 degrees
+    north a metre of EPSG:3857 is half a metre. Without a CRS it is the ``side`` that the grid
+    states. An ImageryError refuses coordinates outside the CRS's domain, and a CRS not tied to the
+    Earth.
     """
     if grid.crs is None and grid.side is not None:
         return grid.side, grid.side
@@ -173,23 +158,7 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
 
 
 def ground_scale(grid: Grid) -> tuple[float, float]:
-    """Compute the length of a coordinate unit on the ground at the scene's centre.
-
-    Parameters
-    ----------
-    grid : Grid
-        A grid with a CRS.
-
-    Returns
-    -------
-    tuple of float
-        Metres per unit of the vertical and of the horizontal coordinate.
-
-    Raises
-    ------
-    ImageryError
-        As for :func:`ground_pixel`.
-    """
+    """Compute the metres on the ground of a unit of the vertical and the horizontal coordinate."""
     tall, wide = (
         side / abs(pixel) for side, pixel in zip(ground_pixel(grid), grid.pixel, strict=True)
     )
@@ -197,24 +166,10 @@ def ground_scale(grid: Grid) -> tuple[float, float]:
 
 
 def stepped_ground_scale(grid: Grid) -> tuple[float, float]:
-    """Compute the length of a coordinate unit on the ground, in steps of 1 %.
+    """Compute :func:`ground_scale` in steps of 1 %.
 
-    Parameters
-    ----------
-    grid : Grid
-        A grid with a CRS.
-
-    Returns
-    -------
-    tuple of float
-        Metres per unit of the vertical and of the horizontal coordinate. The steps give
-        neighbouring areas of interest the same pixels and cells, although the scale differs
-        slightly between the centres of scenes; in a UTM zone it is exactly 1.
-
-    Raises
-    ------
-    ImageryError
-        As for :func:`ground_pixel`.
+    They give neighbouring areas of interest the same pixels and cells, although the scale differs
+    slightly between the centres of scenes; in a UTM zone it is exactly 1.
     """
     scales = ground_scale(grid)
     if grid.crs is None:
@@ -267,12 +222,8 @@ def _earthbound(crs: Any) -> bool:
 class _Nodes:
     """Areas or lengths at some rows and columns of a grid, interpolated linearly between them.
 
-    Parameters
-    ----------
-    rows, cols : ndarray
-        Ascending cell indices of the nodes.
-    areas : ndarray
-        (rows, cols) area, or length of a side, of a cell at each node.
+    `rows`, `cols`: ascending cell indices; `areas`: (rows, cols) area, or length of a side, of a
+    cell.
     """
 
     rows: _Floats
@@ -299,23 +250,7 @@ class _Nodes:
 
 
 def _measure_areas(grid: Grid) -> _Nodes:
-    """Compute the areas of a grid's cells on the ellipsoid.
-
-    Parameters
-    ----------
-    grid : Grid
-        With a geographic or projected CRS.
-
-    Returns
-    -------
-    Nodes
-        Areas [m2].
-
-    Raises
-    ------
-    CHMv2Error
-        If coordinates are outside the CRS's domain.
-    """
+    """Compute the areas of a grid's cells on the ellipsoid [m2], or refuse those off the Earth."""
     if grid.crs.proj.is_geographic:
         return _measure_rows(grid)
     metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
@@ -336,23 +271,7 @@ def _node_indices(size: int, pixel: float) -> _Floats:
 
 
 def _measure_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
-    """Compute the sides of a grid's cells on the ellipsoid.
-
-    Parameters
-    ----------
-    grid : Grid
-        With a geographic or projected CRS.
-
-    Returns
-    -------
-    tall, wide : Nodes
-        Lengths along the vertical and the horizontal axis [m].
-
-    Raises
-    ------
-    CHMv2Error
-        If coordinates are outside the CRS's domain.
-    """
+    """Compute the heights and the widths of a grid's cells on the ellipsoid [m]."""
     if grid.crs.proj.is_geographic:
         return _measure_row_sides(grid)
     metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)

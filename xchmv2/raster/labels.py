@@ -27,23 +27,11 @@ HEIGHT_ATTRS = {
 
 
 def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> xr.DataArray:
-    """Give a derived quantity its own name and attributes.
+    """Give a derived quantity its own name and attributes, all of those that it will have.
 
-    Parameters
-    ----------
-    array : DataArray
-        The quantity; its attributes may be left over from arithmetic.
-    name : str
-        Its name.
-    attrs : mapping
-        All its attributes, such as ``long_name`` and ``units``.
-
-    Returns
-    -------
-    DataArray
-        The same values and coordinates. Only ``grid_mapping`` is kept of the old attributes, and
-        nothing of the old encoding, so that no derived quantity is labelled as a canopy height or
-        as direct model output. The input is not modified.
+    Only ``grid_mapping`` is kept of the old attributes, which may be left over from arithmetic, and
+    nothing of the old encoding, so that no derived quantity is labelled as a canopy height or as
+    direct model output. The input is not modified.
     """
     array = _georeferenced(array)
     labelled = array.copy(deep=False).rename(name)

@@ -335,22 +335,11 @@ def _statistics(moments: Moments) -> dict[str, npt.NDArray[Any]]:
 
 @dataclass(frozen=True, eq=False)
 class _Planes:
-    """A mask in blocks of one plane each, with cell areas and quantities on its grid.
+    """A mask in blocks of one plane each, with cell areas and quantities on its grid and chunks.
 
-    Parameters
-    ----------
-    mask : dask.array.Array
-        (..., y, x) bool; chunks of 1 along all dims before y and x.
-    area : dask.array.Array
-        (y, x) cell areas in the mask's chunks.
-    values : dict of dask.array.Array
-        Quantities in the mask's chunks.
-    dims : tuple
-        Names of the mask's dims.
-    leading : list of (name, ndarray)
-        Coordinates of the dims before y and x.
-    scheduler : dict
-        Arguments of ``compute``: the synchronous scheduler if the mask was not lazy.
+    `mask`: (..., y, x) bool, chunks of 1 along all dims before y and x; `area`: (y, x); `leading`:
+    coordinates of the dims before y and x; `scheduler`: arguments of ``compute``, the synchronous
+    scheduler if the mask was not lazy.
     """
 
     mask: da.Array

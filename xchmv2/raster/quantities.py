@@ -54,17 +54,8 @@ _MOST_IMPOSSIBLE = 0.5
 def tell_kind(array: xr.DataArray) -> _Kind:
     """Return the kind of quantity in a raster, from its dtype, dims, name and attributes.
 
-    Parameters
-    ----------
-    array : DataArray
-        Any.
-
-    Returns
-    -------
-    str
-        "height", "change", "mask", "imagery", "other", or "unknown" without metadata. Arithmetic
-        keeps name and attributes, so that ``after - before`` may be returned as "height": see
-        :func:`read_change`.
+    "unknown" without metadata. Arithmetic keeps name and attributes, so that ``after - before`` may
+    be returned as "height": see :func:`read_change`.
     """
     if array.dtype == bool:
         return "mask"
@@ -170,48 +161,18 @@ def read_change(change: Raster) -> xr.DataArray:
 
 
 def read_raster(array: xr.DataArray) -> xr.DataArray:
-    """Read heights as heights, changes as changes, and any other raster in its own unit.
-
-    Parameters
-    ----------
-    array : DataArray
-        Numbers of any quantity, such as heights, biomass or a z-score.
-
-    Returns
-    -------
-    DataArray
-        As from :func:`read_heights`, :func:`read_change` or :func:`read_numbers`.
-
-    Raises
-    ------
-    CHMv2Error
-        As for these.
-    """
+    """Read heights as heights, changes as changes, any other raster as numbers in its own unit."""
     readers = {"height": read_heights, "change": read_change}
     return readers.get(tell_kind(array), read_numbers)(array)
 
 
 def read_numbers(array: xr.DataArray, *, nodata: bool = True) -> xr.DataArray:
-    """Read a raster of any quantity as floats.
+    """Read a raster of any quantity as floats in its own unit; integers become float32.
 
-    Parameters
-    ----------
-    array : DataArray
-        Numbers; integers become float32.
-    nodata : bool, default True
-        Whether the declared nodata value becomes NaN. In imagery, one band alone does not identify
-        missing pixels: crowns saturate single bands.
-
-    Returns
-    -------
-    DataArray
-        The same quantity in its own unit; ``scale_factor`` and ``add_offset`` that remain in the
-        attributes are applied.
-
-    Raises
-    ------
-    CHMv2Error
-        If the values are not numbers.
+    ``scale_factor`` and ``add_offset`` that remain in the attributes are applied. `nodata` is
+    whether the declared nodata value becomes NaN: in imagery, one band alone does not identify
+    missing pixels, as crowns saturate single bands. A CHMv2Error refuses values that are not
+    numbers.
     """
     if array.dtype.kind not in "fiu":
         raise CHMv2Error("a raster of numbers", f"{array.dtype}", "pass numbers, such as heights")
@@ -222,10 +183,7 @@ def read_numbers(array: xr.DataArray, *, nodata: bool = True) -> xr.DataArray:
 def require_heights(array: xr.DataArray) -> None:
     """Check that heights in memory are not missing everywhere.
 
-    Raises
-    ------
-    CHMv2Error
-        If they are. Dask-backed heights are not checked, so that nothing is computed.
+    Dask-backed heights are not checked, so that nothing is computed.
     """
     if array.chunks is None and not bool(np.isfinite(array.values).any()):
         raise CHMv2Error(
@@ -238,20 +196,7 @@ def require_heights(array: xr.DataArray) -> None:
 def choose_heights(height: Raster) -> xr.DataArray:
     """Return the DataArray of heights, unchanged, from a DataArray or a Dataset.
 
-    Parameters
-    ----------
-    height : DataArray or Dataset
-        Heights, or a Dataset with a variable ``canopy_height`` or with one variable only.
-
-    Returns
-    -------
-    DataArray
-        That variable, or the array itself.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is neither, or the variable is ambiguous.
+    Of a Dataset ``canopy_height``, or its only variable; a CHMv2Error refuses any other.
     """
     validate_raster(height)
     if isinstance(height, xr.DataArray):
@@ -302,24 +247,9 @@ def pixel_size(array: xr.DataArray) -> tuple[float, float]:
 
 
 def require_plane(array: xr.DataArray, name: str) -> xr.DataArray:
-    """Check that heights are of a single date, and order their dims.
+    """Check that heights, called `name`, are of a single date, and order their dims: (y, x).
 
-    Parameters
-    ----------
-    array : DataArray
-        Heights; a further dim of size 1 is dropped.
-    name : str
-        Name of the heights in the error message.
-
-    Returns
-    -------
-    DataArray
-        (y, x).
-
-    Raises
-    ------
-    CHMv2Error
-        If there are several dates.
+    A further dim of size 1 is dropped; a CHMv2Error refuses several dates.
     """
     dims = spatial_dims(array)
     others = [dim for dim in array.dims if dim not in dims]

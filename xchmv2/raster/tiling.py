@@ -95,17 +95,7 @@ class TileAxis:
 
 @dataclass(frozen=True)
 class TileRun:
-    """Consecutive tiles of one axis that intersect the same blocks.
-
-    Parameters
-    ----------
-    axis : TileAxis
-        The axis to which the tiles belong.
-    first, last : int
-        Indices of the first and the last tile, both included.
-    blocks : tuple of int
-        The one or two blocks that the tiles intersect.
-    """
+    """Tiles of one axis from `first` to `last`, both included, that intersect the same blocks."""
 
     axis: TileAxis
     first: int
@@ -144,17 +134,8 @@ class TileRun:
 def tile_runs(axis: TileAxis, block: int) -> tuple[TileRun, ...]:
     """Partition the tiles of an axis by the blocks that they intersect, in ascending order.
 
-    Parameters
-    ----------
-    axis : TileAxis
-        The axis to partition.
-    block : int
-        Side of a block [px], at least one tile, so that a tile intersects one block or two.
-
-    Returns
-    -------
-    tuple of TileRun
-        Every tile is in exactly one run. A *tile group* is a pair of runs, one per image axis.
+    A block of `block` px is at least one tile, so that a tile intersects one block or two. Every
+    tile is in exactly one run. A *tile group* is a pair of runs, one per image axis.
     """
 
     def reached(tile: int) -> tuple[int, ...]:
@@ -171,17 +152,7 @@ def tile_runs(axis: TileAxis, block: int) -> tuple[TileRun, ...]:
 def runs_by_block(axis: TileAxis, block: int) -> tuple[tuple[int, ...], ...]:
     """Return the indices of the runs of ``tile_runs`` that intersect each block of an axis.
 
-    Parameters
-    ----------
-    axis : TileAxis
-        The axis.
-    block : int
-        Side of a block [px].
-
-    Returns
-    -------
-    tuple of tuple of int
-        At most three indices per block, ascending.
+    At most three per block, ascending.
     """
     found: list[list[int]] = [[] for _ in range(math.ceil(axis.size / block))]
     for index, run in enumerate(tile_runs(axis, block)):
@@ -191,40 +162,20 @@ def runs_by_block(axis: TileAxis, block: int) -> tuple[tuple[int, ...], ...]:
 
 
 def origin_index(edge: float, pixel: float) -> int:
-    """Count pixels from the CRS origin to an image's first edge.
+    """Count pixels from the CRS origin to an image's first edge, by the signed pixel size.
 
-    Parameters
-    ----------
-    edge : float
-        CRS coordinate of the outer edge of the first pixel.
-    pixel : float
-        Signed pixel size in CRS units.
-
-    Returns
-    -------
-    int
-        The nearest whole index. It is rounded to 1e-3 before halves are rounded up, so that
-        floating-point noise on grids whose pixel centres sit on multiples of the pixel size
-        cannot give two areas of interest different tiles.
+    The index is rounded to 1e-3 before halves are rounded up, so that floating-point noise on grids
+    whose pixel centres sit on multiples of the pixel size cannot give two areas of interest
+    different tiles.
     """
     return math.floor(round(edge / pixel, 3) + 0.5)
 
 
 def validate_grid(tile: int, overlap: int, block: int | None) -> None:
-    """Check that tiles, overlap and blocks can form a grid.
+    """Check that tiles, overlap and blocks [px] can form a grid; a block of None is to be chosen.
 
-    Parameters
-    ----------
-    tile, overlap : int
-        Tile side and overlap [px].
-    block : int or None
-        Block side [px]; None where it is still to be chosen.
-
-    Raises
-    ------
-    GridError
-        If a size is no integer, the tile is not a positive multiple of 32, the overlap is negative
-        or more than half a tile, or a block is smaller than a tile.
+    A GridError refuses sizes that are no integers, a tile that is not a positive multiple of 32, an
+    overlap that is negative or more than half a tile, and a block smaller than a tile.
     """
     sizes = {"tile": tile, "overlap": overlap, **({} if block is None else {"block": block})}
     broken = [f"{name}={show(value)}" for name, value in sizes.items() if not is_whole(value)]

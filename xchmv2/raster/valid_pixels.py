@@ -24,15 +24,10 @@ _HUGE = 1e38
 class ValidPixels:
     """The rule that separates valid pixels from nodata.
 
-    A pixel of floating-point imagery is invalid if any band is NaN, infinite or nodata; a pixel
-    of integer imagery if every band is nodata, because sunlit crowns saturate single bands.
-
-    Parameters
-    ----------
-    nodata : tuple of (float or None)
-        Nodata value of red, green and blue; None without one.
-    erode : int
-        Width of the margin around invalid pixels that is invalid too [px].
+    A pixel of floating-point imagery is invalid if any band is NaN, infinite or nodata; a pixel of
+    integer imagery if every band is nodata, because sunlit crowns saturate single bands. `nodata`
+    is the value of red, green and blue, None without one; `erode` the width of the margin around
+    invalid pixels that is invalid too [px].
     """
 
     nodata: tuple[float | None, float | None, float | None]
@@ -73,35 +68,12 @@ def resolve_nodata(
 ) -> tuple[float | None, float | None, float | None]:
     """Find the nodata value of each band: the argument, else the value that the metadata declare.
 
-    Parameters
-    ----------
-    bands : sequence of DataArray
-        Red, green and blue.
-    nodata : float, optional
-        Overrides the metadata for all bands.
-    common : mapping, optional
-        Attributes of the Dataset, for bands that declare none themselves.
-
-    Returns
-    -------
-    tuple of (float or None)
-        One value per band; None where none is declared.
-
-    Raises
-    ------
-    CHMv2Error
-        If the metadata declare different values, or one that is no number.
-
-    Warns
-    -----
-    UserWarning
-        If a band's data type cannot hold the value; it is ignored.
-
-    Notes
-    -----
-    ``_FillValue``, ``missing_value``, ``nodata``, ``nodatavals`` and ``fill_value`` are one
-    question. Attributes describe the values in memory, so those of the encoding count only where
-    there are none, and only where values were not decoded since they were read.
+    None where none is declared. `common` are attributes of the Dataset, for bands that declare none
+    themselves. ``_FillValue``, ``missing_value``, ``nodata``, ``nodatavals`` and ``fill_value`` are
+    one question. Attributes describe the values in memory, so those of the encoding count only
+    where there are none, and only where values were not decoded since they were read. A CHMv2Error
+    refuses different values and one that is no number; a UserWarning says that a value is ignored
+    which the band's data type cannot hold.
     """
     values = [_declared(band) if nodata is None else float(nodata) for band in bands]
     if None in values and common:
@@ -205,23 +177,10 @@ def _equals(band: Any, value: float | None) -> Any:
 
 
 def without_nodata(array: xr.DataArray) -> xr.DataArray:
-    """Replace the nodata value that an array declares with NaN.
+    """Replace the nodata value that an array declares with NaN, by :func:`resolve_nodata`.
 
-    Parameters
-    ----------
-    array : DataArray
-        Heights or changes, as read from any file.
-
-    Returns
-    -------
-    DataArray
-        The array itself if it declares none, or NaN; else floats that no longer declare one, lazy
-        if the array is.
-
-    Raises
-    ------
-    CHMv2Error
-        As :func:`resolve_nodata`, whose rule it is.
+    The array itself if it declares none, or NaN; else floats that no longer declare one, lazy if
+    the array is.
     """
     nodata = resolve_nodata([array] * 3)[0]
     if nodata is None or math.isnan(nodata):

@@ -142,17 +142,8 @@ class Disturbance:
     def covers(self, y: Floats, x: Floats, edge: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         """Return whether places lie in the footprint.
 
-        Parameters
-        ----------
-        y, x : ndarray of float64
-            World coordinates [m] that broadcast against each other.
-        edge : ndarray of float
-            Unit noise that makes the edge ragged.
-
-        Returns
-        -------
-        ndarray of bool
-            Inside or not.
+        World coordinates `y` and `x` [m] broadcast against each other; unit noise `edge` makes the
+        edge ragged.
         """
         u, v = self.axes(y, x)
         a, b = self.half_axes

@@ -97,30 +97,10 @@ def run_demonstration(
 ) -> _Demonstration:
     """Make a synthetic forest on three dates, predict its height, and compare it with the truth.
 
-    Parameters
-    ----------
-    folder : path
-        Folder for `demo.zarr` and `demo.png`; created if it does not exist.
-    seed : int
-        Seed of the forest.
-    size : int
-        Side of the scene [px].
-    overwrite : bool
-        Whether to replace an existing `demo.zarr` and `demo.png`.
-    model : str, path or CHMv2ForDepthEstimation
-        Model for the prediction.
-    report : callable
-        Called with one line of text at each step.
-
-    Returns
-    -------
-    Demonstration
-        Files and scores.
-
-    Raises
-    ------
-    CHMv2Error
-        If files exist already, matplotlib is missing, or seed or size is out of range.
+    `demo.zarr` and `demo.png` go into `folder`, which is created if it does not exist, and replace
+    existing ones only with `overwrite`; `size` is the side of the scene [px]; `report` is called
+    with one line of text at each step. Returns files and scores. A CHMv2Error refuses existing
+    files, a seed or size out of range, and a missing matplotlib.
     """
     store, picture = Path(folder) / "demo.zarr", Path(folder) / "demo.png"
     plotting.require_matplotlib()

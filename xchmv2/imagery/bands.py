@@ -52,19 +52,11 @@ _BY_DEFAULT = ("colorinterp",)
 
 
 def read_colour(text: str) -> str | None:
-    """Read which colour a name or description means.
+    """Read which colour a name or description means, such as "Red_1", "Red (665 nm)" or "nir08".
 
-    Parameters
-    ----------
-    text : str
-        Such as "Red", "Band 1: Red", "Red_1", "Red (665 nm)", "nir08" or "B04".
-
-    Returns
-    -------
-    str or None
-        "red", "green" or "blue"; "other" for another band, such as near infrared or red edge; ""
-        where the text says nothing, such as "Band 1"; None where it may mean a band, but it is
-        not clear which.
+    "red", "green" or "blue"; "other" for another band, such as near infrared or red edge; "" where
+    the text says nothing, such as "Band 1"; None where it may mean a band, but it is not clear
+    which.
     """
     plain = text.strip().lower()
     if plain in COLOUR_NAMES:
@@ -86,18 +78,10 @@ _SILENT = ("gray", "grey", "undefined", "palette", "none", "nan")
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """One colour: the array that holds it, and its index along the band dimension.
+    """One colour: the array that holds it, and its `index` along ``band`` if it has that dimension.
 
-    Parameters
-    ----------
-    array : DataArray
-        The band, or all bands with a ``band`` dimension.
-    index : int or None
-        Place along ``band``.
-    label : Hashable
-        The band as ``bands=`` calls it.
-    named : bool
-        Whether a name or description says that it has this colour.
+    `label`: the band as ``bands=`` calls it; `named`: whether a name or description says that it
+    has this colour.
     """
 
     array: xr.DataArray
@@ -127,27 +111,10 @@ def select_bands(
 ) -> tuple[Band, Band, Band]:
     """Pick red, green and blue.
 
-    Believed in this order: `bands`; common names and colour interpretation, names and
-    descriptions, which must not contradict each other; the places of three bands that are numbered
-    1, 2, 3 and of which nothing else is said.
-
-    Parameters
-    ----------
-    imagery : Dataset or DataArray
-        One variable per band, or an array with a ``band`` dimension.
-    bands : sequence of three names or numbers, optional
-        Variables, or labels of the ``band`` coordinate, in the order red, green, blue.
-
-    Returns
-    -------
-    tuple of Band
-        Red, green and blue.
-
-    Raises
-    ------
-    ImageryError
-        If a colour is missing or has two candidates, metadata contradict each other, or ``bands``
-        names a missing band.
+    Believed in this order: `bands`, three variables or labels of the ``band`` coordinate; common
+    names and colour interpretation, names and descriptions, which must not contradict each other;
+    the places of three bands that are numbered 1, 2, 3 and of which nothing else is said. An
+    ImageryError refuses a colour that is missing or has two candidates, and names of missing bands.
     """
     if not isinstance(imagery, xr.Dataset):
         return _from_band_dim(imagery, bands)
@@ -194,15 +161,7 @@ def _from_band_dim(
 
 @dataclass(frozen=True, eq=False)
 class _Described:
-    """One band and all that is said of it.
-
-    Parameters
-    ----------
-    label : Hashable
-        Its variable, or its label along ``band``.
-    words : mapping
-        What is said, by where it stands; "name" is the label itself.
-    """
+    """One band: its `label`, and all that is said of it, by where it stands (the label: "name")."""
 
     label: Hashable
     words: Mapping[str, str]
@@ -462,25 +421,11 @@ _AXES = ("y", "x", "lat", "lon", "latitude", "longitude", "northing", "easting",
 def resolve_value_range(
     bands: Sequence[xr.DataArray], value_range: ValueRange | None = None
 ) -> tuple[Range, Range, Range]:
-    """Find the values that stand for black and for full brightness in each band.
+    """Find the values that stand for black and for full brightness: (low, high) of each band.
 
-    Parameters
-    ----------
-    bands : sequence of DataArray
-        Red, green and blue.
-    value_range : (low, high) or three of them, optional
-        Required except for uint8, which is 0 to 255: a guess from the data would make the heights
-        depend on the crop.
-
-    Returns
-    -------
-    tuple of (low, high)
-        One pair per band.
-
-    Raises
-    ------
-    ImageryError
-        If the range is missing, not increasing, or of the wrong shape, or bands are not numbers.
+    `value_range`, one pair or three, is required except for uint8, which is 0 to 255: a guess from
+    the data would make the heights depend on the crop. An ImageryError refuses a range that is
+    missing, not increasing, or of the wrong shape, and bands that are not numbers.
     """
     odd = sorted({str(band.dtype) for band in bands if band.dtype.kind not in "uif"})
     if odd:

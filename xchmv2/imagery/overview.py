@@ -83,16 +83,8 @@ class _Overview:
 def describe_object(obj: xr.Dataset | xr.DataArray) -> _Overview:
     """Look at an object without computing anything; never raises.
 
-    Parameters
-    ----------
-    obj : Dataset or DataArray
-        Imagery, heights, a change, or anything else.
-
-    Returns
-    -------
-    Overview
-        Bands, values, dates, CRS, ground resolution, whether ``predict`` can run, and the methods
-        that fit this object; the others are named in a last row.
+    Tells bands, values, dates, CRS, ground resolution, whether ``predict`` can run, and the methods
+    that fit this object; the others are named in a last row.
     """
     looks: tuple[tuple[str, Callable[[xr.Dataset | xr.DataArray], str]], ...] = (
         ("holds", _holds),

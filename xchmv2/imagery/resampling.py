@@ -36,29 +36,13 @@ LONGEST_SIDE = 1.2
 
 
 def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap, _AxisMap]:
-    """Choose the grid to predict on.
+    """Choose the grid to predict on, with the maps of its rows and columns to those of the imagery.
 
-    Parameters
-    ----------
-    grid : Grid
-        Grid of the imagery.
-    resolution : float or None
-        Ground resolution to resample to [m]; None keeps the imagery's own pixels.
-
-    Returns
-    -------
-    target : Grid
-        The grid of the prediction. Under ``resolution`` its lines are multiples of the target
-        pixel from the CRS origin, and it covers the imagery.
-    rows, cols : AxisMap
-        The map from target to source pixels along each axis.
-
-    Raises
-    ------
-    ImageryError
-        If the imagery or the requested resolution is outside the range the model was trained for,
-        pixels are much longer than wide and not resampled, the CRS is geographic, or
-        ``resolution`` is given without a CRS or the size of a pixel.
+    `resolution` is the ground resolution to resample to [m]; None keeps the imagery's own pixels.
+    The lines of a resampled grid are multiples of its pixel from the CRS origin, and it covers the
+    imagery. An ImageryError refuses imagery or a resolution outside the range the model was trained
+    for, pixels much longer than wide that are not resampled, a geographic CRS, and `resolution`
+    without a CRS or the size of a pixel.
     """
     if grid.crs is None and grid.side is None:
         if resolution is not None:
@@ -125,17 +109,9 @@ def _validate_native(native: tuple[float, float]) -> None:
 
 
 def validate_source(native: tuple[float, float]) -> None:
-    """Check that pixels are suitable for the model, resampled or not.
+    """Check that pixels of these sides on the ground [m] suit the model, resampled or not.
 
-    Parameters
-    ----------
-    native : tuple of float
-        Sides of a pixel on the ground [m].
-
-    Raises
-    ------
-    ImageryError
-        If they are too coarse for trees to be seen, or finer than any imagery.
+    An ImageryError refuses those too coarse for trees to be seen, or finer than any imagery.
     """
     if not min(native) >= _FINEST_SOURCE:
         raise ImageryError(
@@ -213,15 +189,6 @@ class _AxisMap:
     """The map from pixels of a target grid to pixels of the source along one axis.
 
     Target pixel ``t`` spans ``[t * ratio + offset, (t + 1) * ratio + offset)`` in source pixels.
-
-    Parameters
-    ----------
-    source_size, size : int
-        Pixels of the source and of the target.
-    ratio : float
-        Size of a target pixel in source pixels.
-    offset : float
-        Start of the target, in source pixels.
     """
 
     source_size: int
@@ -255,25 +222,10 @@ def _resample(
     axes: tuple[_AxisMap, _AxisMap],
     target: tuple[tuple[int, int], tuple[int, int]],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Resample a window of imagery.
+    """Resample a window (3, H, W), and find its valid pixels: (3, h, w) float32 and (h, w).
 
-    Parameters
-    ----------
-    bands : numpy.ndarray
-        (3, H, W) source values over ``axes[i].source_range(*target[i])``.
-    valid : numpy.ndarray of bool
-        (H, W) valid source pixels; the others do not affect the colours.
-    axes : tuple of AxisMap
-        Vertical and horizontal map.
-    target : tuple of (start, stop)
-        Target pixels along each axis.
-
-    Returns
-    -------
-    bands : numpy.ndarray
-        (3, h, w) float32.
-    valid : numpy.ndarray of bool
-        (h, w), true where at least half of the pixel's source area is valid.
+    The source lies over ``axes[i].source_range(*target[i])``; its invalid pixels do not affect the
+    colours. A pixel is valid where at least half of its source area is.
     """
     area, colour = _weights(axes, target)
     weight = valid.astype(np.float32)
@@ -288,20 +240,7 @@ def _resample_valid(
     axes: tuple[_AxisMap, _AxisMap],
     target: tuple[tuple[int, int], tuple[int, int]],
 ) -> npt.NDArray[np.bool_]:
-    """Compute which pixels of a resampled window are valid, as :func:`_resample` does.
-
-    Parameters
-    ----------
-    valid : numpy.ndarray of bool
-        (H, W) valid source pixels.
-    axes, target : tuple
-        As for :func:`_resample`.
-
-    Returns
-    -------
-    numpy.ndarray of bool
-        (h, w).
-    """
+    """Compute which pixels of a resampled window are valid, as :func:`_resample` does."""
     area, colour = _weights(axes, target)
     weight = valid.astype(np.float32)
     return _half_valid(area, weight) & (_apply(colour, weight) > 0)
@@ -369,15 +308,7 @@ def _matrix(
 
 @dataclass(frozen=True)
 class WindowReader:
-    """Turns source pixels into a window of the target grid.
-
-    Parameters
-    ----------
-    valid_pixels : ValidPixels
-        The rule for validity.
-    rows, cols : AxisMap
-        The map from target to source pixels along each axis.
-    """
+    """Turns source pixels into a window of the target grid, by a rule for validity and two maps."""
 
     valid_pixels: ValidPixels
     rows: _AxisMap
@@ -395,23 +326,10 @@ class WindowReader:
         mask: npt.NDArray[np.bool_] | None,
         target: tuple[tuple[int, int], tuple[int, int]],
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Prepare one window.
+        """Prepare one window: (3, h, w), float32 where resampled, and its valid pixels (h, w).
 
-        Parameters
-        ----------
-        bands : numpy.ndarray
-            (3, H, W) source values over ``source_span`` of both axes.
-        mask : numpy.ndarray of bool or None
-            (H, W) pixels the user declares valid.
-        target : tuple of (start, stop)
-            The window, in target pixels.
-
-        Returns
-        -------
-        bands : numpy.ndarray
-            (3, h, w) values, float32 where resampled, else in the source's dtype.
-        valid : numpy.ndarray of bool
-            (h, w).
+        `bands` (3, H, W) and `mask` (H, W), pixels that the user declares valid, are source values
+        over ``source_span`` of both axes; `target` is the window in target pixels.
         """
         valid = self.valid_pixels(list(bands), mask)
         y, x = self._inside(target)

@@ -27,15 +27,8 @@ _STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 def sample_windows(planes: Sequence[xr.DataArray]) -> list[list[npt.NDArray[Any]]]:
     """Read five windows of 128 px, at the centre and towards the corners, of the middle date.
 
-    Parameters
-    ----------
-    planes : sequence of DataArray
-        (..., y, x) arrays of one shape, such as red, green, blue and a mask.
-
-    Returns
-    -------
-    list of list of ndarray
-        For each window, (height, width) of every plane. At most five chunks of each are read.
+    Of `planes` (..., y, x) of one shape; each window holds (height, width) of every plane. At most
+    five chunks of each are read.
     """
     shape = planes[0].shape
     middle = tuple(size // 2 for size in shape[:-2])
@@ -53,19 +46,11 @@ def sample_windows(planes: Sequence[xr.DataArray]) -> list[list[npt.NDArray[Any]
 
 
 def find_range(values: npt.NDArray[Any]) -> tuple[float, float] | None:
-    """Propose the values of black and white from a sample; None where it tells none.
+    """Propose the values of black and white from valid pixels; None where they tell none.
 
-    Parameters
-    ----------
-    values : ndarray
-        Values of valid pixels, of any shape.
-
-    Returns
-    -------
-    (low, high) or None
-        0 to 255 where the sample is 8-bit values in a wider type. Else from the 0.5 % quantile,
-        or from 0 where that is below a fifth of the range, to the 99.5 % quantile, both rounded
-        outwards to one or two digits.
+    0 to 255 where the sample is 8-bit values in a wider type. Else from the 0.5 % quantile, or from
+    0 where that is below a fifth of the range, to the 99.5 % quantile, both rounded outwards to one
+    or two digits.
     """
     known = values[np.isfinite(values)].astype(float)
     if known.size == 0 or known.min() == known.max():
@@ -83,22 +68,13 @@ def find_range(values: npt.NDArray[Any]) -> tuple[float, float] | None:
 def looks_exchanged(pixels: npt.NDArray[Any]) -> bool:
     """Tell whether the colours fit the training data much better with red and blue exchanged.
 
-    Parameters
-    ----------
-    pixels : ndarray
-        (3, N) valid pixels of the bands read as red, green and blue, scaled to 0 to 1.
+    `pixels` (3, N) are valid pixels of the bands read as red, green and blue, scaled to 0 to 1.
+    False where it is not clear, and for fewer than 4096 pixels.
 
-    Returns
-    -------
-    bool
-        False where it is not clear, and for fewer than 4096 pixels.
-
-    Notes
-    -----
-    The shares of red, green and blue in the mean colour are compared with those in training, by
-    the sum of absolute differences. As exchanged count bands that then fit within 0.08, at least
-    three times better than as given, and by 0.15 or more; or better by 0.04, while bright pixels
-    are bluer than dark ones (correlation of brightness with (red - blue) / brightness below -0.3).
+    The shares of red, green and blue in the mean colour are compared with those in training, by the
+    sum of absolute differences. As exchanged count bands that then fit within 0.08, at least three
+    times better than as given, and by 0.15 or more; or better by 0.04, while bright pixels are
+    bluer than dark ones (correlation of brightness with (red - blue) / brightness below -0.3).
     Skylight makes shadow blue on every land surface, and only exchanged bands turn that round: in
     the first case too, bright pixels must not be redder (above 0.2). So neither water nor snow,
     haze or shadow counts. A surface that hardly varies (by under a tenth) tells nothing.
@@ -135,21 +111,9 @@ def take_pixels(
     low: Sequence[float],
     high: Sequence[float],
 ) -> npt.NDArray[np.float32]:
-    """Take every n-th pixel of a window, some 16,000 at most, scaled to 0 to 1.
+    """Take every n-th pixel of a window (3, H, W), some 16,000 at most, scaled to 0 to 1.
 
-    Parameters
-    ----------
-    bands : ndarray
-        (3, H, W) red, green and blue.
-    valid : ndarray of bool
-        (H, W).
-    low, high : sequence of float
-        Values of black and white in each band.
-
-    Returns
-    -------
-    ndarray
-        (3, N) those of them that are valid.
+    `low` and `high` are the values of black and white in each band. Returns the valid ones, (3, N).
     """
     step = max(1, math.ceil(math.sqrt(valid.size / _MOST)))
     seen = valid[::step, ::step]

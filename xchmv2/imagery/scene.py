@@ -56,31 +56,11 @@ def resolve_imagery(
 ) -> tuple[Scene, Grid, WindowReader, tuple[Range, Range, Range]]:
     """Validate imagery for the model and choose the grid to predict on; nothing is computed.
 
-    Parameters
-    ----------
-    imagery : Dataset or DataArray
-        One variable per band, or an array with a ``band`` dimension; it is not modified.
-    bands, value_range, nodata, valid, erode, resolution, pixel_size
-        As for :func:`xchmv2.predict.predict`.
-
-    Returns
-    -------
-    scene : Scene
-        Bands, mask and grid, lazy where the imagery is.
-    target : Grid
-        The grid of the prediction.
-    reader : WindowReader
-        From source pixels to windows of the target.
-    ranges : tuple of (low, high)
-        Values that stand for black and white in red, green and blue.
-
-    Raises
-    ------
-    ImageryError
-        If the imagery does not fit the model; the message says how to make it fit.
-    CHMv2Error
-        If ``nodata``, ``erode``, ``resolution`` or ``pixel_size`` is no number, or below 0 where
-        it must not be.
+    The options are those of :func:`xchmv2.predict.predict`. Returns the scene (bands, mask and
+    grid, lazy where the imagery is), the grid of the prediction, the reader from source pixels to
+    its windows, and the values that stand for black and white in each band. An ImageryError refuses
+    imagery that does not fit the model, a CHMv2Error ``nodata``, ``erode``, ``resolution`` or
+    ``pixel_size`` that is no number, or below 0 where it must not be.
     """
     validate_raster(
         imagery,
@@ -109,18 +89,9 @@ def resolve_imagery(
 class Scene:
     """Validated imagery: north up, dims in the order (..., band, y, x).
 
-    Parameters
-    ----------
-    bands : tuple of Band
-        Red, green and blue.
-    mask : DataArray or None
-        Boolean pixels declared valid, (..., y, x).
-    grid : Grid
-        Pixel grid of the imagery, north up.
-    dims : tuple of Hashable
-        The imagery's own order of dims, without ``band``.
-    flipped : mapping
-        Indexer that turns the dims from their order in the imagery to north up, and back.
+    `mask`: boolean pixels declared valid, (..., y, x); `dims`: the imagery's own order of dims,
+    without ``band``; `flipped`: the indexer that turns the dims from their order in the imagery to
+    north up, and back.
     """
 
     bands: tuple[Band, Band, Band]
@@ -155,26 +126,10 @@ def read_scene(
     bands: Sequence[Hashable] | None,
     valid: xr.DataArray | None,
 ) -> Scene:
-    """Find bands and grid, turn the imagery north up, bring dims into one order.
+    """Find bands and grid, turn the imagery north up, bring dims into one order; lazily.
 
-    Parameters
-    ----------
-    imagery : Dataset or DataArray
-        One variable per band, or an array with a ``band`` dimension; it is not modified.
-    bands : sequence of three names or numbers, optional
-        Red, green and blue.
-    valid : DataArray of bool, optional
-        Pixels declared valid, on the imagery's grid, with all its dims or fewer.
-
-    Returns
-    -------
-    Scene
-        Lazy where the imagery is.
-
-    Raises
-    ------
-    ImageryError
-        If bands, dims, sizes, grid or mask do not fit.
+    `valid` are pixels declared valid, on the imagery's grid, with all its dims or fewer. An
+    ImageryError refuses bands, dims, sizes, grid or mask that do not fit.
     """
     _validate_mask_type(valid)
     chosen = select_bands(with_crs_variables(imagery), bands)

@@ -110,30 +110,10 @@ class Drawing:
 def panels(
     count: int, ax: Axes | None, columns: int, width: float, height: float
 ) -> tuple[Figure, list[Axes]]:
-    """Make panels in rows, or use the given axes.
+    """Make panels of a size [inch] in rows of at most some columns, or use the given axes.
 
-    Parameters
-    ----------
-    count : int
-        Number of panels.
-    ax : Axes or None
-        Axes for a single panel.
-    columns : int
-        Largest number of panels in a row.
-    width, height : float
-        Size of a panel [inch].
-
-    Returns
-    -------
-    figure : Figure
-        Known to pyplot, so that a notebook shows it.
-    axes : list of Axes
-        One for each panel.
-
-    Raises
-    ------
-    CHMv2Error
-        If axes were given for more than one panel, or `columns` is less than one.
+    The figure is known to pyplot, so that a notebook shows it. A CHMv2Error refuses axes for more
+    than one panel, and less than one column.
     """
     require_matplotlib()
     import matplotlib.pyplot as plt
@@ -173,17 +153,9 @@ _METRES = {"m", "metre", "meter"}
 
 
 def map_scale(array: xr.DataArray) -> tuple[float, float] | None:
-    """Return ground metres per unit of the vertical and the horizontal coordinate.
+    """Return ground metres per unit of the vertical and the horizontal coordinate at the centre.
 
-    Parameters
-    ----------
-    array : DataArray
-        With two spatial dims.
-
-    Returns
-    -------
-    (float, float) or None
-        At the array's centre; None where the length of a unit is unknown.
+    None where the length of a unit is unknown.
     """
     grid: Grid = find_grid(array)
     if has_true_areas(array):

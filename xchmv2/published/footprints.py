@@ -41,12 +41,8 @@ _guard = Lock()
 class _Footprints:
     """Outlines of the images a tile was made from.
 
-    Parameters
-    ----------
-    polygons : numpy.ndarray of shapely.Polygon
-        In EPSG:3857, valid; the latest date last.
-    days : numpy.ndarray of int32
-        Of each polygon, its acquisition date [days since 1970], ``UNKNOWN_DAY`` where not known.
+    `polygons`: in EPSG:3857, valid, the latest date last; `days`: their acquisition dates [days
+    since 1970], ``UNKNOWN_DAY`` where not known.
     """
 
     polygons: npt.NDArray[np.object_]
@@ -57,19 +53,8 @@ class _Footprints:
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
         """Rasterise by pixel centres; where footprints overlap, the later date counts.
 
-        Parameters
-        ----------
-        transform : Affine
-            From pixels to EPSG:3857, north up.
-        shape : tuple of int
-            (h, w) [px].
-
-        Returns
-        -------
-        imaged : numpy.ndarray of bool
-            (h, w), true inside any footprint.
-        days : numpy.ndarray of int32
-            (h, w) acquisition dates [days since 1970] or ``UNKNOWN_DAY``.
+        `transform` leads from pixels to EPSG:3857, north up. Returns which pixels are inside any
+        footprint, and acquisition dates [days since 1970] or ``UNKNOWN_DAY``, both (h, w).
         """
         # Clipped to the pixels and one more around them, as GDAL goes through every vertex.
         left, right = (transform.c + transform.a * col for col in (-1, shape[1] + 1))
@@ -85,24 +70,10 @@ class _Footprints:
 
 
 def read_footprints(mirror: Mirror, quadkey: str) -> _Footprints | None:
-    """Read the footprints of a tile, once per process.
+    """Read the footprints of a tile, once per process; None where the map has none for it.
 
-    Parameters
-    ----------
-    mirror : Mirror
-        Where the map lies.
-    quadkey : str
-        The tile.
-
-    Returns
-    -------
-    Footprints or None
-        None where the map has none for this tile: then nothing is known about its imagery.
-
-    Raises
-    ------
-    CHMv2Error
-        If the file cannot be reached, is no GeoJSON of footprints, or they lie elsewhere.
+    A CHMv2Error refuses a file that cannot be reached, is no GeoJSON of footprints, or lies
+    elsewhere.
     """
     with _guard:
         lock, found = _slot(mirror, quadkey)

@@ -237,15 +237,9 @@ def _existing_tiles(mirror: Mirror, grid: TileGrid, window: Window) -> tuple[str
 class _Area:
     """The area that the user asks for.
 
-    Parameters
-    ----------
-    place : tuple of float or GeoBox
-        West, south, east, north [m of EPSG:3857] in the map's own pixels, where east may lie past
-        180 degrees; or another grid.
-    coords : dict
-        Coordinates (y, x, CRS) to keep as they are; empty for those of the grid.
-    chunks : tuple of tuple of int or None
-        Sizes of chunks along y and x to follow [px].
+    `place`: west, south, east, north [m of EPSG:3857] in the map's own pixels, where east may lie
+    past 180 degrees; or another grid. `coords`: coordinates (y, x, CRS) to keep as they are; empty
+    for those of the grid. `chunks`: sizes of chunks along y and x to follow [px].
     """
 
     place: tuple[float, float, float, float] | GeoBox

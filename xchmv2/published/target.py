@@ -46,19 +46,8 @@ class Target:
     """Pixels of the grid that the user wants: the map's own, or resampled from them.
 
     Resampling is the area average where the target is coarser than the map, bilinear where it is
-    finer, and the nearest pixel for dates.
-
-    Parameters
-    ----------
-    reader : Reader
-        Reads the map.
-    frame : Frame
-        How the grid lies on the map.
-
-    Raises
-    ------
-    CHMv2Error
-        If its pixels are too coarse to be averaged from the full map.
+    finer, and the nearest pixel for dates. A CHMv2Error refuses pixels that are too coarse to be
+    averaged from the full map.
     """
 
     reader: Reader
@@ -199,27 +188,13 @@ def _cut(span: Span, side: int, size: int) -> Iterator[tuple[Span, slice, slice]
 
 @dataclass(frozen=True)
 class Frame:
-    """How a target grid, along the axes of its CRS, lies on the map.
-
-    Parameters
-    ----------
-    grid : TileGrid
-        Pixels of the map.
-    geobox : GeoBox
-        The target grid.
-    """
+    """How a target grid, along the axes of its CRS, lies on the pixels of the map."""
 
     grid: TileGrid
     geobox: GeoBox
 
     def whole(self) -> Window:
-        """Pixels of the map under the whole target.
-
-        Raises
-        ------
-        CHMv2Error
-            If the target lies outside the map.
-        """
+        """Pixels of the map under the whole target, or a CHMv2Error if it lies outside the map."""
         if self.native is not None:
             return self.native
         height, width = self.geobox.shape

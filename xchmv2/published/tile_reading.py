@@ -35,17 +35,7 @@ _SAMPLES = 512
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads windows of the map over as many tiles as they touch.
-
-    Parameters
-    ----------
-    mirror : Mirror
-        Where the map lies.
-    grid : TileGrid
-        Its pixel grid.
-    tiles : tuple of str
-        Quadkeys that exist; all others are open sea.
-    """
+    """Reads windows of the map over as many of its existing `tiles`, by quadkey, as they touch."""
 
     mirror: Mirror
     grid: TileGrid
@@ -126,28 +116,10 @@ def resolve_time(
 ) -> tuple[np.datetime64, str, dict[str, str]]:
     """Validate the user's date, or look up the median acquisition date of an area.
 
-    Parameters
-    ----------
-    time : datetime-like or None
-        The user's date.
-    reader : Reader
-        Reads the map.
-    window : Window
-        The area.
-
-    Returns
-    -------
-    time : numpy.datetime64
-        The median, by which half of the area had been imaged; 2019-01-01 where nothing is dated.
-    meaning : str
-        Its description.
-    coverage : dict
-        Attributes (ACDD) with the earliest and latest date in the area, where they are known.
-
-    Raises
-    ------
-    CHMv2Error
-        If ``time`` is no date, or footprints are too many or cannot be read.
+    The median is the date by which half of the area had been imaged; 2019-01-01 where nothing is
+    dated. Returns it with its description, and attributes (ACDD) with the earliest and latest date
+    in the area, where they are known. A CHMv2Error refuses a ``time`` that is no date, and
+    footprints that are too many or cannot be read.
     """
     if time is not None:
         return _validate_time(time), "date given for the whole map", {}

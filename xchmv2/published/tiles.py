@@ -49,18 +49,10 @@ class Window:
 
 @dataclass(frozen=True)
 class TilePart:
-    """Where one tile and a window meet.
+    """Where one tile, by its quadkey, and a window meet.
 
-    Parameters
-    ----------
-    quadkey : str
-        The tile.
-    inside : Window
-        Pixels counted within the tile.
-    target : tuple of slice
-        The same pixels counted within the window.
-    transform : Affine
-        From pixels of ``inside`` to EPSG:3857, between 180 degrees west and east.
+    `inside`: pixels counted within the tile; `target`: the same pixels counted within the window;
+    `transform`: from pixels of ``inside`` to EPSG:3857, between 180 degrees west and east.
     """
 
     quadkey: str
@@ -144,10 +136,7 @@ _GDAL_OPTIONS = {
 class Mirror:
     """A copy of the map, with ``chm/{quadkey}.tif`` and ``metadata/{quadkey}.geojson`` in it.
 
-    Parameters
-    ----------
-    base : str
-        An http(s) address or an absolute folder, without a slash at its end.
+    `base`: an http(s) address or an absolute folder, without a slash at its end.
     """
 
     base: str

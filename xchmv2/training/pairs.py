@@ -20,16 +20,9 @@ from xchmv2.validation.matching import place_reference
 class Pair:
     """One image and its reference heights on the same pixels.
 
-    Parameters
-    ----------
-    image : numpy.ndarray
-        (3, H, W) float32 red, green and blue between 0 and 1; 0 where invalid.
-    valid : numpy.ndarray of bool
-        (H, W) pixels that hold imagery.
-    height : numpy.ndarray
-        (H, W) float32 reference heights [m], NaN where there is none or the imagery is invalid.
-    grid : Grid, optional
-        Grid of the pixels, by which two pairs of the same ground are recognised.
+    `image`: (3, H, W) float32 red, green and blue from 0 to 1, 0 where invalid; `valid`: (H, W)
+    pixels that hold imagery; `height`: (H, W) float32 reference heights [m], NaN where there is
+    none or the imagery is invalid; `grid`: by which two pairs of the same ground are recognised.
     """
 
     image: npt.NDArray[np.float32]
@@ -52,28 +45,11 @@ def read_pair(
 ) -> Pair:
     """Read imagery by the reader of ``predict``, and reference heights by that of ``validate``.
 
-    Parameters
-    ----------
-    imagery : Dataset or DataArray
-        One date of imagery; the options are those of ``predict``.
-    reference : DataArray
-        (y, x) canopy heights [m] on any grid; its nodata value is read from its metadata.
-    bands, value_range, nodata, valid, erode, resolution, pixel_size
-        As of :func:`xchmv2.predict.predict`.
-
-    Returns
-    -------
-    Pair
-        In memory; chunked input is computed.
-
-    Raises
-    ------
-    ImageryError
-        If the imagery does not fit the model, holds several dates, or has no reference height
-        under its valid pixels.
-    CHMv2Error
-        If an option is out of range, the reference is no raster of one date, its heights lie
-        outside 0 to 120 m, or only one of imagery and reference has a CRS.
+    The imagery is of one date, its options are those of :func:`xchmv2.predict.predict`; `reference`
+    is (y, x) canopy heights [m] on any grid. Chunked input is computed. An ImageryError refuses
+    imagery that does not fit the model, holds several dates, or has no reference height under its
+    valid pixels; a CHMv2Error an option out of range, a reference that is no raster of one date or
+    has heights outside 0 to 120 m, and a CRS on only one of the two.
     """
     scene, target, reader, ranges = resolve_imagery(
         imagery,
@@ -133,15 +109,7 @@ _STEPS_PER_TILE = 8
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of one pair.
-
-    Parameters
-    ----------
-    pair : int
-        Index of the pair.
-    top, left : int
-        First row and column [px].
-    """
+    """A square of one pair: the pair's index, and its first row and column [px]."""
 
     pair: int
     top: int
@@ -150,19 +118,7 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class CropSampler:
-    """Draws training crops by height class.
-
-    Parameters
-    ----------
-    crops : list of Crop
-        Candidates.
-    weights : numpy.ndarray
-        Probability of each.
-    pairs : sequence of Pair
-        What the crops are cut from.
-    tile : int
-        Side of a crop [px].
-    """
+    """Draws training crops of `tile` px by height class: candidates, and their probabilities."""
 
     crops: list[Crop]
     weights: npt.NDArray[np.float64]
@@ -172,19 +128,9 @@ class CropSampler:
     def draw(
         self, count: int, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-        """Draw crops, turned and mirrored at random.
+        """Draw crops, turned and mirrored at random: image, validity and height [m].
 
-        Parameters
-        ----------
-        count : int
-            Number of crops.
-        rng : numpy.random.Generator
-            Random number generator.
-
-        Returns
-        -------
-        image, valid, height : numpy.ndarray
-            (count, 3, tile, tile), (count, tile, tile) and (count, tile, tile) [m].
+        Of shapes (count, 3, tile, tile), (count, tile, tile) and (count, tile, tile).
         """
         chosen = rng.choice(len(self.crops), count, p=self.weights)
         cut = [cut_crop(self.pairs, self.crops[i], self.tile) for i in chosen]
@@ -210,29 +156,10 @@ def split_crops(
 ) -> tuple[CropSampler, list[Crop]]:
     """Hold out spatial blocks for validation and list the crops that touch none of them.
 
-    Parameters
-    ----------
-    pairs : sequence of Pair
-        Imagery and heights.
-    tile : int
-        Side of a crop, and of a block that is held out [px].
-    validation : float
-        Share of the blocks with reference heights to hold out, 0 to below 1.
-    rng : numpy.random.Generator
-        Chooses the blocks.
-
-    Returns
-    -------
-    training : CropSampler
-        Crops that overlap no held-out block, not even one of another pair on the same ground (of
-        the same CRS).
-    validation : list of Crop
-        One crop per held-out block; empty if ``validation`` is 0.
-
-    Raises
-    ------
-    ImageryError
-        If fewer than two tiles of training data are left.
+    Crops and blocks have sides of `tile` [px]; `validation` is the share, 0 to below 1, of the
+    blocks with reference heights to hold out. Training crops overlap no held-out block, not even
+    one of another pair on the same ground (of the same CRS). An ImageryError refuses fewer than two
+    tiles of training data.
     """
     blocks = [crop for i in range(len(pairs)) for crop in _blocks(pairs, i, tile)]
     count = round(validation * len(blocks))

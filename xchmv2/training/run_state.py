@@ -28,12 +28,8 @@ _BEST = "best.safetensors"
 class RunState:
     """State of a run between two epochs.
 
-    Parameters
-    ----------
-    settings : mapping
-        Everything that determines the run; the state of a run with others is refused.
-    history : list of dict
-        One row per finished epoch; the first, epoch 0, is the untrained model.
+    `settings`: everything that determines the run; the state of a run with others is refused.
+    `history`: one row per finished epoch; the first, epoch 0, is the untrained model.
     """
 
     settings: Mapping[str, Any]

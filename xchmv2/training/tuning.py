@@ -181,16 +181,7 @@ def fine_tune(
 def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: bool) -> RunState:
     """Train to the end, resuming from the state in the folder; the model gets its best weights.
 
-    Parameters
-    ----------
-    trainer : Trainer
-        Model, crops and schedule.
-    folder : Path
-        Where the state is kept after each epoch.
-    settings : dict
-        Everything that determines the run.
-    progress : bool
-        Whether to show a progress bar.
+    The state is kept after each epoch; `settings` are everything that determines the run.
     """
     state = load_state(folder, settings, trainer.model, trainer.optimizer)
     schedule = trainer.schedule
@@ -309,20 +300,10 @@ _LARGEST_GRADIENT = 1.0
 class Schedule:
     """Length and learning rate of a training.
 
-    Parameters
-    ----------
-    epochs : int
-        Largest number of epochs.
-    steps : int
-        Batches per epoch.
-    batch_size : int
-        Crops per batch.
-    lr : float
-        Highest learning rate; it rises over the first 6 % and falls as a cosine to 0.
-    patience : int
-        Epochs without a better validation error before training stops.
-    curriculum : Curriculum
-        Weights of the losses over the training.
+    `epochs`: their largest number; `steps`: batches per epoch; `batch_size`: crops per batch; `lr`:
+    highest learning rate, which rises over the first 6 % and falls as a cosine to 0; `patience`:
+    epochs without a better validation error before training stops; `curriculum`: weights of the
+    losses.
     """
 
     epochs: int
@@ -341,22 +322,9 @@ class Schedule:
 class Trainer:
     """A model being trained on crops.
 
-    Parameters
-    ----------
-    model : CHMv2ForDepthEstimation
-        Parameters that require gradients are trained.
-    sampler : CropSampler
-        Training crops.
-    held_out : sequence of Crop
-        Validation crops.
-    schedule : Schedule
-        Length, speed and losses.
-    mean, std : tuple of float
-        Normalisation of red, green and blue.
-    seed : int
-        Determines, with the number of the epoch, its crops, so that a resumed run draws the same.
-    dtype : torch.dtype or None
-        Precision under autocast; None for float32.
+    Parameters that require gradients are trained; `mean` and `std` normalise red, green and blue.
+    `seed` determines, with the number of the epoch, its crops, so that a resumed run draws the
+    same. `dtype` is the precision under autocast, None for float32.
     """
 
     def __init__(

@@ -118,25 +118,7 @@ def match(
 
 
 def _read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
-    """Read heights, and check that they are of one date.
-
-    Parameters
-    ----------
-    height : DataArray or Dataset
-        Heights [m], or a Dataset with ``canopy_height``.
-
-    Returns
-    -------
-    height : DataArray
-        With dims in order.
-    grid : Grid
-        Pixel grid of the heights.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is not an array, or has further dims.
-    """
+    """Read heights of one date, with dims in order, and their pixel grid."""
     height = read_heights(height)
     grid = find_grid(height)
     further = [str(dim) for dim in height.dims if dim not in grid.dims]
@@ -163,27 +145,11 @@ def _under_raster(height: xr.DataArray, grid: Grid, reference: xr.DataArray) -> 
 def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[_Floats, dict[str, slice]]:
     """Resample reference heights to a grid, for validation, calibration and training.
 
-    Parameters
-    ----------
-    reference : DataArray
-        (y, x) heights [m] on any grid; its nodata value is read from its metadata. Only pixels
-        under the grid are computed.
-    grid : Grid
-        Grid of the heights or of the imagery.
-
-    Returns
-    -------
-    heights : ndarray of float64, shape (h, w)
-        [m] over the rows and columns of the grid that have a reference, NaN where it is missing;
-        empty if the two do not overlap.
-    where : dict
-        These rows and columns, as an indexer by dim.
-
-    Raises
-    ------
-    CHMv2Error
-        If the reference is not a DataArray, has further dims or heights outside 0 to 120 m, or only
-        one of the two has a CRS.
+    `reference`: (y, x) heights [m] on any grid, nodata as its metadata declare; only pixels under
+    the grid are computed. Returns float64 heights (h, w) [m] over the rows and columns of the grid
+    that have a reference, NaN where it is missing, empty if the two do not overlap; and these rows
+    and columns, as an indexer by dim. A CHMv2Error refuses what is no DataArray of (y, x), heights
+    outside 0 to 120 m, and a CRS on only one of the two.
     """
     if not isinstance(reference, xr.DataArray):
         raise CHMv2Error(
@@ -214,23 +180,7 @@ def _extent(known: npt.NDArray[np.bool_]) -> slice:
 
 
 def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
-    """Read reference heights of one date; lazy heights remain lazy.
-
-    Parameters
-    ----------
-    reference : DataArray
-        (y, x) heights, in the unit that their metadata declare.
-
-    Returns
-    -------
-    DataArray
-        float32 [m] with dims in order.
-
-    Raises
-    ------
-    CHMv2Error
-        If there are further dims.
-    """
+    """Read reference heights of one date: float32 [m], dims in order; lazy heights remain lazy."""
     flat = reference.squeeze(drop=True)
     grid = find_grid(flat if flat.ndim == 2 else reference)
     # A spatial dim of one row or column is kept.
@@ -310,19 +260,9 @@ def _checked(
 
 
 def _average_onto(heights: _Floats, source: GeoBox, target: GeoBox) -> _Floats:
-    """Resample heights to other pixels: averaged by area, or interpolated if they are coarser.
+    """Resample heights [m] to other pixels: averaged by area, or interpolated if they are coarser.
 
-    Parameters
-    ----------
-    heights : ndarray of float64, shape (h, w)
-        [m]; NaN where missing.
-    source, target : GeoBox
-        Pixel grids of the input and of the output; in any CRS.
-
-    Returns
-    -------
-    ndarray of float64, shape (H, W)
-        [m]; NaN where less than half of the averaged area is valid.
+    NaN where less than half of the averaged area is valid.
     """
     there = source.to_crs(target.crs)  # the units of two CRSs may differ
     finer = abs(there.resolution.x) <= abs(target.resolution.x) * (1 + _TOLERANCE)
@@ -345,32 +285,10 @@ def _under_footprints(
     radius: float,
     percentile: float,
 ) -> tuple[_Floats, _Floats]:
-    """Compute a percentile of the heights in each footprint.
+    """Compute a percentile of the heights in each footprint, and its reference height, (N,) [m].
 
-    Parameters
-    ----------
-    height : DataArray
-        (y, x) heights [m].
-    grid : Grid
-        Pixel grid of the heights.
-    points : GeoDataFrame or DataFrame
-        With points, or with columns x and y in the CRS of the heights.
-    column : str or None
-        Column of reference heights [m].
-    radius : float
-        Radius of a footprint [m on the ground]; a column ``radius`` overrides it.
-    percentile : float
-        Between 0 and 100.
-
-    Returns
-    -------
-    found, reference : ndarray of float64, shape (N,)
-        [m]; NaN for footprints of which less than nine tenths are valid.
-
-    Raises
-    ------
-    CHMv2Error
-        If points, heights, radius or percentile are invalid.
+    NaN for footprints of which less than nine tenths are valid. `points` hold points, or columns x
+    and y in the CRS of the heights; a column ``radius`` overrides `radius` [m on the ground].
     """
     x, y = _coordinates(points, grid)
     reference = _heights(points, column)

@@ -38,16 +38,7 @@ def bias(found: _Floats, true: _Floats) -> float:
 def r2(found: _Floats, true: _Floats) -> float:
     """Return the coefficient of determination: the explained share of the true variance.
 
-    Parameters
-    ----------
-    found, true : ndarray of the same shape
-        Heights [m].
-
-    Returns
-    -------
-    float
-        1 for a perfect match, 0 if no better than the true mean, below 0 if worse. NaN for fewer
-        than two values, or if all true values are equal.
+    NaN for fewer than two values, or if all true values are equal.
     """
     if true.size < 2 or np.ptp(true) == 0:
         return float("nan")
@@ -61,19 +52,9 @@ def overlap(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
 
 
 def block_means(heights: npt.NDArray[np.floating], block: int) -> _Floats:
-    """Return the means of whole square blocks, from the first pixel.
+    """Return the means of whole square blocks: (..., H, W) -> (..., H // block, W // block).
 
-    Parameters
-    ----------
-    heights : ndarray, shape (..., H, W)
-        Heights [m]; NaN is left out.
-    block : int
-        Side [px]; rows and columns beyond the last whole block are left out.
-
-    Returns
-    -------
-    ndarray of float64, shape (..., H // block, W // block)
-        NaN where less than half of a block is valid.
+    NaN is left out; the mean is NaN where less than half of a block is valid.
     """
     cut = _as_blocks(heights, block)
     known = np.isfinite(cut)
@@ -87,21 +68,9 @@ def block_means(heights: npt.NDArray[np.floating], block: int) -> _Floats:
 def block_percentiles(
     heights: npt.NDArray[np.floating], block: int, percentiles: Sequence[float]
 ) -> _Floats:
-    """Return percentiles of each whole square block.
+    """Return percentiles, 0 to 100, of whole blocks: (percentiles, H // block, W // block).
 
-    Parameters
-    ----------
-    heights : ndarray, shape (H, W)
-        Heights [m]; NaN is left out.
-    block : int
-        Side [px].
-    percentiles : sequence of float
-        Between 0 and 100.
-
-    Returns
-    -------
-    ndarray of float64, shape (percentiles, H // block, W // block)
-        By numpy's linear interpolation; NaN where less than half of a block is valid.
+    By numpy's linear interpolation without NaN; NaN where less than half of a block is valid.
     """
     cut = _as_blocks(heights, block)
     enough = np.isfinite(cut).sum(axis=-1) * 2 >= block**2
@@ -123,15 +92,7 @@ def _as_blocks(heights: npt.NDArray[np.floating], block: int) -> _Floats:
 def edge_error(found: npt.NDArray[np.floating], true: npt.NDArray[np.floating]) -> float:
     """Return the mean absolute difference of Sobel gradients [m per pixel].
 
-    Parameters
-    ----------
-    found, true : ndarray, shape (H, W)
-        Heights [m]; NaN in either is left out of both.
-
-    Returns
-    -------
-    float
-        0 if as sharp everywhere as the truth; NaN without 3 x 3 valid pixels.
+    NaN in either is left out of both; the result is NaN without 3 x 3 valid pixels.
 
     References
     ----------
@@ -145,18 +106,7 @@ def edge_error(found: npt.NDArray[np.floating], true: npt.NDArray[np.floating]) 
 
 
 def _gradients(heights: npt.NDArray[np.floating]) -> _Floats:
-    """Return the gradient magnitude of heights by Sobel kernels.
-
-    Parameters
-    ----------
-    heights : ndarray, shape (H, W)
-        Heights [m].
-
-    Returns
-    -------
-    ndarray of float64, shape (H, W)
-        Metres per pixel; NaN at the edges and beside missing heights.
-    """
+    """Return Sobel gradients [m per pixel], NaN at the edges and beside missing heights."""
     found = np.full(heights.shape, np.nan)
     if min(heights.shape) < 3:
         return found
@@ -170,20 +120,7 @@ def _gradients(heights: npt.NDArray[np.floating]) -> _Floats:
 def by_class(
     found: _Floats, true: _Floats, edges: Sequence[float] = CLASSES
 ) -> list[tuple[int, float, float]]:
-    """Return count, MAE and bias [m] of each class of true height.
-
-    Parameters
-    ----------
-    found, true : ndarray of the same shape
-        Heights [m].
-    edges : sequence of float
-        Ascending; a class includes its lower edge and excludes its upper one.
-
-    Returns
-    -------
-    list of (int, float, float)
-        One for each class; NaN where it is empty.
-    """
+    """Return count, MAE and bias [m] of each class of true height; it includes its lower edge."""
     rows = []
     for low, high in pairwise(edges):
         inside = (true >= low) & (true < high)

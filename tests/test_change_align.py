@@ -146,8 +146,8 @@ def test_a_date_without_heights_stays_and_is_told(forest):
     ("options", "message"),
     [
         ({"max_shift": 0}, "a max_shift between 0 and 1024 px, found max_shift=0"),
-        ({"window": 8}, "a window of at least 16 px"),
-        ({"windows": 0}, "a windows of at least 1"),
+        ({"window": 8}, "window as a whole number of at least 16 px"),
+        ({"windows": 0}, "windows as a whole number of at least 1"),
         ({"to": "2035"}, "exactly one date, '2035', found none; the dates are 2019-07-01"),
     ],
 )

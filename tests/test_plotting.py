@@ -297,11 +297,11 @@ class TestMaps:
             plotting.plot_height(plane().expand_dims(time=40))
         with pytest.raises(CHMv2Error, match="at most one more"):
             plotting.plot_height(plane().expand_dims(time=2, member=2))
-        with pytest.raises(CHMv2Error, match="a columns of at least 1"):
+        with pytest.raises(CHMv2Error, match="columns as a whole number of at least 1"):
             plotting.plot_height(plane(), columns=0)
         with pytest.raises(CHMv2Error, match="heights as a DataArray or a Dataset, found ndarray"):
             plotting.plot_height(plane().values)
-        with pytest.raises(CHMv2Error, match="as a Dataset or a DataArray, found ndarray"):
+        with pytest.raises(CHMv2Error, match="a change as a DataArray or a Dataset, found ndarray"):
             plotting.plot_change(plane().values)
         with pytest.raises(CHMv2Error, match="a Dataset with height_change"):
             plotting.plot_change(plane().to_dataset(name="canopy_height"))

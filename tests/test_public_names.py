@@ -164,7 +164,7 @@ def unused_names():
     trees = {module_name(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
     uses = {name: set(used(tree, trees)) for name, tree in trees.items()}
     doors = [import_module(name) for name in trees if room_of(name) == name.rpartition(".")[2]]
-    offered = {name for door in doors for name in getattr(door, "__all__", ())}
+    offered = {name for door in doors for name in getattr(door, "__all__", vars(door))}
     return [
         f"{module}.{name}"
         for module, tree in sorted(trees.items())

@@ -364,7 +364,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"block": 1}, "a block from 2 to 32768 px, found block=1"),
+            ({"block": 1}, "block as a whole number from 2 to 32768 px, found block=1"),
             ({"block": 2.5}, "block as a whole number from 2"),
             ({"classes": (5, 0)}, "classes as one or more ascending numbers"),
             ({"percentiles": (101,)}, "percentiles as one or more numbers from 0 to 100"),

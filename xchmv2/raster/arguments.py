@@ -45,7 +45,6 @@ def validate_number(
     unit: str = "",
     whole: bool = False,
     optional: bool = False,
-    error: type[CHMv2Error] = CHMv2Error,
 ) -> None:
     """Check that an argument is one finite number within its bounds; a bool is no number.
 
@@ -60,11 +59,11 @@ def validate_number(
     if number and (is_whole(value) or not whole) and value in bounds:
         return
     none = ", or None" if optional else ""
-    if not number or (whole and not is_whole(value)) or not str(bounds):
+    if whole or not number or not str(bounds):
         expected = f"{name} as a {'whole ' * whole}number{bounds}{none}"
     else:
         expected = f"{'an' if name[0] in 'aeiou' else 'a'} {name}{bounds}{none}"
-    raise error(expected, f"{name}={show(value)}", f"for example {name}={example}")
+    raise CHMv2Error(expected, f"{name}={show(value)}", f"for example {name}={example}")
 
 
 def validate_numbers(

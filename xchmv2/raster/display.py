@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from xchmv2.raster.crs import crs_label
+
 #: Name and value of a property.
 Row = tuple[str, str]
 
@@ -94,10 +96,7 @@ def write_share(part: int, whole: int) -> str:
 
 def write_crs(crs: Any) -> str | None:
     """Name a CRS by its EPSG code, else by its own name; None without a CRS."""
-    if crs is None:
-        return None
-    code = crs.to_epsg()
-    return str(crs.proj.name) if code is None else f"EPSG:{code}"
+    return None if crs is None else crs_label(crs)
 
 
 def find_period(array: xr.DataArray) -> tuple[str, str] | None:

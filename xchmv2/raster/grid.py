@@ -120,6 +120,27 @@ def find_grid(array: xr.DataArray) -> Grid:
     return Grid(dims, shape, crs, (edges[0], edges[1]), pixels)
 
 
+def validate_plane(
+    array: xr.DataArray,
+    what: str,
+    name: str = "height",
+    error: type[CHMv2Error] = CHMv2Error,
+) -> Grid:
+    """Read the grid of an array that must have no dims beside y and x.
+
+    `what` the array is and its `name` are for the error.
+    """
+    grid = find_grid(array)
+    further = [str(dim) for dim in array.dims if dim not in grid.dims]
+    if further:
+        raise error(
+            f"{what}, with dims {grid.dims}",
+            f"further dims {further}",
+            f"choose one: {name}.isel({further[0]}=0)",
+        )
+    return grid
+
+
 def georeference(array: xr.DataArray) -> xr.DataArray:
     """Give a raster coordinates of pixel centres, and one CRS coordinate that is true.
 
@@ -233,9 +254,7 @@ def same_grid(array: xr.DataArray, other: xr.DataArray) -> bool:
     return _grid_difference(array, other) is None
 
 
-def on_same_grid(
-    array: xr.DataArray, other: xr.DataArray, *, what: str = "rasters", fix: str | None = None
-) -> xr.DataArray:
+def on_same_grid(array: xr.DataArray, other: xr.DataArray) -> xr.DataArray:
     """Assign an array the coordinates of another, so that arithmetic loses no pixel.
 
     Those along the spatial dims must be equal up to rounding: else a CHMv2Error, see
@@ -244,10 +263,9 @@ def on_same_grid(
     found = _grid_difference(array, other)
     if found is not None:
         raise CHMv2Error(
-            f"{what} on the same grid",
+            "rasters on the same grid",
             found,
-            fix
-            or "resample one first: after.odc.reproject(before.odc.geobox, resampling='bilinear')",
+            "resample one first: after.odc.reproject(before.odc.geobox, resampling='bilinear')",
         )
     dims = find_grid(other).dims
     return array.assign_coords({dim: other[dim].variable for dim in dims if dim in other.coords})

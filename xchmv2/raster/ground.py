@@ -158,7 +158,10 @@ def ground_pixel(grid: Grid) -> tuple[float, float]:
 
 
 def ground_scale(grid: Grid) -> tuple[float, float]:
-    """Compute the metres on the ground of a unit of the vertical and the horizontal coordinate."""
+    """Compute the metres on the ground of a unit of the vertical and the horizontal coordinate.
+
+    At the scene's centre; raises as :func:`ground_pixel` does.
+    """
     tall, wide = (
         side / abs(pixel) for side, pixel in zip(ground_pixel(grid), grid.pixel, strict=True)
     )
@@ -253,33 +256,19 @@ def _measure_areas(grid: Grid) -> _Nodes:
     """Compute the areas of a grid's cells on the ellipsoid [m2], or refuse those off the Earth."""
     if grid.crs.proj.is_geographic:
         return _measure_rows(grid)
-    metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-    rows, cols = (
-        _node_indices(size, abs(pixel) * metres)
-        for size, pixel in zip(grid.shape, grid.pixel, strict=True)
-    )
-    areas = _areas_at(grid, rows, cols, metres)
+    rows, cols, down, along = _measure_nodes(grid)
+    areas = np.linalg.norm(np.cross(down, along), axis=-1)
     if np.ptp(areas, axis=1).max() <= 1e-9 * areas.max():  # cylindrical: equal along a row
         cols, areas = cols[:1], areas[:, :1]
     return _Nodes(rows, cols, areas)
-
-
-def _node_indices(size: int, pixel: float) -> _Floats:
-    """Return indices from the first cell to the last, about the node spacing apart."""
-    count = 1 + math.ceil((size - 1) * pixel / _NODE_SPACING)
-    return np.linspace(0, size - 1, min(count, _MOST_NODES, size))
 
 
 def _measure_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
     """Compute the heights and the widths of a grid's cells on the ellipsoid [m]."""
     if grid.crs.proj.is_geographic:
         return _measure_row_sides(grid)
-    metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-    rows, cols = (
-        _node_indices(size, abs(pixel) * metres)
-        for size, pixel in zip(grid.shape, grid.pixel, strict=True)
-    )
-    tall, wide = (np.linalg.norm(side, axis=-1) for side in _sides_at(grid, rows, cols, metres))
+    rows, cols, *sides = _measure_nodes(grid)
+    tall, wide = (np.linalg.norm(side, axis=-1) for side in sides)
     return _Nodes(rows, cols, tall), _Nodes(rows, cols, wide)
 
 
@@ -296,29 +285,26 @@ def _measure_row_sides(grid: Grid) -> tuple[_Nodes, _Nodes]:
     return _Nodes(rows, np.zeros(1), tall[:, None]), _Nodes(rows, np.zeros(1), wide[:, None])
 
 
-def _areas_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> _Floats:
-    """Compute the area of the parallelogram that the grid spans around some cells [m2]."""
-    found: _Floats = np.linalg.norm(np.cross(*_sides_at(grid, rows, cols, metres)), axis=-1)
-    return found
-
-
-def _sides_at(grid: Grid, rows: _Floats, cols: _Floats, metres: float) -> tuple[_Floats, _Floats]:
-    """Return the sides of some cells as geocentric vectors [m]."""
+def _measure_nodes(grid: Grid) -> tuple[_Floats, _Floats, _Floats, _Floats]:
+    """Return rows and columns of nodes, and the sides of their cells as geocentric vectors [m]."""
+    metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
     (dy, dx), (top, left) = grid.pixel, grid.edges
+    counts = (
+        min(1 + math.ceil((size - 1) * abs(pixel) * metres / _NODE_SPACING), _MOST_NODES, size)
+        for size, pixel in zip(grid.shape, grid.pixel, strict=True)
+    )
+    rows, cols = (np.linspace(0, n - 1, k) for n, k in zip(grid.shape, counts, strict=True))
     y, x = (top + (rows + 0.5) * dy)[:, None], (left + (cols + 0.5) * dx)[None, :]
     reach_y, reach_x = (max(abs(pixel) / 2, _REACH / metres) for pixel in grid.pixel)
-    down = _difference(grid.crs, (y - reach_y, x), (y + reach_y, x))
-    along = _difference(grid.crs, (y, x - reach_x), (y, x + reach_x))
-    return down * (abs(dy) / (2 * reach_y)), along * (abs(dx) / (2 * reach_x))
 
+    def across(to_y: float, to_x: float) -> _Floats:
+        start, end = (
+            _geocentric(grid.crs, *np.broadcast_arrays(y + k * to_y, x + k * to_x)) for k in (-1, 1)
+        )
+        return np.asarray(end - start)
 
-def _difference(
-    crs: Any, first: tuple[_Floats, _Floats], second: tuple[_Floats, _Floats]
-) -> _Floats:
-    """Return the geocentric vectors from points (y, x) of a CRS to other points [m]."""
-    start, end = (_geocentric(crs, *np.broadcast_arrays(y, x)) for y, x in (first, second))
-    vectors: _Floats = end - start
-    return vectors
+    down, along = across(reach_y, 0), across(0, reach_x)
+    return rows, cols, down * (abs(dy) / (2 * reach_y)), along * (abs(dx) / (2 * reach_x))
 
 
 def _geocentric(crs: Any, y: _Floats, x: _Floats) -> _Floats:

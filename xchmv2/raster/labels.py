@@ -33,9 +33,11 @@ def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> 
     nothing of the old encoding, so that no derived quantity is labelled as a canopy height or as
     direct model output. The input is not modified.
     """
-    array = _georeferenced(array)
+    if odc.geo.xr.spatial_dims(array) is not None and 0 not in array.shape:
+        array = georeference(array)
+    mapping = array.attrs.get("grid_mapping", array.encoding.get("grid_mapping"))
+    mapping = find_crs_coordinate(array.coords) if mapping is None else str(mapping)
     labelled = array.copy(deep=False).rename(name)
-    mapping = _grid_mapping(array)
     labelled.attrs = {**attrs, **({"grid_mapping": mapping} if mapping else {})}
     floating = np.issubdtype(array.dtype, np.floating)
     labelled.encoding = {"_FillValue": np.nan} if floating else {}
@@ -49,18 +51,3 @@ def without_time_zone(dim: str, index: Any) -> CHMv2Error:
         f"{index.dtype}",
         f"turn them into UTC: height.assign_coords({dim}=height.indexes[{dim!r}].tz_convert(None))",
     )
-
-
-def _georeferenced(array: xr.DataArray) -> xr.DataArray:
-    """Make the CRS coordinate true; numbers without both spatial dims keep theirs."""
-    if odc.geo.xr.spatial_dims(array) is None or 0 in array.shape:
-        return array
-    return georeference(array)
-
-
-def _grid_mapping(array: xr.DataArray) -> str | None:
-    """Return the name of the CRS coordinate, from attributes, encoding or coordinates."""
-    named = array.attrs.get("grid_mapping", array.encoding.get("grid_mapping"))
-    if named is not None:
-        return str(named)
-    return find_crs_coordinate(array.coords)

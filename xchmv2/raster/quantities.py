@@ -266,21 +266,17 @@ def require_plane(array: xr.DataArray, name: str) -> xr.DataArray:
 
 def _choose_change(change: Raster) -> xr.DataArray:
     """Return the DataArray of change, unchanged, from a DataArray or a Dataset."""
+    fix = "pass what difference() or events() returns, or after - before"
+    validate_raster(change, "a change", fix, name="change")
     if isinstance(change, xr.DataArray):
         return change
-    if not isinstance(change, xr.Dataset):
-        raise CHMv2Error(
-            "a change as a Dataset or a DataArray",
-            type(change).__name__,
-            "pass what difference() or events() returns, or after - before",
-        )
     for name in CHANGE_NAMES:
         if name in change.data_vars:
             return with_crs_variables(change)[name]
     raise CHMv2Error(
         f"a Dataset with {' or '.join(CHANGE_NAMES)}",
         f"variables {sorted(map(str, change.data_vars))}",
-        "pass what difference() or events() returns, or after - before",
+        fix,
     )
 
 

@@ -251,9 +251,9 @@ class TestFineTune:
             (["image.tif", "lidar.tif", "out", "--tile", "50"], "a multiple of 32"),
             (
                 ["image.tif", "lidar.tif", "out", "--epochs", "0"],
-                "epochs, batch_size and patience above 0",
+                "epochs as a whole number of at least 1",
             ),
-            (["image.tif", "image.tif", "out"], "reference heights of one date, dims y and x"),
+            (["image.tif", "image.tif", "out"], "reference heights of one date"),
             (["image.tif", "lidar.tif", "out", "--device", "abacus"], "abacus"),
         ],
     )

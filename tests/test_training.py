@@ -113,7 +113,7 @@ class TestPairs:
             (lambda h: h * np.nan, r"imagery and reference heights do not overlap where both"),
             (lambda h: h.assign_coords(x=h.x + 5000),
              r"imagery and reference heights do not overlap where both"),
-            (lambda h: h.expand_dims(time=2), r"reference heights of one date, dims y and x"),
+            (lambda h: h.expand_dims(time=2), r"reference heights of one date"),
         ],
     )  # fmt: skip
     def test_unusable_references(self, change, message):
@@ -422,8 +422,8 @@ class TestFineTune:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (dict(train="tail"), r"train='head' or train='all', found train='tail'"),
-            (dict(epochs=0), r"above 0.*found epochs=0"),
+            (dict(train="tail"), r"train as one of 'head', 'all', found train='tail'"),
+            (dict(epochs=0), r"epochs as a whole number of at least 1, found epochs=0"),
             (dict(patience=0), r"found patience=0"),
             (dict(batch_size=2.5), r"found batch_size=2.5"),
             (dict(seed=-1), r"found seed=-1"),

@@ -235,17 +235,6 @@ def _resample(
     return np.stack([value / divisor for value in values]), _half_valid(area, weight) & (seen > 0)
 
 
-def _resample_valid(
-    valid: npt.NDArray[np.bool_],
-    axes: tuple[_AxisMap, _AxisMap],
-    target: tuple[tuple[int, int], tuple[int, int]],
-) -> npt.NDArray[np.bool_]:
-    """Compute which pixels of a resampled window are valid, as :func:`_resample` does."""
-    area, colour = _weights(axes, target)
-    weight = valid.astype(np.float32)
-    return _half_valid(area, weight) & (_apply(colour, weight) > 0)
-
-
 def _weights(
     axes: tuple[_AxisMap, _AxisMap], target: tuple[tuple[int, int], tuple[int, int]]
 ) -> tuple[list[sparse.csr_array], list[sparse.csr_array]]:
@@ -346,7 +335,11 @@ class WindowReader:
     ) -> npt.NDArray[np.bool_]:
         """Compute only the (h, w) valid pixels of a window; the parameters are those of a call."""
         valid = self.valid_pixels(bands, mask)[self._inside(target)]
-        return valid if self.is_identity else _resample_valid(valid, self._axes, target)
+        if self.is_identity:
+            return valid
+        area, colour = _weights(self._axes, target)
+        weight = valid.astype(np.float32)
+        return _half_valid(area, weight) & (_apply(colour, weight) > 0)
 
     @property
     def is_identity(self) -> bool:
@@ -354,16 +347,14 @@ class WindowReader:
         return self.rows.is_identity and self.cols.is_identity
 
     def _inside(self, target: tuple[tuple[int, int], tuple[int, int]]) -> tuple[slice, slice]:
-        """Locate the window in the pixels that were read for it."""
-        y, x = (self._without_margin(axis, span) for axis, span in enumerate(target))
-        return y, x
+        """Locate the window in the pixels read for it, without those read only for erosion."""
+        spans = []
+        for axis, span in enumerate(target):
+            first, last = self._axes[axis].source_range(*span)
+            read_from, _ = self.source_span(axis, *span)
+            spans.append(slice(first - read_from, last - read_from))
+        return spans[0], spans[1]
 
     @property
     def _axes(self) -> tuple[_AxisMap, _AxisMap]:
         return self.rows, self.cols
-
-    def _without_margin(self, axis: int, span: tuple[int, int]) -> slice:
-        """Cut off the pixels that were read only for erosion."""
-        first, last = self._axes[axis].source_range(*span)
-        read_from, _ = self.source_span(axis, *span)
-        return slice(first - read_from, last - read_from)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -31,12 +30,12 @@ from xchmv2.raster import (
     find_crs,
     find_grid,
     georeference,
-    is_whole,
     on_same_coordinates,
     resolve_nodata,
     same_crs,
     same_grid,
     show,
+    validate_number,
     validate_raster,
     with_crs_variables,
     without_lost_mapping,
@@ -115,10 +114,7 @@ class Scene:
     @property
     def template(self) -> xr.DataArray:
         """An array with the dims and coordinates of the result, apart from resampled ones."""
-        first = self.bands[0]
-        if first.index is None:
-            return first.array
-        return first.array.isel({BAND_DIM: first.index}, drop=True)
+        return self.bands[0].plane
 
 
 def read_scene(
@@ -133,8 +129,13 @@ def read_scene(
     """
     _validate_mask_type(valid)
     chosen = select_bands(with_crs_variables(imagery), bands)
-    _validate_sizes(chosen[0].array)
     given = chosen[0].array
+    if 0 in given.shape:
+        raise ImageryError(
+            "imagery with at least one pixel",
+            f"sizes {dict(given.sizes)}",
+            "widen the selection; a slice along a descending y runs from high to low",
+        )
     chosen = _georeferenced(chosen)
     grid = find_grid(chosen[0].array)
     flipped = _flips(grid)
@@ -193,15 +194,6 @@ def _state_pixel_size(grid: Grid, pixel_size: float) -> Grid:
     return replace(grid, side=float(pixel_size))
 
 
-def _validate_sizes(array: xr.DataArray) -> None:
-    if 0 in array.shape:
-        raise ImageryError(
-            "imagery with at least one pixel",
-            f"sizes {dict(array.sizes)}",
-            "widen the selection; a slice along a descending y runs from high to low",
-        )
-
-
 def _flips(grid: Grid) -> dict[Hashable, slice]:
     """Dims that run south to north or east to west: the model knows shadows on imagery north up."""
     if grid.crs is None:
@@ -228,34 +220,16 @@ def _same_dims(arrays: Sequence[xr.DataArray]) -> Sequence[xr.DataArray]:
 def _validate_numbers(
     nodata: object, erode: object, resolution: object, pixel_size: object
 ) -> None:
-    for name, value, example in (
-        ("nodata", nodata, "nodata=float('nan')" if _spells_nan(nodata) else "nodata=0"),
-        ("resolution", resolution, "resolution=0.6"),
-        ("pixel_size", pixel_size, "pixel_size=0.6"),
-    ):
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if value is not None and not number:  # NaN and infinity are nodata values too
-            raise CHMv2Error(
-                f"{name} as one number",
-                f"{name}={show(value)}",
-                f"for example .predict(..., {example})",
-            )
-    if isinstance(pixel_size, Real) and not 0 < float(pixel_size) < math.inf:
+    if nodata is not None and (not isinstance(nodata, Real) or isinstance(nodata, bool)):
+        example = "float('nan')" if str(nodata).strip().lower() == "nan" else "0"
         raise CHMv2Error(
-            "the side of a pixel on the ground as metres above 0",
-            f"pixel_size={pixel_size!r}",
-            "for example .predict(..., pixel_size=0.6)",
+            "nodata as one number",  # NaN and infinity are numbers here
+            f"nodata={show(nodata)}",
+            f"for example .predict(..., nodata={example})",
         )
-    if not is_whole(erode, 0):
-        raise CHMv2Error(
-            "a number of pixels, 0 or more",
-            f"erode={show(erode)}",
-            "pass how many pixels to trim around nodata: .predict(..., erode=2)",
-        )
-
-
-def _spells_nan(value: object) -> bool:
-    return str(value).strip().lower() == "nan"
+    validate_number("resolution", resolution, 0.6, unit="m", optional=True)
+    validate_number("pixel_size", pixel_size, 0.6, above=0, unit="m", optional=True)
+    validate_number("erode", erode, 2, least=0, unit="px", whole=True)
 
 
 def _validate_mask_type(valid: object) -> None:

@@ -12,7 +12,15 @@ import xarray as xr
 from odc.geo.xr import xr_coords
 
 from xchmv2.errors import CHMv2Error, require_library
-from xchmv2.raster import Grid, find_grid, ground_scale, has_true_areas, show, validate_number
+from xchmv2.raster import (
+    Grid,
+    find_grid,
+    ground_scale,
+    has_true_areas,
+    show,
+    validate_number,
+    validate_plane,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -221,23 +229,10 @@ def _round_length(most: float) -> float:
 _LONGEST = 1200
 
 
-def validate_plane(array: xr.DataArray) -> tuple[str, str]:
-    """Return the vertical and the horizontal dim of an array that has no others."""
-    dims = find_grid(array).dims
-    further = [str(dim) for dim in array.dims if dim not in dims]
-    if further:
-        raise CHMv2Error(
-            f"one picture, with dims {dims}",
-            f"further dims {further}",
-            f"choose one: array.isel({further[0]}=0)",
-        )
-    return dims
-
-
 def north_up(array: xr.DataArray) -> xr.DataArray:
     """Flip an array so that north is up and east is right; not if it has no coordinates."""
-    y, x = validate_plane(array)
-    grid = find_grid(array)
+    grid = validate_plane(array, "one picture", "array")
+    y, x = grid.dims
     if grid.crs is not None and not {y, x} <= set(array.coords):
         # Coordinates of the transform, which is not that of averaged pixels.
         implied = xr_coords(grid.geobox, dims=(y, x))

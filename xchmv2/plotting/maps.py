@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from xchmv2.plotting.canvas import (
     missing_patch,
     north_up,
     panels,
-    validate_plane,
 )
 from xchmv2.raster import (
     Raster,
@@ -38,6 +38,7 @@ from xchmv2.raster import (
     validate_flags,
     validate_number,
     validate_numbers,
+    validate_plane,
 )
 
 if TYPE_CHECKING:
@@ -101,10 +102,7 @@ def plot_height(
     """
     names, planes = _planes(read_heights(height))
     low, high = _limits(limits) or (0.0, _top(planes, _HEIGHT_TOP))
-
-    def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
-        return _draw_height(panel, plane, (low, high))
-
+    show = partial(_draw_height, limits=(low, high))
     return _draw(names, planes, show, "canopy height [m]", ax, columns, scale_bar)
 
 
@@ -164,15 +162,8 @@ def plot_change(
         planes = [after - before for before, after in pairwise(planes)]
         names = [f"{before} to {after}" for before, after in pairwise(names)]
     end = _top(planes, _CHANGE_TOP) if limit is None else limit
-
-    def show(panel: Axes, plane: xr.DataArray) -> AxesImage:
-        return _draw_change(panel, plane, end)
-
-    label = (
-        "significant change of canopy height [m]"
-        if only_significant
-        else "change of canopy height [m]"
-    )
+    show = partial(_draw_change, limit=end)
+    label = f"{'significant ' * only_significant}change of canopy height [m]"
     return _draw(names, planes, show, label, ax, columns, scale_bar)
 
 
@@ -313,9 +304,7 @@ def _extend(planes: Sequence[xr.DataArray], image: AxesImage) -> str:
     low, high = image.get_clim()
     below = any(float(plane.min(skipna=True)) < low for plane in planes)
     above = any(float(plane.max(skipna=True)) > high for plane in planes)
-    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
-        (below, above), "neither"
-    )
+    return ("neither", "min", "max", "both")[below + 2 * above]
 
 
 #: Perceptually uniform: equal steps of height look equally large, in grey and to the colour-blind.
@@ -359,8 +348,8 @@ def show_imagery(
         If there are further dims, such as time.
     """
     scene = read_scene(imagery, bands, valid)
-    arrays = [b.array if b.index is None else b.array.isel(band=b.index) for b in scene.bands]
-    validate_plane(arrays[0])
+    arrays = [band.plane for band in scene.bands]
+    validate_plane(arrays[0], "one picture", "array")
     masks = [] if scene.mask is None else [scene.mask]
     known = _known(arrays, masks, ValidPixels(resolve_nodata(arrays, nodata)))
     ranges = resolve_value_range(arrays, value_range)

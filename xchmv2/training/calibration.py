@@ -13,7 +13,7 @@ import xarray as xr
 from scipy import optimize
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.raster import find_grid, read_heights
+from xchmv2.raster import read_heights, validate_plane
 from xchmv2.validation.matching import place_reference
 
 #: Fewest reference heights that a line is fitted to.
@@ -137,8 +137,12 @@ def calibrate(
     corrected = found.apply(values)
     if not isinstance(height, xr.Dataset):
         return corrected, found
-    scaled = {} if spread is None else {"bin_spread": _scaled(spread, factor)}
-    return height.assign({"canopy_height": corrected, **scaled}), found
+    height = height.assign(canopy_height=corrected)
+    if spread is None:
+        return height, found
+    scaled = (spread * factor).astype(spread.dtype)
+    scaled = scaled.assign_attrs(spread.attrs, spread_factor=factor)
+    return height.assign(bin_spread=scaled), found
 
 
 def _validate_reference(reference: xr.DataArray) -> None:
@@ -164,22 +168,11 @@ def _split(height: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArra
     return read_heights(height), height.get("bin_spread")
 
 
-def _scaled(spread: xr.DataArray, factor: float) -> xr.DataArray:
-    return (spread * factor).astype(spread.dtype).assign_attrs(spread.attrs, spread_factor=factor)
-
-
 def _matched(
     height: xr.DataArray, spread: xr.DataArray | None, reference: xr.DataArray
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Match reference, predicted height and spread where both are known, float64 (N,)."""
-    grid = find_grid(height)
-    further = [dim for dim in height.dims if dim not in grid.dims]
-    if further:
-        raise ImageryError(
-            "heights of one date, dims y and x",
-            f"dims {height.dims}",
-            f"choose one: height.isel({further[0]}=0)",
-        )
+    grid = validate_plane(height, "heights of one date", error=ImageryError)
     layers = [array.transpose(*grid.dims) for array in (height, spread) if array is not None]
     heights, where = place_reference(reference, grid)
     picked = [array.isel(where) for array in layers]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.errors import ImageryError
-from xchmv2.imagery import Scene, resolve_imagery
-from xchmv2.raster import Grid
+from xchmv2.imagery import resolve_imagery
+from xchmv2.raster import Grid, validate_plane
 from xchmv2.validation.matching import place_reference
 
 
@@ -61,17 +61,13 @@ def read_pair(
         resolution=resolution,
         pixel_size=pixel_size,
     )
-    further = [str(dim) for dim in scene.template.dims if dim not in scene.grid.dims]
-    if further:
-        raise ImageryError(
-            "imagery of one date, dims y and x beside the bands",
-            f"further dims {further}",
-            f"choose one: imagery.isel({further[0]}=0)",
-        )
+    validate_plane(scene.template, "imagery of one date", "imagery", ImageryError)
     mask = None if scene.mask is None else scene.mask.values
     span = ((0, target.shape[0]), (0, target.shape[1]))
-    values, ok = reader(_read_bands(scene), mask, span)
-    image = _scaled(values, ranges)
+    pixels = np.stack([np.asarray(band.plane.values) for band in scene.bands])
+    values, ok = reader(pixels, mask, span)
+    low, high = (np.array(side, np.float32)[:, None, None] for side in zip(*ranges, strict=True))
+    image = np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
     height = np.full(target.shape, np.nan, np.float32)
     known, where = place_reference(reference, target)
     height[tuple(where.values())] = known
@@ -83,20 +79,6 @@ def read_pair(
             "reference.odc.geobox.boundingbox",
         )
     return Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target)
-
-
-def _read_bands(scene: Scene) -> npt.NDArray[Any]:
-    """Compute red, green and blue, (3, H, W)."""
-    bands = [
-        band.array if band.index is None else band.array.isel(band=band.index)
-        for band in scene.bands
-    ]
-    return np.stack([np.asarray(band.values) for band in bands])
-
-
-def _scaled(values: npt.NDArray[Any], ranges: Sequence[tuple[float, float]]) -> npt.NDArray[Any]:
-    low, high = (np.array(side, np.float32)[:, None, None] for side in zip(*ranges, strict=True))
-    return np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
 
 
 #: Edges of the height classes that crops are drawn by [m].
@@ -172,19 +154,15 @@ def split_crops(
         crops, counts = _candidates(i, pair, tile, [area for area in blocked if area])
         candidates += crops
         classes.append(counts)
-    _validate_enough(blocks, count, candidates, tile)
-    return CropSampler(candidates, _by_class(np.concatenate(classes)), pairs, tile), held_out
-
-
-def _validate_enough(blocks: list[Crop], held_out: int, candidates: list[Crop], tile: int) -> None:
-    left = len(blocks) - held_out
+    left = len(blocks) - count
     if left < 2 or len(candidates) < 2:
         raise ImageryError(
             f"at least two tiles of {tile} px with reference heights to train on",
-            f"{len(blocks)} in all, {left} after {held_out} were held out for validation",
+            f"{len(blocks)} in all, {left} after {count} were held out for validation",
             "half of a tile's pixels must have heights: pass a smaller tile, such as "
             f"tile={max(32, tile // 64 * 32)}, or more reference heights",
         )
+    return CropSampler(candidates, _by_class(np.concatenate(classes)), pairs, tile), held_out
 
 
 def _blocks(pairs: Sequence[Pair], index: int, tile: int) -> list[Crop]:

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from xchmv2.model.checkpoint import resolve_checkpoint, state_dict_sha256
 from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD, MODEL, TILE
 from xchmv2.model.loss import Curriculum, chmv2_loss
 from xchmv2.predict import progress_bar
-from xchmv2.raster import is_whole, validate_grid
+from xchmv2.raster import validate_choice, validate_grid, validate_number
 from xchmv2.training.pairs import Crop, CropSampler, Pair, cut_crop, read_pair, split_crops
 from xchmv2.training.run_state import (
     RunState,
@@ -146,10 +146,17 @@ def fine_tune(
     CHMv2, arXiv 2603.06382, section 2.6 and Algorithm 1.
     """
     folder = Path(output)
-    _validate_output(folder, train)
-    _validate_numbers(
-        {"epochs": epochs, "batch_size": batch_size, "patience": patience}, seed, lr, validation
-    )
+    if folder.exists():
+        raise CHMv2Error(
+            f"the output folder {folder} exists already, and nothing is overwritten",
+            fix="choose another name, or delete it",
+        )
+    validate_choice("train", train, ("head", "all"))
+    for name, count in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
+        validate_number(name, count, 5, least=1, whole=True)
+    validate_number("seed", seed, 0, least=0, whole=True)
+    validate_number("lr", lr, 1e-4, above=0)
+    validate_number("validation", validation, 0.2, least=0, below=1)
     validate_grid(tile, 0, None)
     reading = {
         "bands": bands,
@@ -163,16 +170,24 @@ def fine_tune(
     pairs = [read_pair(*pair, **reading) for pair in _paired(imagery, reference)]
     sampler, held_out = split_crops(pairs, tile, validation, np.random.default_rng(seed))
     network, mean, std = _starting_point(model, train, device)
+    known = sum(int(np.isfinite(pair.height).sum()) for pair in pairs)
     schedule = Schedule(
         epochs=epochs,
-        steps=_steps(sampler, batch_size),
+        steps=max(1, math.ceil(_PASSES_PER_EPOCH * known / (tile**2 * batch_size))),
         batch_size=batch_size,
         lr=lr,
         patience=patience,
         curriculum=curriculum or Curriculum(),
     )
-    chosen = {"train": train, "tile": tile, "validation": validation, "seed": seed}
-    settings = _settings(schedule, network, pairs) | chosen
+    settings = {  # everything that determines the run
+        **asdict(schedule),
+        "model": state_dict_sha256(network),
+        "data": tokenize(*((p.image, p.valid, p.height) for p in pairs)),
+        "train": train,
+        "tile": tile,
+        "validation": validation,
+        "seed": seed,
+    }
     trainer = Trainer(network, sampler, held_out, schedule, mean=mean, std=std, seed=seed)
     state = run(trainer, partial_folder(folder), settings, progress=progress)
     return _finish(folder, trainer, state, CHMv2ImageProcessor(image_mean=mean, image_std=std))
@@ -250,47 +265,6 @@ def _starting_point(
     return network, mean, std
 
 
-def _settings(
-    schedule: Schedule, network: CHMv2ForDepthEstimation, pairs: Sequence[Pair]
-) -> dict[str, Any]:
-    """Everything that determines a run: schedule, weights to start from, data."""
-    return {
-        **asdict(schedule),
-        "model": state_dict_sha256(network),
-        "data": tokenize(*((p.image, p.valid, p.height) for p in pairs)),
-    }
-
-
-def _steps(sampler: CropSampler, batch_size: int) -> int:
-    pixels = sum(int(np.isfinite(pair.height).sum()) for pair in sampler.pairs)
-    return max(1, math.ceil(_PASSES_PER_EPOCH * pixels / (sampler.tile**2 * batch_size)))
-
-
-def _validate_output(folder: Path, train: str) -> None:
-    if folder.exists():
-        raise CHMv2Error(
-            f"the output folder {folder} exists already, and nothing is overwritten",
-            fix="choose another name, or delete it",
-        )
-    if train not in ("head", "all"):
-        raise CHMv2Error("train='head' or train='all'", f"train={train!r}", "pass one of the two")
-
-
-def _validate_numbers(counts: Mapping[str, int], seed: int, lr: float, validation: float) -> None:
-    wrong = {name: n for name, n in counts.items() if not is_whole(n, 1)}
-    if not is_whole(seed, 0):
-        wrong["seed"] = seed
-    rates = {} if 0 < lr < math.inf else {"lr": lr}
-    shares = {} if 0 <= validation < 1 else {"validation": validation}
-    if wrong or rates or shares:
-        raise CHMv2Error(
-            "whole epochs, batch_size and patience above 0, a whole seed of 0 or more, lr above 0, "
-            "and a validation share of 0 to below 1",
-            ", ".join(f"{name}={value}" for name, value in (wrong | rates | shares).items()),
-            "for example fine_tune(..., epochs=20, batch_size=8, lr=1e-4, validation=0.2)",
-        )
-
-
 # Share of the training over which the learning rate rises (paper: 6k of 100k iterations).
 _WARM_UP = 0.06
 _LARGEST_GRADIENT = 1.0
@@ -351,13 +325,13 @@ class Trainer:
 
     def run_epoch(self, epoch: int, on_step: Callable[[float], None]) -> dict[str, float]:
         """Train for one epoch, counted from 1, and evaluate; returns the row of the history."""
-        started, losses = time.perf_counter(), []
+        started, losses, steps = time.perf_counter(), [], self.schedule.steps
         rng = np.random.default_rng([self.seed, epoch])
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(2**31)))
-            for step in range(self.schedule.steps):
-                progress = ((epoch - 1) * self.schedule.steps + step) / self._all_steps
+            for step in range(steps):
+                progress = ((epoch - 1) * steps + step) / (self.schedule.epochs * steps)
                 losses.append(self._step(progress, rng))
                 on_step(losses[-1])
         row = {"epoch": epoch, "loss": float(np.mean(losses)), **self.evaluate()}
@@ -374,10 +348,6 @@ class Trainer:
             "validation_mae": float(np.abs(error).mean()),
             "validation_bias": float(error.mean()),
         }
-
-    @property
-    def _all_steps(self) -> int:
-        return self.schedule.epochs * self.schedule.steps
 
     def _step(self, progress: float, rng: np.random.Generator) -> float:
         for group in self.optimizer.param_groups:

@@ -14,6 +14,7 @@ import xarray as xr
 from odc.geo import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import wrap_xr, xr_reproject
+from scipy import ndimage
 
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
@@ -23,6 +24,7 @@ from xchmv2.raster import (
     pixel_size,
     read_heights,
     validate_number,
+    validate_plane,
     validate_text,
 )
 
@@ -120,14 +122,7 @@ def match(
 def _read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
     """Read heights of one date, with dims in order, and their pixel grid."""
     height = read_heights(height)
-    grid = find_grid(height)
-    further = [str(dim) for dim in height.dims if dim not in grid.dims]
-    if further:
-        raise CHMv2Error(
-            f"heights of one date, with dims {grid.dims}",
-            f"further dims {further}",
-            f"choose one: height.isel({further[0]}=0)",
-        )
+    grid = validate_plane(height, "heights of one date")
     return height.transpose(*grid.dims), grid
 
 
@@ -170,13 +165,8 @@ def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[_Floats, dict[
 
 def _extents(known: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
     """Return the rows and columns from the first to the last with a valid pixel."""
-    return tuple(_extent(np.asarray(known.any(axis=axis))) for axis in (1, 0))
-
-
-def _extent(known: npt.NDArray[np.bool_]) -> slice:
-    """Return the span from the first to the last valid element."""
-    places = np.flatnonzero(known)
-    return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
+    (found,) = ndimage.find_objects(known.astype(np.uint8), max_label=1)
+    return found or (slice(0, 0), slice(0, 0))
 
 
 def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
@@ -186,13 +176,7 @@ def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
     # A spatial dim of one row or column is kept.
     single = [dim for dim in reference.dims if dim not in grid.dims and reference.sizes[dim] == 1]
     flat = reference.squeeze(single, drop=True)
-    further = [dim for dim in flat.dims if dim not in grid.dims]
-    if further:
-        raise CHMv2Error(
-            "reference heights of one date, dims y and x",
-            f"sizes {dict(reference.sizes)}",
-            f"choose one: reference.isel({further[0]}=0)",
-        )
+    grid = validate_plane(flat, "reference heights of one date", "reference")
     return read_heights(flat).transpose(*grid.dims).astype(np.float32)
 
 

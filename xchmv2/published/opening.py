@@ -31,6 +31,7 @@ from xchmv2.raster import (
     find_grid,
     georeference,
     read_bbox,
+    validate_number,
     with_crs_variables,
 )
 
@@ -120,7 +121,7 @@ def open_published(
     >>> xr.concat([published["canopy_height"], prediction], "time")  # doctest: +SKIP
     """
     area = _resolve_area(bbox, like, geobox)
-    _validate_chunks(chunks)
+    validate_number("chunks", chunks, 2048, least=1, unit="px", whole=True, optional=True)
     reader = _open_reader(Mirror.at(base_url), area)
     frame = Frame(reader.grid, area.geobox(reader.grid))
     target = Target(reader, frame)
@@ -186,16 +187,6 @@ def _read_chunk(target: Target, layer: _Layer, block_info: Any = None) -> npt.ND
     days = target.days(rows, cols)[None]
     dates = np.where(days == UNKNOWN_DAY, 0, days).astype("datetime64[D]")
     return np.where(days == UNKNOWN_DAY, np.datetime64("NaT"), dates.astype("datetime64[ns]"))
-
-
-def _validate_chunks(chunks: Any) -> None:
-    if chunks is None or (isinstance(chunks, int) and not isinstance(chunks, bool) and chunks > 0):
-        return
-    raise CHMv2Error(
-        "a chunk side of at least one pixel",
-        f"chunks={chunks!r}",
-        "leave it out, or for example open_published(..., chunks=2048)",
-    )
 
 
 def _open_reader(mirror: Mirror, area: _Area) -> Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from rasterio.warp import Resampling
 from xchmv2.errors import CHMv2Error
 from xchmv2.published.footprints import UNKNOWN_DAY
 from xchmv2.published.tile_reading import Reader
-from xchmv2.published.tiles import CRS, HALF, Span, TileGrid, Window
+from xchmv2.published.tiles import CRS, HALF, Span, TileGrid, Window, cut
 from xchmv2.raster import BLOCK
 
 #: Side of the square of the map that is resampled at a time [px]: small, as a chunk that ends
@@ -84,30 +84,30 @@ class Target:
 
     def heights(self, rows: Span, cols: Span) -> npt.NDArray[np.float32]:
         """Canopy heights (h, w) [m], NaN where less than half of a pixel has one."""
-        if self.frame.native is not None:
-            return self.reader.heights(self.frame.native.part(rows, cols))
-        found = np.full((rows[1] - rows[0], cols[1] - cols[0]), np.nan, np.float32)
-        for square, target, wanted in self._squares(rows, cols):
-            found[target] = self._heights(square)[wanted]
-        return found
+        missing = np.float32(np.nan)
+        return self._gather(rows, cols, self.reader.heights, self._heights, missing)
 
     def days(self, rows: Span, cols: Span) -> npt.NDArray[np.int32]:
         """Acquisition dates (h, w) [days since 1970], ``UNKNOWN_DAY`` where not known."""
-        if self.frame.native is not None:
-            return self.reader.days(self.frame.native.part(rows, cols))
-        found = np.full((rows[1] - rows[0], cols[1] - cols[0]), UNKNOWN_DAY, np.int32)
-        for square, target, wanted in self._squares(rows, cols):
-            found[target] = self._days(square)[wanted]
-        return found
+        return self._gather(rows, cols, self.reader.days, self._days, np.int32(UNKNOWN_DAY))
 
-    def _squares(
-        self, rows: Span, cols: Span
-    ) -> Iterator[tuple[Window, tuple[slice, slice], tuple[slice, slice]]]:
-        """Whole squares over a part: their pixels, their place in it, and what it needs of them."""
+    def _gather(
+        self,
+        rows: Span,
+        cols: Span,
+        native: Callable[[Window], npt.NDArray[Any]],
+        resampled: Callable[[Window], npt.NDArray[Any]],
+        missing: np.generic,
+    ) -> npt.NDArray[Any]:
+        """Read pixels as they are, or put them together from whole squares of the target."""
+        if self.frame.native is not None:
+            return native(self.frame.native.part(rows, cols))
+        found = np.full((rows[1] - rows[0], cols[1] - cols[0]), missing)
         height, width = self.frame.geobox.shape
-        for row, to_row, of_row in _cut(rows, self._side, height):
-            for col, to_col, of_col in _cut(cols, self._side, width):
-                yield Window(row, col), (to_row, to_col), (of_row, of_col)
+        for row, to_row, of_row in cut(rows, self._side, height):
+            for col, to_col, of_col in cut(cols, self._side, width):
+                found[to_row, to_col] = resampled(Window(row, col))[of_row, of_col]
+        return found
 
     def _heights(self, square: Window) -> npt.NDArray[np.float32]:
         window = self.frame.window(square.rows, square.cols)
@@ -175,15 +175,6 @@ class Target:
                 ) as warped,
             ):
                 return np.asarray(warped.read())
-
-
-def _cut(span: Span, side: int, size: int) -> Iterator[tuple[Span, slice, slice]]:
-    """Cut an axis at multiples of a side: each piece, its place in the span, and its share."""
-    start, stop = span
-    for first in range(start // side * side, stop, side):
-        last = min(first + side, size)
-        low, high = max(first, start), min(last, stop)
-        yield (first, last), slice(low - start, high - start), slice(low - first, high - first)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import time
 import urllib.error
@@ -84,14 +85,13 @@ class TileGrid:
 
     def parts(self, window: Window) -> Iterator[TilePart]:
         """Split a window into the tiles it touches, from the north-west."""
-        for y, inside_rows, target_rows in self._along(window.rows):
-            for x, inside_cols, target_cols in self._along(window.cols):
-                inside = Window(inside_rows, inside_cols)
-                tile = mercantile.Tile(x % _TILES, y, _ZOOM)
+        for row, to_row, of_row in cut(window.rows, self.size):
+            for col, to_col, of_col in cut(window.cols, self.size):
+                inside = Window((of_row.start, of_row.stop), (of_col.start, of_col.stop))
+                tile = mercantile.Tile(col[0] // self.size % _TILES, row[0] // self.size, _ZOOM)
                 origin = Window((tile.y * self.size, 0), (tile.x * self.size, 0))
-                transform = self.transform(origin.part(inside_rows, inside_cols))
-                target = target_rows, target_cols
-                yield TilePart(mercantile.quadkey(tile), inside, target, transform)
+                transform = self.transform(origin.part(inside.rows, inside.cols))
+                yield TilePart(mercantile.quadkey(tile), inside, (to_row, to_col), transform)
 
     def count(self, window: Window) -> int:
         """How many tiles a window touches."""
@@ -100,14 +100,14 @@ class TileGrid:
         )
         return height * width
 
-    def _along(self, span: Span) -> Iterator[tuple[int, Span, slice]]:
-        """Tile indices along an axis, the span within each, and within the window."""
-        start, stop = span
-        for index in range(start // self.size, -(-stop // self.size)):
-            first = max(start, index * self.size)
-            last = min(stop, (index + 1) * self.size)
-            inside = first - index * self.size, last - index * self.size
-            yield index, inside, slice(first - start, last - start)
+
+def cut(span: Span, side: int, size: float = math.inf) -> Iterator[tuple[Span, slice, slice]]:
+    """Cut an axis at multiples of a side: each piece, its place in the span, and its share."""
+    start, stop = span
+    for first in range(start // side * side, stop, side):
+        last = int(min(first + side, size))
+        low, high = max(first, start), min(last, stop)
+        yield (first, last), slice(low - start, high - start), slice(low - first, high - first)
 
 
 #: Public address of the map.

@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from xchmv2._version import __version__
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, require_library
 from xchmv2.model.files import MODEL, OVERLAP, TILE
 
 __all__ = ["main"]
@@ -42,7 +42,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; report warnings and an error in one line each, and exit with 1."""
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            # In one line, without the line of code that gave it.
+            warnings.showwarning = lambda message, *_, **__: click.echo(
+                f"warning: {message}", err=True
+            )
             try:
                 return super().invoke(ctx)
             except (click.ClickException, click.Abort, click.exceptions.Exit):
@@ -54,18 +57,6 @@ class _Commands(click.Group):
                     click.echo(traceback.format_exc(), err=True)
                 click.echo(f"error: {_write_error(error)}", err=True)
                 ctx.exit(1)
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning in one line, without the line of code that gave it."""
-    click.echo(f"warning: {message}", err=True)
 
 
 def _write_error(error: Exception) -> str:
@@ -99,22 +90,14 @@ _LAYERS = ("height", "bin_spread", "overlap_disagreement")
 _ENCODINGS = ("float32", "rounded", "int16_cm", "uint8_half_m")
 
 
-class _Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers separated by commas, such as ``1,2,3``.
+class _Listed(click.ParamType):  # type: ignore[type-arg]
+    """Values separated by commas: so many numbers of a kind, such as ``1,2,3``, or known names."""
 
-    Parameters
-    ----------
-    kind : type
-        int or float.
-    count : int
-        How many there must be.
-    """
-
-    name = "numbers"
-
-    def __init__(self, kind: type, count: int) -> None:
-        self._kind = kind
-        self._count = count
+    def __init__(
+        self, kind: type = str, count: int | None = None, known: Sequence[str] = ()
+    ) -> None:
+        self.name = "names" if known else "numbers"
+        self._kind, self._count, self._known = kind, count, known
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -126,42 +109,29 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             found = tuple(self._kind(part) for part in str(value).split(","))
         except ValueError:
             found = ()
-        if len(found) != self._count:
+        unknown = [name for name in found if self._known and name not in self._known]
+        if unknown:
+            self.fail(f"{unknown[0]!r} is none of {', '.join(self._known)}", param, ctx)
+        if len(found) != (self._count or len(found)):
             what = "whole numbers" if self._kind is int else "numbers"
             self.fail(f"{value!r} is not {self._count} {what} between commas", param, ctx)
         return found
 
 
-class _Choices(click.ParamType):  # type: ignore[type-arg]
-    """Some of several names, separated by commas.
+def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Return a decorator that adds some options to a command."""
 
-    Parameters
-    ----------
-    known : sequence of str
-        The names allowed.
-    """
+    def add(command: _F) -> _F:
+        for option in reversed(options):
+            command = option(command)
+        return command
 
-    name = "names"
-
-    def __init__(self, known: Sequence[str]) -> None:
-        self._known = known
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Split and check; click calls it with the default too."""
-        if isinstance(value, tuple):
-            return value
-        found = tuple(str(value).split(","))
-        unknown = [name for name in found if name not in self._known]
-        if unknown:
-            self.fail(f"{unknown[0]!r} is none of {', '.join(self._known)}", param, ctx)
-        return found
+    return add
 
 
-_PREDICTION = (
+_prediction_options = _options(
     click.option("--model", default=MODEL, help="Hub id, checkpoint folder, or demo."),
-    click.option("--value-range", type=_Numbers(float, 2), metavar="LOW,HIGH",
+    click.option("--value-range", type=_Listed(float, 2), metavar="LOW,HIGH",
                  help="Values of black and white; required unless imagery is 8-bit."),
     click.option("--erode", type=click.IntRange(min=0), default=0,
                  help="Pixels around nodata to treat as nodata."),
@@ -171,45 +141,30 @@ _PREDICTION = (
                  help="Pixels shared by neighbouring tiles."),
     click.option("--block", type=click.IntRange(min=1),
                  help="Side of an output block [px]."),
-    click.option("--layers", type=_Choices(_LAYERS), default="height", metavar="NAMES",
+    click.option("--layers", type=_Listed(known=_LAYERS), default="height", metavar="NAMES",
                  help=f"Some of {', '.join(_LAYERS)}, separated by commas."),
     click.option("--device", default="auto", help="cpu, cuda, cuda:1, ..."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
                  help="Precision of the network."),
 )  # fmt: skip
-_WRITING = (
+_writing_options = _options(
     click.option("--encoding", type=click.Choice(_ENCODINGS), show_default="float32",
                  help="Encoding of heights in a Zarr store."),
     click.option("--resume", is_flag=True, help="Continue an existing Zarr store."),
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )  # fmt: skip
 
-# Names of the options that are passed to ``predict`` unchanged.
+# Names of the options that are passed to ``load`` and to ``predict`` unchanged.
+_LOADING_NAMES = ("bbox", "crs", "resolution", "cloud_mask", "on_error")
 _PREDICTION_NAMES = (
     "model", "value_range", "erode", "tile", "overlap", "block", "layers", "device", "dtype",
 )  # fmt: skip
 
 
-def _prediction_options(command: _F) -> _F:
-    """Add the options of a prediction to a command."""
-    return _add(command, _PREDICTION)
-
-
-def _writing_options(command: _F) -> _F:
-    """Add the options of a Zarr store to a command."""
-    return _add(command, _WRITING)
-
-
-def _add(command: _F, options: Sequence[Callable[[_F], _F]]) -> _F:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @main.command("predict")
 @click.argument("image")
 @click.argument("out", type=click.Path())
-@click.option("--bands", type=_Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
+@click.option("--bands", type=_Listed(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
 @click.option(
     "--nodata", type=float, help="Nodata value of IMAGE, in place of the one it declares."
 )
@@ -333,7 +288,7 @@ def _describe_written(done: Written, out: str) -> str:
 @main.command("run")
 @click.argument("items")
 @click.argument("out")
-@click.option("--bbox", type=_Numbers(float, 4), metavar="W,S,E,N", help="Area [degrees].")
+@click.option("--bbox", type=_Listed(float, 4), metavar="W,S,E,N", help="Area [degrees].")
 @click.option("--resolution", type=float, default=0.6, help="Ground resolution [m].")
 @click.option("--crs", help="CRS of the result, such as EPSG:32633; by default that of the items.")
 @click.option("--bands", metavar="R,G,B", help="Names of red, green and blue in the catalogue.")
@@ -374,13 +329,9 @@ def _run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None
             options["model"] = warmup(client, options["model"])
         cube = load(
             items,
-            bbox=options["bbox"],
-            crs=options["crs"],
-            resolution=options["resolution"],
             bands=bands,
-            cloud_mask=options["cloud_mask"],
             sign=_find(options["sign"]),
-            on_error=options["on_error"],
+            **{name: options[name] for name in _LOADING_NAMES},
         )
         clear = cube["valid"] if options["cloud_mask"] else None
         height = cube.chmv2.predict(
@@ -399,14 +350,9 @@ def _run(items: str, out: str, *, scheduler: str | None, **options: Any) -> None
 def _client(scheduler: str | None) -> Any:
     if scheduler is None:
         return nullcontext()
-    try:
-        from distributed import Client
-    except ImportError:
-        raise CHMv2Error(
-            "dask.distributed, since --scheduler is given",
-            "that it is not installed",
-            'install it: pip install "xchmv2[cluster]"',
-        ) from None
+    require_library("distributed", "--scheduler needs", "cluster")
+    from distributed import Client
+
     try:
         return Client(scheduler)
     except ValueError as error:
@@ -499,8 +445,8 @@ def _demo(output_dir: str, seed: int | None, size: int | None, overwrite: bool, 
 @click.option("--tile", type=int, default=TILE, help="Side of a crop [px], a multiple of 32.")
 @click.option("--validation", type=float, default=0.2, help="Share of the area held out.")
 @click.option("--resolution", type=float, help="Ground resolution to resample to [m].")
-@click.option("--bands", type=_Numbers(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
-@click.option("--value-range", type=_Numbers(float, 2), metavar="LOW,HIGH", help="Black and white.")
+@click.option("--bands", type=_Listed(int, 3), metavar="R,G,B", help="Bands, counted from 1.")
+@click.option("--value-range", type=_Listed(float, 2), metavar="LOW,HIGH", help="Black and white.")
 @click.option(
     "--nodata", type=float, help="Nodata value of IMAGE, in place of the one it declares."
 )

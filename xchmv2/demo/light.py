@@ -29,11 +29,7 @@ class Sun:
     def direction(self) -> tuple[float, float, float]:
         """Unit vector to the sun: southward, eastward, up."""
         e, a = np.radians(self.elevation), np.radians(self.azimuth)
-        return (
-            float(-np.cos(a) * np.cos(e)),
-            float(np.sin(a) * np.cos(e)),
-            float(np.sin(e)),
-        )
+        return float(-np.cos(a) * np.cos(e)), float(np.sin(a) * np.cos(e)), float(np.sin(e))
 
     @property
     def reach(self) -> float:
@@ -60,7 +56,9 @@ def shadow_depth(surface: Plane, window: Cutout, sun: Sun) -> Plane:
     """
     south, east, _ = sun.direction
     if abs(east) > abs(south):
-        return _shadow_along_rows(surface.T, _transposed(window), sun, east, south).T
+        w = window
+        turned = Cutout(w.col, w.row, w.width, w.height, w.resolution, w.dx, w.dy)
+        return _shadow_along_rows(surface.T, turned, sun, east, south).T
     return _shadow_along_rows(surface, window, sun, south, east)
 
 
@@ -84,13 +82,6 @@ def _shadow_along_rows(
     origin = -(steps // 2) if towards > 0 else (steps - 1) // 2
     highest = ndimage.maximum_filter1d(rays, steps, axis=0, mode="nearest", origin=origin)
     return np.asarray((highest - rays)[rows, columns], np.float32)
-
-
-def _transposed(window: Cutout) -> Cutout:
-    """Return the window with rows and columns swapped."""
-    return Cutout(
-        window.col, window.row, window.width, window.height, window.resolution, window.dx, window.dy
-    )
 
 
 def sunlit(depth: Plane) -> Plane:

@@ -62,12 +62,9 @@ class Cutout:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Outermost pixel centres (north, south, west, east) [m]."""
-        return (
-            (self.row + 0.5 - self.dy) * self.resolution,
-            (self.row + self.height - 0.5 - self.dy) * self.resolution,
-            (self.col + 0.5 - self.dx) * self.resolution,
-            (self.col + self.width - 0.5 - self.dx) * self.resolution,
-        )
+        north, south = self.y[[0, -1]].tolist()
+        west, east = self.x[[0, -1]].tolist()
+        return north, south, west, east
 
     def pad(self, top: int, bottom: int, left: int, right: int) -> Cutout:
         """Return the window with a margin on each side [px]."""

@@ -205,44 +205,28 @@ def _write_tables(
 
 def _write_next_steps(store: Path) -> str:
     """Return three numbered examples that use the files of the demonstration."""
-    return "\n\n".join(
-        f"{number}. {words}\n" + "\n".join(f"     {line}" for line in lines)
-        for number, (words, lines) in enumerate(_next_steps(store), start=1)
-    )
-
-
-def _next_steps(store: Path) -> list[tuple[str, list[str]]]:
     names = ("image.tif", "lidar.tif", "height.tif", "my-model")
-    image, lidar, height, tuned = (store.with_name(name) for name in names)
-    paths = " ".join(shlex.quote(str(path)) for path in (image, lidar, tuned))
-    return [
-        (
-            "Open the result in Python, and write its last date as GeoTIFF for your GIS:",
-            [
-                "import rioxarray, xarray as xr",
-                f'cube = xr.open_zarr({str(store)!r}, consolidated=False, decode_coords="all")',
-                "print(cube)",
-                "last = cube.isel(time=-1)",
-                'rgb = last[["red", "green", "blue"]].to_dataarray("band")',
-                f"rgb.rio.to_raster({str(image)!r})",
-                f"last.true_height.rio.to_raster({str(lidar)!r})",
-            ],
-        ),
-        (
-            "Predict from a GeoTIFF. Put your own image there and leave out model= for the\n"
-            "   published CHMv2 weights (they are gated; the README says how to get them):",
-            [
-                "import rioxarray, xchmv2",
-                f"image = rioxarray.open_rasterio({str(image)!r}, chunks={{'x': 2048, 'y': 2048}})",
-                'height = image.chmv2.predict(model="demo")',
-                f"height.rio.to_raster({str(height)!r})",
-            ],
-        ),
-        (
-            "Fine-tune on lidar, here the forest's truth (takes some minutes without a GPU):",
-            [f"xchmv2 fine-tune {paths} --model demo --tile 128 --epochs 2"],
-        ),
-    ]
+    image, lidar, height, tuned = (str(store.with_name(name)) for name in names)
+    paths = " ".join(map(shlex.quote, (image, lidar, tuned)))
+    return f"""\
+1. Open the result in Python, and write its last date as GeoTIFF for your GIS:
+     import rioxarray, xarray as xr
+     cube = xr.open_zarr({str(store)!r}, consolidated=False, decode_coords="all")
+     print(cube)
+     last = cube.isel(time=-1)
+     rgb = last[["red", "green", "blue"]].to_dataarray("band")
+     rgb.rio.to_raster({image!r})
+     last.true_height.rio.to_raster({lidar!r})
+
+2. Predict from a GeoTIFF. Put your own image there and leave out model= for the
+   published CHMv2 weights (they are gated; the README says how to get them):
+     import rioxarray, xchmv2
+     image = rioxarray.open_rasterio({image!r}, chunks={{'x': 2048, 'y': 2048}})
+     height = image.chmv2.predict(model="demo")
+     height.rio.to_raster({height!r})
+
+3. Fine-tune on lidar, here the forest's truth (takes some minutes without a GPU):
+     xchmv2 fine-tune {paths} --model demo --tile 128 --epochs 2"""
 
 
 def _save_picture(

@@ -37,9 +37,8 @@ def as_time(time: Any, unit: Literal["D", "s"]) -> np.datetime64:
 
 def decimal_year(time: np.datetime64) -> float:
     """Return the date as a decimal year."""
-    return (
-        float(time.astype("datetime64[Y]").astype(int)) + 1970.0 + (_day_of_year(time) - 1) / 365.25
-    )
+    year = float(time.astype("datetime64[Y]").astype(int)) + 1970.0
+    return year + (_day_of_year(time) - 1) / 365.25
 
 
 def _day_of_year(time: np.datetime64) -> float:
@@ -59,7 +58,8 @@ def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
     Spencer (1971), zenith and azimuth from hour angle and latitude. Solar time is taken as given,
     so the equation of time is not needed.
     """
-    hour = _solar_hour(time)
+    since = time.astype("datetime64[s]") - time.astype("datetime64[D]").astype("datetime64[s]")
+    hour = int(since.astype(int)) / 3600.0 or _MID_MORNING
     g = 2.0 * np.pi / 365.0 * (_day_of_year(time) - 1.0 + (hour - 12.0) / 24.0)
     declination = (
         0.006918
@@ -76,13 +76,6 @@ def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
     north = np.cos(phi) * np.sin(declination) - np.sin(phi) * np.cos(declination) * np.cos(angle)
     elevation = np.degrees(np.arcsin(np.clip(up, -1.0, 1.0)))
     return float(elevation), float(np.degrees(np.arctan2(east, north)) % 360.0)
-
-
-def _solar_hour(time: np.datetime64) -> float:
-    """Return the hour of an image in local solar time; midnight stands for mid-morning."""
-    since = time.astype("datetime64[s]") - time.astype("datetime64[D]").astype("datetime64[s]")
-    seconds = int(since.astype(int))
-    return seconds / 3600.0 if seconds else _MID_MORNING
 
 
 def season(time: np.datetime64, latitude: float) -> Season:

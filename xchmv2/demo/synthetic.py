@@ -135,7 +135,11 @@ def synthetic_forest(
     shifts = tuple(
         _resolve_shift(shift_px, k, moment, len(moments)) for k, moment in enumerate(moments)
     )
-    events = tuple(_events_before(chronicle, instants, k, window) for k in range(len(instants)))
+    intervals = ((), *(chronicle.up_to(b, window, after=a) for a, b in pairwise(instants)))
+    events = tuple(
+        tuple(e for e in interval if _reaches_into(e, chronicle.seed, window))
+        for interval in intervals
+    )
     scene = Forest(window, moments, shifts, events, float(nodata_edge))
     if chunks is None:
         return _label(eager_layers(scene), scene, crs)
@@ -267,16 +271,6 @@ def _resolve_shift(shift_px: Any, k: int, moment: Moment, n: int) -> tuple[float
             f"shift_px={[(0.0, 0.0)] * n}",
         )
     return float(shifts[k, 0]), float(shifts[k, 1])
-
-
-def _events_before(
-    chronicle: Chronicle, instants: Sequence[np.datetime64], k: int, window: Cutout
-) -> tuple[Disturbance, ...]:
-    """Return the events in the scene between date k - 1 and date k."""
-    if k == 0:
-        return ()
-    events = chronicle.up_to(instants[k], window, after=instants[k - 1])
-    return tuple(e for e in events if _reaches_into(e, chronicle.seed, window))
 
 
 def _reaches_into(event: Disturbance, seed: int, window: Cutout) -> bool:

@@ -46,10 +46,13 @@ class LossScore:
 
 def score_heights(predicted: xr.DataArray, truth: xr.DataArray) -> list[HeightScore]:
     """Score heights (time, y, x) [m] on each date, where there is a prediction."""
-    return [
-        _height_score(str(date), predicted.isel(time=k).values, truth.isel(time=k).values)
-        for k, date in enumerate(predicted["time"].dt.strftime("%Y-%m-%d").values)
-    ]
+    scores = []
+    for k, date in enumerate(predicted["time"].dt.strftime("%Y-%m-%d").values):
+        found, true = (a.isel(time=k).values.astype(np.float64) for a in (predicted, truth))
+        known = np.isfinite(found) & np.isfinite(true)
+        found, true = found[known], true[known]
+        scores.append(HeightScore(str(date), mae(found, true), bias(found, true), r2(found, true)))
+    return scores
 
 
 def score_losses(predicted: xr.DataArray, truth: xr.DataArray) -> list[LossScore]:
@@ -83,12 +86,3 @@ def _find_loss(
     square = np.ones((OPENING, OPENING), bool)
     opened: npt.NDArray[np.bool_] = ndimage.binary_opening(before - after > DROP, square)
     return opened
-
-
-def _height_score(
-    date: str, predicted: npt.NDArray[np.floating], truth: npt.NDArray[np.floating]
-) -> HeightScore:
-    known = np.isfinite(predicted) & np.isfinite(truth)
-    true = truth[known].astype(np.float64)
-    found = predicted[known].astype(np.float64)
-    return HeightScore(date, mae(found, true), bias(found, true), r2(found, true))

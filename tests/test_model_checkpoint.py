@@ -12,6 +12,7 @@ import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -313,8 +314,9 @@ def replace(path, kind):
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(os.path.relpath(path))  # its length is limited
+        with socket.socket(socket.AF_UNIX) as made, TemporaryDirectory() as short:
+            made.bind(f"{short}/s")  # the length of the name is limited
+            Path(short, "s").rename(path)
     elif kind == "large":
         path.touch()
         os.truncate(path, 2**40)

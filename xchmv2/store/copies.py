@@ -101,10 +101,17 @@ def publish(
     write_object(store, f"{RECORDS}/{_ROOT}", manifest.record_metadata)
     write_object(store, MARKER, manifest.to_bytes())
     write_object(store, _ROOT, root(manifest, template))
-    copies = {*list_keys(store, f"{_COPIES}/")} - {f"{_COPIES}/{manifest.copy}"}
-    for key in copies | (former.keys() - template.keys()):
+    for key in former.keys() - template.keys():
         delete_object(store, key)
+    drop_copies(manifest)
     return manifest
+
+
+def drop_copies(manifest: Manifest) -> None:
+    """Delete copies of the template that are not valid any more, or never were."""
+    for key in list_keys(manifest.store, f"{_COPIES}/"):
+        if key != f"{_COPIES}/{manifest.copy}":
+            delete_object(manifest.store, key)
 
 
 def root(manifest: Manifest, template: Template) -> bytes:

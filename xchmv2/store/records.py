@@ -331,11 +331,11 @@ def begin(store: Store) -> None:
     """
     begun = _attributes(read_object(store, MARKER)).get("state") == "creating"
     others = _list_others(store)
-    if not begun and (_foreign_names(store) or MARKER in others):
+    if begun:
+        _delete_all(store)
+    elif _foreign_names(store) or MARKER in others:
         raise _unreliable(store)
     _mark(store, "creating", new=not begun)
-    for key in others - {MARKER} if begun else ():
-        delete_object(store, key)
     if _attributes(read_object(store, MARKER)).get("state") != "creating":
         raise _unreliable(store)
 
@@ -369,14 +369,19 @@ def remove_all(store: Store) -> None:
     _mark(store, "removing")
     for records in (RECORDS, FORMER_RECORDS):
         delete_below(store, f"{records}/c")
-    for name in _names(store) - {GROUP}:
+    _delete_all(store)
+    if _list_others(store) - {MARKER}:  # a listing was incomplete
+        raise _unreliable(store)
+    delete_object(store, MARKER)
+
+
+def _delete_all(store: Store) -> None:
+    """Delete everything but lock and marker; first the root, with which plain xarray opens it."""
+    for name in sorted(_names(store) - {GROUP}, key=lambda name: name != "zarr.json"):
         delete_name(store, name)
     for name in list_names(store, GROUP):
         if f"{GROUP}/{name}" not in (LOCK, MARKER):
             delete_name(store, f"{GROUP}/{name}")
-    if _list_others(store) - {MARKER}:  # a listing was incomplete
-        raise _unreliable(store)
-    delete_object(store, MARKER)
 
 
 def _names(store: Store) -> set[str]:

@@ -16,7 +16,14 @@ from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
 from xchmv2.errors import StoreError
-from xchmv2.store.copies import collect, find_changed, in_memory, publish, read_template
+from xchmv2.store.copies import (
+    collect,
+    drop_copies,
+    find_changed,
+    in_memory,
+    publish,
+    read_template,
+)
 from xchmv2.store.records import FORMER_RECORDS, GROUP, RECORDS, Manifest
 from xchmv2.store.storage import (
     address,
@@ -119,6 +126,7 @@ def restore(manifest: Manifest, cube: Cube, template_of: Callable[[], Store]) ->
                 "give the same coordinates as then, which repairs the store",
             )
         write_object(store, key, data or b"")
+    drop_copies(manifest)
 
 
 def _write_coordinates(

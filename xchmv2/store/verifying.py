@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -146,13 +147,11 @@ def verify(
     validate_flags(repair=repair)
     changes = repair or redo is not None
     target = resolve_store(store, storage_options, read_only=not changes)
-    if not changes:
-        return _verify(target, repair=False)
-    _find(target)  # refuses foreign data before a lock is written there
-    if is_icechunk(target):
-        return _verify(target, repair=repair, redo=redo)
-    with WriterLock(target), explain_failures(target):
-        return _verify(target, repair=repair, redo=redo)
+    with explain_failures(target, "verify"):
+        _find(target)  # refuses foreign data before a lock is written there
+        locked = changes and not is_icechunk(target)
+        with WriterLock(target) if locked else nullcontext():
+            return _verify(target, repair=repair, redo=redo)
 
 
 def _verify(

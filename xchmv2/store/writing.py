@@ -231,6 +231,7 @@ def _begin(
         label: {**dates[label], "slot": i, "record": i} for i, label in enumerate(ordered.labels)
     }
     y, x = (1, 1) if shards else (b // c for b, c in zip(cube.block, cube.chunk, strict=True))
+    remove_partial_files(store)
     begin(store)
     raw = MemoryStore()
     write_template(raw, ordered, encodings, shards=shards)

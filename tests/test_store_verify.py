@@ -20,6 +20,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import xchmv2
 from xchmv2.errors import IncompleteStoreWarning, StoreError
+from xchmv2.store.lock import WriterLock
 from xchmv2.store.regions import WriteBlock, _Noting
 from xchmv2.store.storage import delete_object, list_keys, read_object, write_object
 
@@ -340,6 +341,15 @@ def test_a_store_that_is_being_created_says_so(tmp_path):
     zarr.open_group(tmp_path / "h.zarr", path="xchmv2", attributes={"state": "creating"})
     with pytest.raises(StoreError, match="was begun, but its template is not complete"):
         xchmv2.open_zarr(tmp_path / "h.zarr")
+
+
+def test_a_store_that_is_being_written_says_so(height, tmp_path):
+    store = LocalStore(tmp_path / "h.zarr")
+    write(height, store, regions={"time": 0})
+    with pytest.warns(IncompleteStoreWarning, match=r"3 of 6 .*writes them$"):
+        xchmv2.open_zarr(store)
+    with WriterLock(store), pytest.warns(IncompleteStoreWarning, match="has a lock"):
+        xchmv2.open_zarr(store)
 
 
 # Disks

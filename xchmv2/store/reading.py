@@ -11,8 +11,16 @@ import xarray as xr
 
 from xchmv2.errors import IncompleteStoreWarning, warn
 from xchmv2.raster import HEIGHT_NAME
+from xchmv2.store.lock import LOCK
 from xchmv2.store.records import find_store
-from xchmv2.store.storage import StoreLike, address, damaged, explain_failures, resolve_store
+from xchmv2.store.storage import (
+    StoreLike,
+    address,
+    damaged,
+    explain_failures,
+    read_object,
+    resolve_store,
+)
 from xchmv2.store.template import date_label, is_own_attribute
 from xchmv2.store.timeline import in_order
 from xchmv2.store.verifying import CheckedStore
@@ -58,10 +66,12 @@ def open_zarr(
         total = len(manifest.dates) * math.prod(manifest.blocks)
         missing = total - len(manifest.done())
         checked = source if manifest.is_of_first_format else CheckedStore(source, manifest)
+        active = bool(missing) and read_object(source, LOCK) is not None
     if missing:
         warn(
             f"{missing} of {total} regions of {address(source)} are not written yet and read as "
-            "NaN; the same call of .chmv2.to_zarr() writes them",
+            "NaN; the same call of .chmv2.to_zarr() writes them"
+            + (", unless another is doing so now: the store has a lock" if active else ""),
             IncompleteStoreWarning,
         )
     content = manifest.fingerprint

@@ -20,6 +20,9 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Wrap
 from xchmv2.errors import StoreError
 from xchmv2.raster import show
 
+#: Objects that are read at once.
+_REQUESTS = 64
+
 #: A path, URL, zarr store, obstore store, or icechunk session.
 StoreLike = Any
 
@@ -148,10 +151,12 @@ def read_object(store: Store, key: str) -> bytes | None:
 
 
 def read_objects(store: Store, keys: Iterable[str]) -> dict[str, bytes | None]:
-    """Read objects at once; None for each that does not exist."""
+    """Read objects, many at once; None for each that does not exist."""
+    free = asyncio.Semaphore(_REQUESTS)
 
     async def read(key: str) -> tuple[str, bytes | None]:
-        found = await store.get(key, default_buffer_prototype())
+        async with free:
+            found = await store.get(key, default_buffer_prototype())
         return key, None if found is None else found.to_bytes()
 
     async def read_all() -> list[tuple[str, bytes | None]]:

@@ -40,7 +40,10 @@ from xchmv2.store.storage import (
 )
 
 #: Regions that are read at once.
-_THREADS = 8
+_THREADS = 4
+
+#: Whether an object is gone or differs, and its key.
+_Wrong = tuple[Literal["missing", "damaged"], str]
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ def _verify(
         problems += _verify_template(manifest, repair)
     done = manifest.done()
     places = {region: label for label, region in manifest.regions}
-    bad = find_damaged(manifest, {region: places[region] for region in done})
+    found = _compare(manifest, {region: places[region] for region in done})
+    bad = {region: wrong for region, wrong in found.items() if wrong is not None}
     unwritten = places.keys() - done
     problems += [_describe(manifest, places[region], region, *bad[region]) for region in bad]
     for region in sorted(unwritten):
@@ -173,8 +177,7 @@ def _verify(
     if redo is not None:
         for region in _chosen(manifest, redo) & done:
             delete_object(store, manifest.record_key(region))
-    without = _without_checksum(manifest, done - bad.keys())
-    return Verified(len(places), without, tuple(problems), repair)
+    return Verified(len(places), len(found) - len(bad), tuple(problems), repair)
 
 
 def _find(store: Store) -> tuple[Manifest, list[Problem]]:
@@ -182,14 +185,14 @@ def _find(store: Store) -> tuple[Manifest, list[Problem]]:
     try:
         return find_store(store), []
     except StoreError as error:
+        if "is damaged" not in str(error):
+            raise
         copy = read_copy(store)
-        if copy is None and "is damaged" in str(error):
+        if copy is None:
             raise StoreError(
                 f"{MARKER} in {address(store)} is damaged, and no copy of it is left",
                 fix="write the store anew: height.chmv2.to_zarr(store, mode='w')",
             ) from None
-        if copy is None:
-            raise
         kind: Any = "missing" if read_object(store, MARKER) is None else "damaged"
         return copy, [Problem(kind, MARKER)]
 
@@ -211,27 +214,33 @@ def _verify_template(manifest: Manifest, repair: bool) -> list[Problem]:
     return problems
 
 
-def find_damaged(
-    manifest: Manifest, regions: Mapping[Region, str]
-) -> dict[Region, tuple[Literal["missing", "damaged"], str]]:
-    """Compare written regions with their records; returns what is wrong with which object."""
+def find_damaged(manifest: Manifest, regions: Mapping[Region, str]) -> set[Region]:
+    """Compare written regions with their records; returns those that are missing or damaged."""
+    found = _compare(manifest, regions)
+    return {region for region, wrong in found.items() if wrong is not None}
 
-    def check(region: Region) -> tuple[Literal["missing", "damaged"], str] | None:
+
+def _compare(manifest: Manifest, regions: Mapping[Region, str]) -> dict[Region, _Wrong | None]:
+    """Find what is wrong with which object of each region; None where nothing can be compared."""
+
+    def check(region: Region) -> tuple[bool, _Wrong | None]:
         key = manifest.record_key(region)
         record = manifest.parse_record(read_object(manifest.store, key))
         if record is None:
-            return "damaged", key
+            return True, ("damaged", key)
         keys = manifest.objects(regions[region], region)
         wanted = {k: wanted for k, wanted in zip(keys, record.tolist(), strict=True) if k}
+        compared = True
         found = read_objects(manifest.store, wanted)
         for key, (size, crc) in wanted.items():
-            if size != NO_CHECKSUM and checksum(found[key]) != (size, crc):
-                return ("missing" if found[key] is None else "damaged"), key
-        return None
+            compared &= size != NO_CHECKSUM
+            if compared and checksum(found[key]) != (size, crc):
+                return True, ("missing" if found[key] is None else "damaged", key)
+        return not compared, None
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = zip(regions, pool.map(check, regions), strict=True)
-        return {region: wrong for region, wrong in found if wrong is not None}
+        return {region: wrong for region, (worth_telling, wrong) in found if worth_telling}
 
 
 def forget(manifest: Manifest, regions: Mapping[Region, str]) -> None:
@@ -240,12 +249,6 @@ def forget(manifest: Manifest, regions: Mapping[Region, str]) -> None:
         for key in (manifest.record_key(region), *manifest.objects(label, region)):
             if key:
                 delete_object(manifest.store, key)
-
-
-def _without_checksum(manifest: Manifest, done: Iterable[Region]) -> int:
-    keys = [manifest.record_key(region) for region in done]
-    records = map(manifest.parse_record, read_objects(manifest.store, keys).values())
-    return sum(record is not None and bool((record == NO_CHECKSUM).any()) for record in records)
 
 
 def _pixels(manifest: Manifest, region: Region) -> tuple[slice, slice]:

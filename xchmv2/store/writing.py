@@ -276,14 +276,14 @@ def _forget_damaged(manifest: Manifest, cube: Cube, done: set[Region]) -> set[Re
     """Find the regions of a cube's dates that are not as they were written; they count no more."""
     labels = {manifest.dates[label]["record"]: label for label in cube.labels}
     regions = {region: labels[region[0]] for region in done if region[0] in labels}
-    bad = find_damaged(manifest, regions).keys()
+    bad = find_damaged(manifest, regions)
     if bad:
         warn(
             f"{len(bad)} regions of {address(manifest.store)} are missing or damaged, and are "
             "computed again; xchmv2.verify(store) lists them"
         )
         forget(manifest, {region: regions[region] for region in bad})
-    return set(bad)
+    return bad
 
 
 def _validate_items_are_new(dates: _Dates, known: _Dates) -> None:

@@ -6,10 +6,15 @@ which blocks are down.
 
 import errno
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import sys
 import time
 import warnings
+from functools import cache
+from pathlib import Path
+from unittest import mock
 
 import dask
 import numpy as np
@@ -25,6 +30,19 @@ from xchmv2.store.regions import WriteBlock
 from xchmv2.store.storage import list_keys, read_object, write_object
 
 # Private imports: work is noted task by task.
+
+
+@cache
+def forks():
+    """Context of ``multiprocessing`` whose processes have imported everything when they start."""
+    here = Path(__file__).parent
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["store_faults"])
+    # They import this checkout, wherever the installed package lies.
+    path = os.pathsep.join([str(here), str(here.parent)])
+    with mock.patch.dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1"):
+        multiprocessing.forkserver.ensure_running()
+    return context
 
 
 class Killed(WrapperStore):

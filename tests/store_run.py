@@ -1,7 +1,7 @@
 """A run for tests to kill: python store_run.py STORE CHECKPOINT LOG [key=value ...]; other kills.
 
 Writes a synthetic scene's heights and notes in LOG, line by line, which groups were computed and
-which blocks are down.
+which blocks are written. ``Run`` does the same in a process that starts at once.
 """
 
 import errno
@@ -141,6 +141,40 @@ def main(store, checkpoint, log, *options):
     storage = {"endpoint_url": endpoint, "key": "test", "secret": "test"} if endpoint else None
     with dask.config.set(scheduler="threads", num_workers=2):
         heights(checkpoint, source).chmv2.to_zarr(store, progress=False, storage_options=storage)
+
+
+class Run:
+    """A forked process that calls a function; its methods are those of ``subprocess.Popen``."""
+
+    def __init__(self, function, *given):
+        self._errors, theirs = forks().Pipe(duplex=False)
+        self._process = forks().Process(target=self._call, args=(theirs, function, given))
+        self._process.start()
+        theirs.close()
+        self.pid = self._process.pid
+
+    @staticmethod
+    def _call(errors, function, given):
+        os.dup2(errors.fileno(), 2)
+        errors.close()
+        function(*given)
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout=None):
+        """Wait until it ends; returns what it printed about errors."""
+        with open(self._errors.fileno(), closefd=False) as errors:
+            said = errors.read()
+        self._process.join(timeout)
+        self._errors.close()
+        return "", said
 
 
 if __name__ == "__main__":

@@ -247,8 +247,9 @@ VERBS = {
 
 
 def objects(store):
-    """All objects of a store but the lock."""
-    return {key: read_object(store, key) for key in list_keys(store, "") if key != lock.LOCK}
+    """All objects of a store but the lock, and what a kill may leave of a file for one."""
+    keys = [key for key in list_keys(store, "") if not key.startswith("xchmv2/lock.")]
+    return {key: read_object(store, key) for key in keys}
 
 
 def pixels(found):

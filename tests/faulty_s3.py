@@ -126,7 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
 def s3_server():
     """Serve an S3 of nothing but memory on loopback; yields its address."""
     pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(
+        ip_address="127.0.0.1", port=0, verbose=False
+    )
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # which would print every request
     server.start()
     host, port = server.get_host_and_port()

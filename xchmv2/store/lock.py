@@ -66,7 +66,9 @@ class WriterLock:
 
     def validate(self) -> None:
         """Look now that no other process took the store over, after minutes without renewal."""
-        if not self._is_held():
+        with explain_failures(self._store):
+            held = self._is_held()
+        if not held:
             raise StoreError(
                 f"another process took over writing {self._store} while this one was suspended",
                 fix="let that process finish; regions already written are intact",

@@ -15,7 +15,7 @@ PUBLIC = {
     "xchmv2": """
         CHMv2Config CHMv2Error CHMv2ForDepthEstimation CHMv2ImageProcessor __version__ change
         datasets errors imagery load model open_published open_zarr plotting predict published stac
-        store structure training validation warmup zonal""",
+        store structure training validation verify warmup zonal""",
     "xchmv2.change": """
         ComparisonWarning align correlation_length difference difference_between events gain
         label_events loss loss_area stable_bias transition transition_between trend""",
@@ -32,7 +32,7 @@ PUBLIC = {
         show_imagery""",
     "xchmv2.datasets": "Disturbance synthetic_forest",
     "xchmv2.stac": "load quality_flags",
-    "xchmv2.store": "Written open_zarr remove_store to_zarr",
+    "xchmv2.store": "Problem Verified Written open_zarr remove_store to_zarr verify",
     "xchmv2.published": "PUBLISHED_MAP open_published",
     "xchmv2.model": """
         CHMv2Config CHMv2ForDepthEstimation CHMv2ImageProcessor DINOv3ViTConfig

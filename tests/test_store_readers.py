@@ -20,6 +20,8 @@ from xchmv2.change import difference, label_events, loss
 from xchmv2.errors import StoreError
 from xchmv2.store.geotiff import write_cog
 
+# Private imports: a GeoTIFF is written by the function behind the accessor.
+
 #: By encoding: data type, number that means "missing", metres per unit, largest error [m].
 STORED = {
     "float32": ("float32", np.nan, 1, 0),

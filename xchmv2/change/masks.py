@@ -185,7 +185,7 @@ def _validate_threshold(kind: str, change: Change, threshold: float | None) -> f
                 fix=f"pass {kind}(change, threshold=15), or what difference() returns",
             )
         return 0.0
-    signed = kind == "loss" and isinstance(threshold, Real)
+    signed = kind == "loss" and isinstance(threshold, Real) and not isinstance(threshold, bool)
     size = abs(threshold) if signed else threshold
     validate_number("threshold", size, 15, above=0, unit="m")
     return size

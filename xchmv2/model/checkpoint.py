@@ -162,7 +162,7 @@ def describe(
         "preprocessor": read_json(preprocessor) if os.path.lexists(preprocessor) else None,
     }
     found = Checkpoint(
-        model_id, revision, folder, weights_sha256 or "", config_sha256=json_sha256(settings)
+        model_id, revision, folder, weights_sha256 or "", config_sha256=_json_sha256(settings)
     )
     # Refuses wrong settings now, not in a worker later.
     _ = found.config, found.mean_std()
@@ -433,7 +433,7 @@ def _weights_sha256(files: tuple[Path, ...]) -> str:
 
 def join_sha256(hashes: Mapping[str, str]) -> str:
     """Make one hash of those of weight files by name: a single one's own."""
-    return json_sha256(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
+    return _json_sha256(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
 
 
 def _file_sha256(path: Path) -> str:
@@ -448,7 +448,7 @@ def _file_sha256(path: Path) -> str:
     return _file_hashes[key]
 
 
-def json_sha256(data: Mapping[str, Any]) -> str:
+def _json_sha256(data: Mapping[str, Any]) -> str:
     """Hash values that JSON can hold, whatever the order of their keys."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 #: A NaN stays one: a plain maximum would take the other number for the height.
-NAN = tl.constexpr(tl.PropagateNan.ALL)
+_NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
 def _height_kernel(
@@ -49,7 +49,7 @@ def _height_kernel(
         logits += tl.dot(x, w, input_precision="ieee")
     logits += tl.load(bias + column)[None, :]
     if NORM == "relu":
-        weights = tl.maximum(logits, 0.0, NAN) + offset
+        weights = tl.maximum(logits, 0.0, _NAN) + offset
     else:
         if NORM == "sigmoid":  # as a softmax of the logarithms of sigmoids
             logits = tl.minimum(logits, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(logits)))
@@ -58,7 +58,7 @@ def _height_kernel(
     total = tl.sum(weights, axis=1)
     total = tl.where(total < float("inf"), tl.maximum(total, tiny), 1.0)
     mean = tl.sum(weights * centre, axis=1) / total
-    tl.store(height + row, scale * tl.maximum(mean, tiny, NAN), mask=inside)
+    tl.store(height + row, scale * tl.maximum(mean, tiny, _NAN), mask=inside)
     if SPREAD:
         off = centre - mean[:, None]
         variance = tl.sum(weights * off * off, axis=1) / total

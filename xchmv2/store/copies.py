@@ -38,10 +38,10 @@ _CHUNK = re.compile(r"c([./]\d+)*")
 
 #: By key: an object of the template, or size and checksum of one that is not copied, a chunk of
 #: coordinates along both y and x.
-Template = Mapping[str, bytes | tuple[int, int]]
+_Template = Mapping[str, bytes | tuple[int, int]]
 
 
-def collect(store: Store, variables: list[str]) -> Template:
+def collect(store: Store, variables: list[str]) -> _Template:
     """Read the template of a store: everything but pixels and our own metadata."""
     content = read_metadata(store, "")
     content.pop("consolidated_metadata", None)  # which root() adds
@@ -60,7 +60,7 @@ def collect(store: Store, variables: list[str]) -> Template:
     return found
 
 
-def read_template(manifest: Manifest) -> Template:
+def read_template(manifest: Manifest) -> _Template:
     """Read the template from its copy; if that is damaged, from the objects that it copies."""
     if manifest.copy is None:
         return collect(manifest.store, manifest.variables)
@@ -75,8 +75,8 @@ def read_template(manifest: Manifest) -> Template:
 
 def publish(
     manifest: Manifest,
-    template: Template,
-    former: Template,
+    template: _Template,
+    former: _Template,
     made: Store,
     validate: Callable[[], None] = lambda: None,
 ) -> Manifest:
@@ -114,7 +114,7 @@ def drop_copies(manifest: Manifest) -> None:
             delete_object(manifest.store, key)
 
 
-def root(manifest: Manifest, template: Template) -> bytes:
+def root(manifest: Manifest, template: _Template) -> bytes:
     """Write the metadata of the root with those of all arrays, as the function of zarr adds them.
 
     That function warns that this is no part of the specification. A reader sees the store as it is
@@ -134,7 +134,7 @@ def root(manifest: Manifest, template: Template) -> bytes:
     return as_json({**content, "consolidated_metadata": inline})
 
 
-def objects_of(manifest: Manifest, template: Template) -> dict[str, bytes | tuple[int, int]]:
+def _objects_of(manifest: Manifest, template: _Template) -> dict[str, bytes | tuple[int, int]]:
     """All that a store holds beside pixels and records, by key."""
     own = {
         f"{RECORDS}/{_ROOT}": manifest.record_metadata,
@@ -146,9 +146,9 @@ def objects_of(manifest: Manifest, template: Template) -> dict[str, bytes | tupl
     return {**template, **own}
 
 
-def find_changed(manifest: Manifest, template: Template) -> dict[str, bytes | None]:
+def find_changed(manifest: Manifest, template: _Template) -> dict[str, bytes | None]:
     """Find objects that are not as the manifest wants them; None where there is no copy of one."""
-    wanted = objects_of(manifest, template)
+    wanted = _objects_of(manifest, template)
     found = read_objects(manifest.store, wanted)
     return {
         key: content if isinstance(content, bytes) else None
@@ -157,7 +157,7 @@ def find_changed(manifest: Manifest, template: Template) -> dict[str, bytes | No
     }
 
 
-def in_memory(template: Template) -> MemoryStore:
+def in_memory(template: _Template) -> MemoryStore:
     """Make a store of a template, to be opened or changed."""
     store = MemoryStore()
     for key, content in template.items():
@@ -166,7 +166,7 @@ def in_memory(template: Template) -> MemoryStore:
     return store
 
 
-def _bytes(template: Template, key: str) -> bytes:
+def _bytes(template: _Template, key: str) -> bytes:
     content = template[key]
     assert isinstance(content, bytes)
     return content
@@ -176,7 +176,7 @@ def _name(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _dump(template: Template) -> bytes:
+def _dump(template: _Template) -> bytes:
     return as_json(
         {
             key: base64.b64encode(content).decode() if isinstance(content, bytes) else content
@@ -185,7 +185,7 @@ def _dump(template: Template) -> bytes:
     )
 
 
-def _parse(data: bytes) -> Template:
+def _parse(data: bytes) -> _Template:
     return {
         key: base64.b64decode(content) if isinstance(content, str) else (content[0], content[1])
         for key, content in json.loads(data).items()

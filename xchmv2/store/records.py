@@ -202,7 +202,7 @@ def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | Non
         )
     if state == "ready":
         return _validated(store, attrs, half_removed)
-    if data_of_copy(store) or (data and not attrs and _names(store) - {GROUP}):
+    if _data_of_copy(store) or (data and not attrs and _names(store) - {GROUP}):
         if half_removed:
             return None
         raise damaged(store, MARKER)
@@ -255,11 +255,11 @@ def _validated(store: Store, attrs: Mapping[str, Any], half_removed: bool) -> Ma
 
 def read_copy(store: Store) -> Manifest | None:
     """Read the copy of the manifest in the metadata of the root; None if it has none."""
-    attrs = _attributes(data_of_copy(store))
+    attrs = _attributes(_data_of_copy(store))
     return _parse(store, attrs) if attrs.get("state") == "ready" else None
 
 
-def data_of_copy(store: Store) -> bytes | None:
+def _data_of_copy(store: Store) -> bytes | None:
     """Find the manifest's copy in the metadata of the root, whatever it holds."""
     with suppress(StoreError, FileNotFoundError):
         root = parse_json(read_object(store, "zarr.json"), "zarr.json", store)

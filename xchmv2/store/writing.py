@@ -42,7 +42,7 @@ from xchmv2.store.template import (
 from xchmv2.store.timeline import add_dates, in_order, raise_format, restore
 from xchmv2.store.verifying import find_damaged, forget
 
-Mode = Literal["a", "w-", "w"]
+_Mode = Literal["a", "w-", "w"]
 
 #: By label: source items of a date, digest of its imagery, number of its unreadable files.
 _Dates = dict[str, dict[str, Any]]
@@ -76,7 +76,7 @@ def to_zarr(
     *,
     encoding: EncodingName = "float32",
     compressor: CompressorName = "blosc",
-    mode: Mode = "a",
+    mode: _Mode = "a",
     regions: Regions | None = None,
     shards: bool = False,
     progress: bool = True,
@@ -160,7 +160,7 @@ def to_zarr(
     >>> height = xchmv2.open_zarr("canopy.zarr")
     """
     validate_flags(shards=shards, progress=progress, compute=compute, verify=verify, fsync=fsync)
-    validate_choice("mode", mode, get_args(Mode), "w", error=StoreError)
+    validate_choice("mode", mode, get_args(_Mode), "w", error=StoreError)
     cube = read_cube(height)
     encodings = {
         str(name): resolve_encoding(encoding, variable, compressor)
@@ -354,7 +354,7 @@ def _validate_recorded(sinks: Mapping[tuple[int, ...], WriteBlock], manifest: Ma
         )
 
 
-def _find_manifest(store: Store, mode: Mode) -> Manifest | None:
+def _find_manifest(store: Store, mode: _Mode) -> Manifest | None:
     """Open the metadata of a store as a mode allows; an unreachable one is refused."""
     try:
         found = open_manifest(store, half_removed=mode == "w")

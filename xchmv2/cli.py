@@ -49,7 +49,10 @@ class _Commands(click.Group):
             try:
                 return super().invoke(ctx)
             except (click.ClickException, click.Abort, click.exceptions.Exit):
-                raise  # click's own: it reports wrong usage, and Ctrl-C as "Aborted!"
+                raise  # click's own: it reports wrong usage
+            except KeyboardInterrupt as error:
+                click.echo(": ".join(filter(None, ["interrupted", str(error)])), err=True)
+                ctx.exit(130)
             except Exception as error:
                 if isinstance(error, OSError) and error.errno == errno.EPIPE:
                     raise  # the reader of a pipe went away: click ends quietly

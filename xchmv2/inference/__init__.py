@@ -25,6 +25,7 @@ from xchmv2.inference.predictor import (
     Scaling,
     resolve_batch,
     skip_tiles,
+    stop_forwards,
     tiles_done,
     tiles_forwarded,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "seconds_per_tile",
     "skip_tiles",
     "stack_dates",
+    "stop_forwards",
     "tiles_done",
     "tiles_forwarded",
     "time_tiles",

@@ -529,6 +529,7 @@ def _load(spec: ModelSpec, device: str) -> Predictor:
         files = _checked(spec)
         mean, std = files.mean_std()
         model = held or CHMv2ForDepthEstimation.from_pretrained(files.folder, device_map=device)
+        _checked(spec)  # the folder may have been replaced since
     return Predictor(
         model, device=device, dtype=spec.dtype, mean=mean, std=std, compile=spec.compile
     )

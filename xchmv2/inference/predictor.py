@@ -31,7 +31,7 @@ from xchmv2.raster import FloatArray, TileAxis, TileRun, tile_runs
 _Tile = tuple[tuple[slice, FloatArray], tuple[slice, FloatArray]]
 
 _count_lock = threading.Lock()
-_tiles_forwarded = _tiles_skipped = 0
+_tiles_forwarded = _tiles_skipped = _stops = 0
 _device_locks: dict[torch.device, threading.Lock] = {}
 
 
@@ -49,6 +49,12 @@ def tiles_forwarded() -> int:
 def tiles_done() -> int:
     """Count the tiles that this process has forwarded, or skipped as they hold no valid pixel."""
     return _tiles_forwarded + _tiles_skipped
+
+
+def stop_forwards() -> None:
+    """End the groups in work in all threads of this process, each after its batch of tiles."""
+    global _stops
+    _stops += 1
 
 
 def skip_tiles(tiles: int) -> None:
@@ -260,8 +266,10 @@ class Predictor:
 
         A batch is computed while the one before it is added up.
         """
-        done, flying = 0, None
+        done, flying, stops = 0, None, _stops
         while done < len(tiles):
+            if _stops != stops:
+                raise InterruptedError("the prediction was interrupted")
             size = min(self._batch_limit, self._resolve_batch(batch_size, window, tiles[0]))
             batch = tiles[done : done + int(size)]
             try:

@@ -7,32 +7,52 @@ to the next they are handed over.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.base import get_scheduler
 from dask.callbacks import Callback
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.system import CPU_COUNT
+from dask.utils import parse_timedelta
 
-from xchmv2.errors import CHMv2Error
-from xchmv2.inference import validate_versions
+from xchmv2.errors import CheckpointError, CHMv2Error, DeviceError, StoreError, warn
+from xchmv2.inference import forwarding_workers, list_workers, stop_forwards, validate_versions
 from xchmv2.predict.graph import GROUPS
 
 #: Place of a block: indices of its chunks along all dims.
 _Index = tuple[int, ...]
-#: Writes one block of each array and returns how many pixels that were.
-_Sink = Callable[[Sequence[npt.NDArray[Any]]], int]
+#: Writes one block of each array; what it returns, such as the number of pixels, is passed on.
+_Sink = Callable[[Sequence[npt.NDArray[Any]]], Any]
+#: Told of each block that is written, or that cannot be, and may raise to end the run.
+_Done = Callable[[_Index, Any], None]
+_Failed = Callable[[_Index, Exception], None]
 
 #: Blocks of one graph at most on a cluster: about five tasks each, besides those that read.
 _MOST_BLOCKS = 2048
 #: In this process a graph is one row of blocks, however long: one row of border groups is then held
 #: in memory. A date in one graph took three times the memory, and more with every row.
 _MOST_BLOCKS_HERE = 1
+#: Errors that every other block would end in too.
+_OF_ALL_BLOCKS = (StoreError, CheckpointError, DeviceError)
+#: Setting of dask: how long to wait for a worker when none is left, and its default.
+_TIMEOUT = "xchmv2.worker-timeout", "10 minutes"
+#: How long no block was written before workers are looked for, and how often [s].
+_QUIET = 5.0
+#: By the workers that are needed: what is said where there are none.
+_NONE = ("", "no worker", "no worker that declares a GPU")
+#: How often a batch of which nothing could be finished is begun anew.
+_MOST_IDLE_ROUNDS = 20
 
 
 def run_sinks(
@@ -40,9 +60,12 @@ def run_sinks(
     sinks: Mapping[_Index, _Sink],
     *,
     name: str,
-    done: Callable[[_Index, int], None],
+    done: _Done,
+    failed: _Failed | None = None,
 ) -> None:
     """Compute blocks and write them, on the scheduler that dask is set to.
+
+    A block whose tasks fail is reported, and the others are written.
 
     Parameters
     ----------
@@ -53,24 +76,57 @@ def run_sinks(
     name : str
         Prefix of the writing tasks' keys; no two simultaneous runs may share it.
     done : callable
-        Called in this process with the place and pixels of each block once it is written.
+        Called in this process with the place of each written block and what its sink returned.
+    failed : callable
+        Called in this process with the place of each block that cannot be written, and the error;
+        by default the first one ends the run.
 
     Raises
     ------
     Exception
-        The first error of a task; the other tasks are cancelled.
+        If a task fails and ``failed`` is not given, or with an error of the store or the model; the
+        other tasks are cancelled.
+    CHMv2Error
+        If a cluster gives up its work, or has had no worker for long.
     """
     graph = _sink_graph(arrays, sinks, name)
     client = _validated_client()
+    failed = failed or _end
     most = _MOST_BLOCKS_HERE if client is None else _MOST_BLOCKS
-    for batches in _batches(sinks, most):
-        keys: list[list[Hashable]] = [[(name, *index) for index in batch] for batch in batches]
-        held: dict[Hashable, Any] = {}
-        for wanted, carried in zip(keys, _carried(graph, keys), strict=True):
-            if client is None:
-                held = _run_here(graph, wanted, carried, held, done)
-            else:
-                held = _run_on_cluster(client, graph, wanted, carried, done)
+    try:
+        with _one_pool():
+            for batches in _batches(sinks, most):
+                keys: list[list[Hashable]] = [[(name, *i) for i in batch] for batch in batches]
+                held: dict[Hashable, Any] = {}
+                for wanted, carried in zip(keys, _carried(graph, keys), strict=True):
+                    if client is None:
+                        held = _run_here(graph, wanted, carried, held, done, failed)
+                    else:
+                        held = _run_on_cluster(client, graph, wanted, carried, done, failed)
+    except KeyboardInterrupt:  # threads would go on to the end of their groups
+        stop_forwards()
+        raise
+
+
+@contextmanager
+def _one_pool() -> Iterator[None]:
+    """Keep the processes of dask's own scheduler for all batches, as they take long to start."""
+    pool = dask.config.get("pool", None)
+    if pool is not None or not _is_multiprocessing():
+        yield
+        return
+    from dask.multiprocessing import get_context
+
+    workers = dask.config.get("num_workers", None) or CPU_COUNT
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context()) as pool,
+        dask.config.set(pool=pool),
+    ):
+        yield
+
+
+def _end(place: _Index, error: Exception) -> None:
+    raise error
 
 
 def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[_Index, _Sink], name: str) -> Any:
@@ -91,8 +147,11 @@ def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[_Index, _Sink], nam
 
 def leaves_process() -> bool:
     """Whether other processes would compute now."""
-    module = getattr(get_scheduler(cls=da.Array), "__module__", "")
-    return _distributed_client() is not None or module == "dask.multiprocessing"
+    return _distributed_client() is not None or _is_multiprocessing()
+
+
+def _is_multiprocessing() -> bool:
+    return getattr(get_scheduler(cls=da.Array), "__module__", "") == "dask.multiprocessing"
 
 
 def compute_keys(graph: HighLevelGraph, keys: Sequence[Hashable]) -> list[Any]:
@@ -190,20 +249,46 @@ def _run_here(
     keys: list[Hashable],
     carried: list[Hashable],
     held: Mapping[Hashable, Any],
-    done: Callable[[_Index, int], None],
+    done: _Done,
+    failed: _Failed,
 ) -> dict[Hashable, Any]:
-    """Compute a batch in this process; returns the groups to hand over."""
-    ends = set(keys)
+    """Compute a batch in this process; returns the groups to hand over.
+
+    If a task fails, the blocks that are left are computed one by one, and nothing is handed over.
+    """
+    left, refusals = dict.fromkeys(keys), list[Exception]()
 
     def tell(key: Any, value: Any, *_: object) -> None:
-        if key in ends:
-            done(key[1:], value)
+        if key in left:
+            del left[key]
+            try:
+                done(key[1:], value)
+            except Exception as error:
+                refusals.append(error)
+                raise
 
-    wanted = keys + carried
-    ready = da.optimization.optimize(_with_held(graph, held), wanted)  # culls it too
-    with Callback(posttask=tell):
-        found = get_scheduler(cls=da.Array)(ready, wanted)
-    return dict(zip(carried, found[len(keys) :], strict=True))
+    def concerns_all(error: Exception) -> bool:
+        return bool(refusals) or isinstance(error, _OF_ALL_BLOCKS)
+
+    def compute(wanted: list[Hashable]) -> list[Any]:
+        ready = da.optimization.optimize(_with_held(graph, held), wanted)  # culls it too
+        with Callback(posttask=tell):
+            return list(get_scheduler(cls=da.Array)(ready, wanted))
+
+    try:
+        return dict(zip(carried, compute(keys + carried)[len(keys) :], strict=True))
+    except Exception as first:
+        if concerns_all(first):
+            raise
+        for key in list(left):
+            try:
+                with dask.config.set(pool=None):  # the pool is of no use if a process died
+                    compute([key])
+            except Exception as error:
+                if concerns_all(error):
+                    raise
+                failed(key[1:], error)  # type: ignore[index]
+        return {}
 
 
 def _with_held(graph: HighLevelGraph, held: Mapping[Hashable, Any]) -> HighLevelGraph:
@@ -223,37 +308,106 @@ def _run_on_cluster(
     graph: HighLevelGraph,
     keys: list[Hashable],
     carried: list[Hashable],
-    done: Callable[[_Index, int], None],
-    attempts: int = 5,
+    done: _Done,
+    failed: _Failed,
 ) -> dict[Hashable, Any]:
     """Compute a batch on a cluster; returns the groups to hand over, which stay there.
 
-    The graph is only culled: fusing its tasks would lose the workers that they may run on. Tasks
-    that are lost with their worker are computed again.
+    The graph is only culled: fusing its tasks would lose the workers that they may run on. Blocks
+    that are lost with their worker are computed again. Those for which several workers died are
+    tried once more when all others are written: another task may have been to blame.
     """
-    from distributed import as_completed
-
     wanted = keys + carried
     futures = client.get(graph.cull(set(wanted)), wanted, sync=False)
-    ends, shared = futures[: len(keys)], futures[len(keys) :]
-    lost: list[Hashable] = []
+    shared = futures[len(keys) :]
+    rounds = [(keys, futures[: len(keys)], False)]
+    idle = 0
     try:
-        for future in as_completed(ends):
-            if future.status == "lost" and attempts:  # its worker died with it
-                lost.append(future.key)
-                future.release()
-                continue
-            if future.status not in ("finished", "error"):
-                raise CHMv2Error(
-                    "the cluster to finish its work",
-                    f"that a task was {future.status}",
-                    "call again: what is written is kept",
-                )
-            done(future.key[1:], future.result())
-            future.release()  # else the block would be written again if its worker died
+        while rounds:
+            asked, futures, again = rounds.pop(0)
+            futures = futures or client.get(graph.cull(set(asked)), asked, sync=False)
+            left = _finish(client, futures, done, failed, again=again)
+            idle = 0 if sum(map(len, left.values())) < len(asked) else idle + 1
+            lost = left.pop(None, [])
+            if lost and idle > _MOST_IDLE_ROUNDS:
+                raise _unfinished("that workers lost what they had computed, again and again")
+            rounds = [*([(lost, [], again)] if lost else []), *rounds]
+            rounds += [(blocks, [], True) for blocks in left.values()]
     except BaseException:
-        client.cancel(futures)
+        with suppress(Exception):  # the scheduler may be gone
+            client.cancel([*futures, *shared])
         raise
-    if lost:
-        _run_on_cluster(client, graph, lost, [], done, attempts - 1)
     return dict(zip(carried, shared, strict=True))
+
+
+def _finish(
+    client: Any, futures: Sequence[Any], done: _Done, failed: _Failed, *, again: bool
+) -> dict[Hashable, list[Hashable]]:
+    """Wait for blocks; returns those to try again, by the task that killed workers, or None."""
+    from distributed import KilledWorker
+
+    left: dict[Hashable, list[Hashable]] = {}
+    for future in _completed(client, futures):
+        key, status = future.key, future.status
+        if status == "lost":  # its worker died with it
+            left.setdefault(None, []).append(key)
+        elif status == "finished":
+            done(key[1:], future.result())
+        elif status == "error":
+            error = future.exception()
+            if isinstance(error, _OF_ALL_BLOCKS):
+                raise error
+            if isinstance(error, KilledWorker) and not again:
+                left.setdefault(error.task, []).append(key)
+            else:
+                failed(key[1:], error.with_traceback(future.traceback()))
+        else:
+            raise _unfinished(f"that a task was {status}")
+        future.release()  # else the block would be written again if its worker died
+    return left
+
+
+def _completed(client: Any, futures: Sequence[Any]) -> Iterator[Any]:
+    """Yield futures as they end; if there is no worker for them for long, raise an error."""
+    from distributed import as_completed
+
+    waiting, needed = as_completed(futures), max(1, _kind_of_workers(client))
+    limit = parse_timedelta(dask.config.get(*_TIMEOUT)) or math.inf
+    looked, gone = time.monotonic(), math.inf
+    while not waiting.is_empty():
+        ended = waiting.next_batch(block=False)
+        yield from ended
+        now = time.monotonic()
+        if ended:
+            looked, gone = now, math.inf
+        elif now - looked < min(_QUIET, limit):
+            time.sleep(0.05)
+        elif _kind_of_workers(client) >= needed:
+            looked, gone = now, math.inf
+        elif now - gone >= limit:
+            raise _unfinished(f"{_NONE[needed]} for {limit:.0f} s")
+        else:
+            if gone == math.inf:
+                gone = now
+                warn(
+                    f"there is {_NONE[needed]}; waiting {limit:.0f} s for one, or as long "
+                    f"as dask.config.set({{{_TIMEOUT[0]!r}: ...}}) says"
+                )
+            looked = now
+
+
+def _kind_of_workers(client: Any) -> int:
+    """Tell whether a cluster has workers that declare a GPU, 2, or workers at all, 1, or none."""
+    try:
+        workers = list_workers(client)
+    except Exception as error:  # of the network
+        raise _unfinished(f"that its scheduler does not answer ({error})") from error
+    return 2 if forwarding_workers(workers) is not workers else min(1, len(workers))
+
+
+def _unfinished(found: str) -> CHMv2Error:
+    return CHMv2Error(
+        "the cluster to finish its work",
+        found,
+        "see that its scheduler and workers run, and call again: what is written is kept",
+    )

@@ -1,12 +1,16 @@
 """One writer at a time: a lock in the store that lives as long as the process that owns it.
 
 The lock is an object in the store, so it works wherever the store does. Its owner renews it.
-Another process takes it over if the owner is dead, or has not renewed it for long.
+Another process takes it over if the owner is dead, or has not renewed it for long. Clocks of two
+machines may differ, so a lock that seems to be stale, or of the future, is watched first: whoever
+renews it lives. A lock that no version of this package wrote is nobody's, and taken over at once.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 import secrets
 import socket
@@ -18,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from zarr.abc.store import Store
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore
 
-from xchmv2.errors import StoreError
+from xchmv2.errors import StoreError, warn
 from xchmv2.store.storage import (
     delete_object,
     explain_failures,
@@ -33,6 +39,8 @@ LOCK = "xchmv2/lock.json"
 _RENEW = 20.0
 #: A lock of another machine is stale after this time without renewal [s].
 _STALE = 180.0
+#: How long such a lock is watched first: its owner renews it once in this time [s].
+_WATCH = 1.5 * _RENEW
 #: How long to wait for competing writers where the store cannot create an object exclusively [s].
 _CONFIRM = 0.5
 #: Tokens of the locks that this process holds.
@@ -79,7 +87,7 @@ class WriterLock:
         exclusive = _create(self._store, self._content())
         holder = self._holder()
         if holder is not None and not self._is_mine(holder):
-            if _lives(holder):
+            if self._lives(holder):
                 raise _refusal(self._store, holder)
             write_object(self._store, LOCK, self._content())
             exclusive = False
@@ -88,6 +96,25 @@ class WriterLock:
             holder = self._holder()
         if holder is None or not self._is_mine(holder):
             raise _refusal(self._store, holder or {})
+
+    def _lives(self, holder: dict[str, Any]) -> bool:
+        """Return whether the owner of a lock is running, as far as this process can tell."""
+        here = _this_process()
+        if not holder:
+            return False
+        if all(holder[key] == here[key] for key in ("host", "place")):
+            if holder["pid"] == here["pid"]:
+                return holder["token"] in _TOKENS
+            if sys.platform != "win32":
+                return _runs(holder["pid"]) and _started(holder["pid"]) == holder["started"]
+        if 0 <= time.time() - holder["renewed"] < _STALE:
+            return True
+        warn(
+            f"{_name(holder)} seems to have stopped writing to {self._store}; waiting "
+            f"{_WATCH:.0f} s to see whether it renews its lock"
+        )
+        time.sleep(_WATCH)
+        return self._holder() not in (None, holder)
 
     def _release(self) -> None:
         """Remove the lock if it is ours; if that fails, it becomes stale."""
@@ -108,13 +135,18 @@ class WriterLock:
         return json.dumps({**self._owner, "renewed": time.time()}).encode()
 
     def _holder(self) -> dict[str, Any] | None:
+        """Read the lock; None if there is none, empty if no version of this package wrote it."""
         data = read_object(self._store, LOCK)
         if data is None:
             return None
         try:
-            return dict(json.loads(data))
-        except ValueError:
-            return {}  # half-written by a killed process
+            found = json.loads(data)
+            kinds = {"host": str, "place": str, "started": str, "token": str, "pid": int}
+            good = all(type(found[key]) is kind for key, kind in kinds.items())
+            good &= 0 < found["pid"] < 2**31 and math.isfinite(found["renewed"])
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+            return {}
+        return found if good else {}
 
     def _is_held(self) -> bool:
         return self._is_mine(self._holder() or {})
@@ -131,17 +163,6 @@ def _this_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "started": _started(os.getpid()),
     }
-
-
-def _lives(holder: dict[str, Any]) -> bool:
-    """Return whether the owner of a lock is running, as far as this process can tell."""
-    here = _this_process()
-    same_place = all(holder.get(key) == here[key] for key in ("host", "place"))
-    if same_place and holder.get("pid") == here["pid"]:
-        return holder.get("token") in _TOKENS
-    if same_place and sys.platform != "win32":
-        return _runs(int(holder["pid"])) and _started(int(holder["pid"])) == holder["started"]
-    return time.time() - float(holder.get("renewed", 0.0)) < _STALE
 
 
 def _runs(pid: int) -> bool:
@@ -169,16 +190,30 @@ def _boot_and_namespace() -> str:
     return boot + namespace
 
 
-def _create(store: Store, content: bytes) -> bool:
-    """Write the lock if there is none; returns whether the store guarantees that."""
+def _create(store: Any, content: bytes) -> bool:
+    """Write the lock if there is none; returns whether the store guarantees that.
+
+    An object store is asked twice: one that knows no conditions writes twice.
+    """
+    put: Any = store.fs._pipe_file if isinstance(store, FsspecStore) else write_object
+    for _ in range(2 if "mode" in inspect.signature(put).parameters else 0):
+        try:
+            sync(put(f"{store.path}/{LOCK}", content, mode="create"))
+        except FileExistsError:
+            return True
+        except OSError:  # it refuses conditions, or everything
+            break
     write_object(store, LOCK, content, new=True)
     return type(store).__name__ in ("LocalStore", "ObjectStore", "MemoryStore")
 
 
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+
+
 def _refusal(store: Store, holder: dict[str, Any]) -> StoreError:
-    who = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else "another process"
     return StoreError(
-        f"{who} is writing to {store}",
+        f"{_name(holder)} is writing to {store}",
         fix="let it finish, or stop it and call again; if it died on another machine, the lock "
-        f"{LOCK} is taken over after {_STALE / 60:.0f} minutes",
+        f"{LOCK} is taken over {_STALE / 60:.0f} minutes after its last renewal",
     )

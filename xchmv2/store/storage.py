@@ -23,7 +23,7 @@ from xchmv2.raster import show
 #: Objects that are read at once.
 _REQUESTS = 64
 
-#: A path, URL, zarr store, obstore store, or icechunk session.
+#: A path, URL, zarr store, obstore store, or icechunk session or repository.
 StoreLike = Any
 
 
@@ -49,6 +49,10 @@ def resolve_store(
         )
     if isinstance(store, Store):
         return _writable(store, read_only)
+    if is_repository(store):
+        branch = (storage_options or {}).get("branch", "main")
+        begin = store.readonly_session if read_only else store.writable_session
+        return _writable(begin(branch).store, read_only)
     if isinstance(getattr(store, "store", None), Store):  # an icechunk session
         return _writable(store.store, read_only)
     if type(store).__module__.partition(".")[0] == "obstore":
@@ -56,7 +60,7 @@ def resolve_store(
     if isinstance(store, str | os.PathLike):
         return _at_address(os.fspath(store), storage_options, read_only)
     raise StoreError(
-        "a path, a URL, a zarr or obstore store, or an icechunk session",
+        "a path, a URL, a zarr or obstore store, or an icechunk session or repository",
         f"{type(store).__name__}",
         "for example height.chmv2.to_zarr('canopy.zarr')",
     )
@@ -88,8 +92,15 @@ def is_icechunk(store: Store) -> bool:
     return type(store).__module__.partition(".")[0] == "icechunk"
 
 
+def is_repository(store: StoreLike) -> bool:
+    """Whether a user gave a repository of icechunk, in which a run makes its own transactions."""
+    return type(store).__module__.partition(".")[0] == "icechunk" and hasattr(
+        store, "writable_session"
+    )
+
+
 def validate_reachable(store: Store) -> None:
-    """Refuse a store in this process's memory, or a transaction, if other processes compute."""
+    """Refuse a store in this process's memory, if other processes compute."""
     while isinstance(store, WrapperStore):
         store = store._store
     protocol = getattr(getattr(store, "fs", None), "protocol", "")
@@ -98,12 +109,6 @@ def validate_reachable(store: Store) -> None:
             "a store that all computing processes can reach",
             "a store in this process's memory",
             "give a path or URL that all of them can reach",
-        )
-    if is_icechunk(store):
-        raise StoreError(
-            "a store that several processes can write to at once",
-            "an icechunk session, which belongs to one process",
-            "compute here instead: with dask.config.set(scheduler='threads'): ...",
         )
 
 

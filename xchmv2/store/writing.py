@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -25,6 +27,7 @@ from xchmv2.store.storage import (
     address,
     explain_failures,
     is_icechunk,
+    is_repository,
     remove_partial_files,
     resolve_store,
     validate_reachable,
@@ -40,10 +43,15 @@ from xchmv2.store.template import (
     write_template,
 )
 from xchmv2.store.timeline import add_dates, in_order, raise_format, restore
+from xchmv2.store.transactions import Writes, transactions
 from xchmv2.store.verifying import find_damaged, forget
 
 _Mode = Literal["a", "w-", "w"]
 
+#: How often a run looks at its lock at most [s].
+_LOOK = 1.0
+#: After so many blocks that failed one after another the run ends.
+_MOST_FAILURES = 50
 #: By label: source items of a date, digest of its imagery, number of its unreadable files.
 _Dates = dict[str, dict[str, Any]]
 
@@ -92,9 +100,10 @@ def to_zarr(
     height : DataArray or Dataset
         (..., y, x) from ``predict``, or any other, with at most one dim beside y and x. Several
         variables of one prediction are computed together.
-    store : str, path, zarr store, obstore store or icechunk Session
+    store : str, path, zarr store, obstore store, icechunk Session or Repository
         Location of the store. A URL such as "s3://bucket/canopy.zarr" is opened by fsspec. An
-        icechunk session is one transaction: commit it afterwards.
+        icechunk session is one transaction: commit it afterwards. To a repository each date is
+        committed when it is written.
     encoding : {"float32", "rounded", "int16_cm", "uint8_half_m"}
         How floating-point variables are stored. "rounded" keeps eighths of a metre in float32,
         "int16_cm" centimetres, "uint8_half_m" half metres from 0 to 127 m. Integers and booleans
@@ -123,7 +132,8 @@ def to_zarr(
         Whether pixels have to be on the disk before they are recorded, where the store is a local
         folder, so that a power failure leaves no record without pixels.
     storage_options : mapping, optional
-        Options of the file system of a URL.
+        Options of the file system of a URL; of an icechunk repository the branch, by default
+        ``{"branch": "main"}``.
 
     Returns
     -------
@@ -169,6 +179,12 @@ def to_zarr(
     target = resolve_store(store, storage_options)
     if leaves_process():
         validate_reachable(target)
+    if not compute and is_icechunk(target) and (leaves_process() or is_repository(store)):
+        raise StoreError(
+            "compute=True, because what is written has to be merged and committed",
+            "compute=False for icechunk",
+            "write now, height.chmv2.to_zarr(store); or give a session and compute in threads",
+        )
     sizes = {str(dim): size for dim, size in cube.dataset.sizes.items()}
     wanted = resolve_regions(sizes, regions)
     content = {"encoding": encoding, "variables": list(cube.arrays), **fingerprint(cube)}
@@ -196,7 +212,7 @@ def to_zarr(
         name = f"chmv2-write-{tokenize(str(target), list(cube.arrays), sorted(sinks))}"
         if not compute:
             return delayed_sinks(list(cube.arrays.values()), sinks, name)
-        return _run(cube, sinks, present, name, manifest, lock, show=progress)
+        return _run(cube, store, sinks, present, name, manifest, lock, show=progress)
 
 
 def _validate_is_no_source(cube: Cube, store: Store) -> None:
@@ -312,6 +328,7 @@ def _describe_dates(cube: Cube) -> _Dates:
 
 def _run(
     cube: Cube,
+    store: StoreLike,
     sinks: Mapping[tuple[int, ...], WriteBlock],
     present: int,
     name: str,
@@ -320,32 +337,75 @@ def _run(
     *,
     show: bool,
 ) -> Written:
-    """Write the missing regions, with a progress bar."""
+    """Write the missing regions, with a progress bar; those that fail are reported at the end."""
     todo = sum(len(sink.dates) for sink in sinks.values())
-    with Progress(present + todo, present, show=show) as bar:
+    arrays, failures = list(cube.arrays.values()), dict[tuple[int, ...], Exception]()
+    in_a_row, looked = 0, -math.inf
 
-        def done(place: tuple[int, ...], pixels: int) -> None:
-            bar.add(pixels, len(sinks[place].dates))
+    def write(part: Writes, target: Store, count: Callable[[Any], int]) -> None:
+        def done(place: tuple[int, ...], result: Any) -> None:
+            nonlocal in_a_row, looked
+            in_a_row = 0
+            bar.add(count(result), len(sinks[place].dates))
+            if lock is not None and time.monotonic() - looked > _LOOK:  # it is a request
+                lock.validate()
+                looked = time.monotonic()
+
+        def failed(place: tuple[int, ...], error: Exception) -> None:
+            nonlocal in_a_row
+            in_a_row += 1
+            failures[place] = error
+            if in_a_row == _MOST_FAILURES:
+                raise _failure(sinks, failures)
+
+        run_sinks(arrays, part, name=name, done=done, failed=failed)
+        written = [sinks[place] for place in part if place not in failures]
+        _validate_recorded(written, manifest if target is manifest.store else Manifest(target))
+
+    with Progress(present + todo, present, show=show) as bar:
+        try:
+            with closing(transactions(store, manifest.store, sinks)) as parts:
+                for part in parts:
+                    write(*part)
+            if failures:
+                raise _failure(sinks, failures)
             if lock is not None:
                 lock.validate()
-
-        try:
-            run_sinks(list(cube.arrays.values()), sinks, name=name, done=done)
-        except Exception as error:
-            error.add_note(
+        except (Exception, KeyboardInterrupt) as error:
+            note = (
                 f"{present + bar.regions} of {present + todo} regions are written and kept; the "
                 "same call writes the others"
             )
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(note) from None
+            error.add_note(note)
             raise
-    _validate_recorded(sinks, manifest)
     return Written(todo, present, bar.pixels, bar.seconds)
 
 
-def _validate_recorded(sinks: Mapping[tuple[int, ...], WriteBlock], manifest: Manifest) -> None:
+def _failure(
+    sinks: Mapping[tuple[int, ...], WriteBlock], failures: Mapping[tuple[int, ...], Exception]
+) -> StoreError:
+    """Name the first block that could not be computed, with its error, and count the others."""
+    place, error = next(iter(failures.items()))
+    sink = sinks[place]
+    dates = [date.label for date in sink.dates if date.label]
+    others = f", nor could {len(failures) - 1} other blocks" if len(failures) > 1 else ""
+    found = StoreError(
+        f"the block of y {sink.rows.start}:{sink.rows.stop}, x {sink.cols.start}:{sink.cols.stop}"
+        f"{' at ' if dates else ''}{', '.join(dates)} could not be computed "
+        f"({type(error).__name__}: {error}){others}",
+        fix="correct the cause and make the same call again: it computes only what is missing",
+    )
+    found.__cause__ = error
+    return found
+
+
+def _validate_recorded(sinks: Sequence[WriteBlock], manifest: Manifest) -> None:
     """Make sure that this process finds the regions that workers wrote."""
     with explain_failures(manifest.store):
         found = manifest.done()
-    written = {(d.entry["record"], *sink.block) for sink in sinks.values() for d in sink.dates}
+    written = {(d.entry["record"], *sink.block) for sink in sinks for d in sink.dates}
     if not written <= found:
         raise StoreError(
             f"{len(written)} regions in {address(manifest.store)}",

@@ -315,7 +315,7 @@ def _run_on_cluster(
 
     The graph is only culled: fusing its tasks would lose the workers that they may run on. Blocks
     that are lost with their worker are computed again. Those for which several workers died are
-    tried once more when all others are written: another task may have been to blame.
+    tried once more, one by one, when all others are written: another block may have been to blame.
     """
     wanted = keys + carried
     futures = client.get(graph.cull(set(wanted)), wanted, sync=False)
@@ -326,13 +326,12 @@ def _run_on_cluster(
         while rounds:
             asked, futures, again = rounds.pop(0)
             futures = futures or client.get(graph.cull(set(asked)), asked, sync=False)
-            left = _finish(client, futures, done, failed, again=again)
-            idle = 0 if sum(map(len, left.values())) < len(asked) else idle + 1
-            lost = left.pop(None, [])
+            lost, condemned = _finish(client, futures, done, failed, again=again)
+            idle = 0 if len(lost) + len(condemned) < len(asked) else idle + 1
             if lost and idle > _MOST_IDLE_ROUNDS:
                 raise _unfinished("that workers lost what they had computed, again and again")
             rounds = [*([(lost, [], again)] if lost else []), *rounds]
-            rounds += [(blocks, [], True) for blocks in left.values()]
+            rounds += [([key], [], True) for key in condemned]
     except BaseException:
         with suppress(Exception):  # the scheduler may be gone
             client.cancel([*futures, *shared])
@@ -342,15 +341,15 @@ def _run_on_cluster(
 
 def _finish(
     client: Any, futures: Sequence[Any], done: _Done, failed: _Failed, *, again: bool
-) -> dict[Hashable, list[Hashable]]:
-    """Wait for blocks; returns those to try again, by the task that killed workers, or None."""
+) -> tuple[list[Hashable], list[Hashable]]:
+    """Wait for blocks; returns those that are lost, and those for which workers died."""
     from distributed import KilledWorker
 
-    left: dict[Hashable, list[Hashable]] = {}
+    lost, condemned = list[Hashable](), list[Hashable]()
     for future in _completed(client, futures):
         key, status = future.key, future.status
         if status == "lost":  # its worker died with it
-            left.setdefault(None, []).append(key)
+            lost.append(key)
         elif status == "finished":
             done(key[1:], future.result())
         elif status == "error":
@@ -358,13 +357,13 @@ def _finish(
             if isinstance(error, _OF_ALL_BLOCKS):
                 raise error
             if isinstance(error, KilledWorker) and not again:
-                left.setdefault(error.task, []).append(key)
+                condemned.append(key)
             else:
                 failed(key[1:], error.with_traceback(future.traceback()))
         else:
             raise _unfinished(f"that a task was {status}")
         future.release()  # else the block would be written again if its worker died
-    return left
+    return lost, condemned
 
 
 def _completed(client: Any, futures: Sequence[Any]) -> Iterator[Any]:

@@ -57,11 +57,11 @@ def transactions(
     if not is_repository(user):
         yield _forked(store, sinks)
         return
-    session = store.session
+    session, branch = store.session, store.session.branch
     _commit(session, "dates of canopy heights")
     for _, places in groupby(sorted(sinks), key=lambda index: index[:-2]):
         part = {place: sinks[place] for place in places}
-        session = user.writable_session(session.branch)
+        session = user.writable_session(branch)
         try:
             yield _forked(session.store, _moved(part, session.store))
         finally:  # what is written before an error is kept too

@@ -27,6 +27,7 @@ from zarr.storage import FsspecStore
 
 from xchmv2.errors import StoreError, warn
 from xchmv2.store.storage import (
+    address,
     delete_object,
     explain_failures,
     read_object,
@@ -78,7 +79,8 @@ class WriterLock:
             held = self._is_held()
         if not held:
             raise StoreError(
-                f"another process took over writing {self._store} while this one was suspended",
+                f"another process took over writing {address(self._store)} while this one was "
+                "suspended",
                 fix="let that process finish; regions already written are intact",
             )
 
@@ -110,7 +112,7 @@ class WriterLock:
         if 0 <= time.time() - holder["renewed"] < _STALE:
             return True
         warn(
-            f"{_name(holder)} seems to have stopped writing to {self._store}; waiting "
+            f"{_name(holder)} seems to have stopped writing to {address(self._store)}; waiting "
             f"{_WATCH:.0f} s to see whether it renews its lock"
         )
         time.sleep(_WATCH)
@@ -213,7 +215,7 @@ def _name(holder: dict[str, Any]) -> str:
 
 def _refusal(store: Store, holder: dict[str, Any]) -> StoreError:
     return StoreError(
-        f"{_name(holder)} is writing to {store}",
+        f"{_name(holder)} is writing to {address(store)}",
         fix="let it finish, or stop it and call again; if it died on another machine, the lock "
         f"{LOCK} is taken over {_STALE / 60:.0f} minutes after its last renewal",
     )

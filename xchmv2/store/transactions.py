@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy.typing as npt
-import zarr
 from zarr.abc.store import Store
 
 from xchmv2.errors import StoreError
@@ -24,14 +22,13 @@ Writes = Mapping[_Index, Any]
 
 @dataclass(frozen=True, eq=False)
 class _ForkedWrite:
-    """Task: write a block in a fork of a session; returns its pixels and the forks to merge."""
+    """Task: write a block in a fork of a session; returns its pixels and the fork to merge."""
 
     write: WriteBlock
 
-    def __call__(self, blocks: Sequence[npt.NDArray[Any]]) -> tuple[int, list[Any]]:
-        pixels = self.write(blocks)
-        # Each array came here with a fork of its own.
-        return pixels, [array.store.session for array in _arrays(self.write)]
+    def __call__(self, blocks: Sequence[npt.NDArray[Any]]) -> tuple[int, Any]:
+        store: Any = self.write.store  # each task came here with a fork of its own
+        return self.write(blocks), store.session
 
 
 def transactions(
@@ -89,35 +86,16 @@ def _forked(store: Any, sinks: Writes) -> tuple[Writes, Store, Any]:
             "give it a path or bucket, icechunk.local_filesystem_storage('canopy.icechunk')",
         ) from None
 
-    def merge(result: tuple[int, list[Any]]) -> int:
-        session.merge(*result[1])
+    def merge(result: tuple[int, Any]) -> int:
+        session.merge(result[1])
         return result[0]
 
     return {place: _ForkedWrite(write) for place, write in moved.items()}, store, merge
 
 
 def _moved(sinks: Writes, store: Store) -> Writes:
-    """Let tasks write into the arrays of another session."""
-
-    @cache
-    def open_again(path: str) -> zarr.Array[Any]:
-        return zarr.open_array(store, path=path, mode="r+")
-
-    def move(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(move, value))
-        return open_again(value.path) if isinstance(value, zarr.Array) else value
-
-    return {
-        place: replace(sink, **{f.name: move(getattr(sink, f.name)) for f in fields(sink)})
-        for place, sink in sinks.items()
-    }
-
-
-def _arrays(write: WriteBlock) -> list[Any]:
-    values = [getattr(write, field.name) for field in fields(write)]
-    listed = [v for value in values for v in (value if isinstance(value, tuple) else [value])]
-    return [value for value in listed if isinstance(value, zarr.Array)]
+    """Let tasks write into another session."""
+    return {place: replace(sink, store=store) for place, sink in sinks.items()}
 
 
 def _commit(session: Any, message: str) -> None:

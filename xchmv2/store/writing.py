@@ -360,7 +360,7 @@ def _run(
 
         run_sinks(arrays, part, name=name, done=done, failed=failed)
         written = [sinks[place] for place in part if place not in failures]
-        _validate_recorded(written, manifest if target is manifest.store else Manifest(target))
+        _validate_recorded(written, replace(manifest, store=target))
 
     with Progress(present + todo, present, show=show) as bar:
         try:

@@ -83,6 +83,8 @@ def explain_failures(store: Store, action: str = "write to") -> Iterator[None]:
 
 def address(store: Store) -> str:
     """Name a store as a user does."""
+    if is_icechunk(store):
+        return "an icechunk session"
     files, path = getattr(store, "fs", None), getattr(store, "path", "")
     return str(store) if files is None else str(files.unstrip_protocol(path))
 

@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 from xchmv2.errors import StoreError
 from xchmv2.predict import leaves_process
 from xchmv2.store.regions import WriteBlock
-from xchmv2.store.storage import is_icechunk, is_repository
+from xchmv2.store.storage import is_icechunk, is_repository, read_object
 
 _Index = tuple[int, ...]
 #: Tasks that write, by the place of their block.
@@ -77,20 +77,20 @@ def _forked(store: Any, sinks: Writes) -> tuple[Writes, Store, Any]:
             "a session with changes that are not committed",
             "pass the repository, to which each date is committed: height.chmv2.to_zarr(repo)",
         )
-    try:
-        moved = _moved(sinks, session.fork().store)
-    except FileNotFoundError:
+    fork = session.fork().store
+    if read_object(fork, "zarr.json") is None:  # what is in memory was not copied with it
         raise StoreError(
             "a store that all computing processes can reach",
             "an icechunk repository in this process's memory",
             "give it a path or bucket, icechunk.local_filesystem_storage('canopy.icechunk')",
-        ) from None
+        )
 
     def merge(result: tuple[int, Any]) -> int:
         session.merge(result[1])
         return result[0]
 
-    return {place: _ForkedWrite(write) for place, write in moved.items()}, store, merge
+    moved = _moved(sinks, fork).items()
+    return {place: _ForkedWrite(write) for place, write in moved}, store, merge
 
 
 def _moved(sinks: Writes, store: Store) -> Writes:

@@ -224,7 +224,7 @@ def _validate_is_no_source(cube: Cube, store: Store) -> None:
                 while hasattr(source, "array"):
                     source = source.array
                 path = getattr(getattr(source, "_array", None), "store_path", None)
-                if path is not None and address(path.store).endswith(address(store)):
+                if path is not None and str(path.store).endswith(str(store)):
                     raise StoreError(
                         "heights that are read from elsewhere, since mode='w' removes the store",
                         f"heights read from {address(store)} itself",

@@ -351,7 +351,11 @@ def _finish(
         if status == "lost":  # its worker died with it
             lost.append(key)
         elif status == "finished":
-            done(key[1:], future.result())
+            try:
+                result = future.result()
+            except OSError as gone:
+                raise _unanswered(gone) from gone
+            done(key[1:], result)
         elif status == "error":
             error = future.exception()
             if isinstance(error, _OF_ALL_BLOCKS):
@@ -400,8 +404,12 @@ def _kind_of_workers(client: Any) -> int:
     try:
         workers = list_workers(client)
     except Exception as error:  # of the network
-        raise _unfinished(f"that its scheduler does not answer ({error})") from error
+        raise _unanswered(error) from error
     return 2 if forwarding_workers(workers) is not workers else min(1, len(workers))
+
+
+def _unanswered(error: Exception) -> CHMv2Error:
+    return _unfinished(f"that its scheduler does not answer ({error})")
 
 
 def _unfinished(found: str) -> CHMv2Error:

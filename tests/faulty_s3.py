@@ -15,6 +15,8 @@ import pytest
 
 from xchmv2.store.storage import resolve_store
 
+# Private imports: the store behind the proxy is opened as to_zarr opens it.
+
 #: Failures that every client of S3 knows and tries again.
 PASSING = ("500", "503", "drop", "drop late", "delay")
 #: Answers that are believed.

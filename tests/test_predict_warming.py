@@ -854,7 +854,7 @@ class TestDocumentation:
     def test_all_code_is_python(self):
         text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
         blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        assert len(blocks) == 5
+        assert len(blocks) == 6
         for block in blocks:
             compile(block, "clusters.md", "exec")
 

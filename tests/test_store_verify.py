@@ -170,6 +170,18 @@ def test_shards_and_layers_have_checksums(height, tmp_path):
     assert (problem.date[:10], problem.rows, problem.cols) == (
         "2021-07-01", slice(0, 60), slice(64, 128)
     )  # fmt: skip
+    for how in (cut, None):
+        with pytest.raises(StoreError, match=r"tall/c/1/0/1 in .* is damaged"):
+            xchmv2.open_zarr(store).compute()
+        damage(store, "tall/c/1/0/1", how)
+
+
+def test_a_record_that_was_there_is_not_taken_for_a_missing_region(height, whole):
+    store = copy_store(whole)
+    opened = xchmv2.open_zarr(store)
+    damage(store, "xchmv2/checksums/c/1/0/1/0/0", None)
+    with pytest.raises(StoreError, match="open it again"):
+        opened.compute()
 
 
 def test_redo_marks_a_date_or_a_window_to_be_computed_again(height, whole):

@@ -64,8 +64,9 @@ def open_zarr(
     with explain_failures(source, "read"):
         manifest = find_store(source)
         total = len(manifest.dates) * math.prod(manifest.blocks)
-        missing = total - len(manifest.done())
-        checked = source if manifest.is_of_first_format else CheckedStore(source, manifest)
+        done = manifest.done()
+        missing = total - len(done)
+        checked = source if manifest.is_of_first_format else CheckedStore(source, manifest, done)
         active = bool(missing) and read_object(source, LOCK) is not None
     if missing:
         warn(

@@ -355,8 +355,11 @@ def _client(scheduler: str | None) -> Any:
         return nullcontext()
     require_library("distributed", "--scheduler needs", "cluster")
     from distributed import Client
+    from distributed.comm import parse_address
+    from distributed.comm.registry import get_backend
 
-    try:
+    try:  # a client that fails would stay the default
+        get_backend(parse_address(scheduler)[0])
         return Client(scheduler)
     except ValueError as error:
         raise CHMv2Error(

@@ -78,9 +78,9 @@ class WriteBlock:
             now = open_manifest(self.store)
         except OSError as error:
             raise self._failure("a block", error) from error
+        known = now.dates if now is not None and now.identity == self.identity else {}
         for date in self.dates:
-            same = now is not None and now.identity == self.identity
-            if now is None or not same or now.dates.get(date.label) != date.entry:
+            if known.get(date.label) != date.entry:
                 raise StoreError(
                     f"another run is writing {date.label or 'this array'} anew since this one was "
                     "planned",
@@ -116,7 +116,7 @@ class WriteBlock:
             raise self._failure(self._name(array.path, date), error) from error
 
     def _name(self, variable: str, date: _DatePlace) -> str:
-        place = f"y {self.rows.start}:{self.rows.stop}, x {self.cols.start}:{self.cols.stop}"
+        place = write_pixels(self.rows, self.cols)
         return ", ".join(filter(None, [variable, date.label, place]))
 
     def _failure(self, what: str, error: Exception) -> StoreError:
@@ -125,6 +125,11 @@ class WriteBlock:
             fix="correct the cause and make the same call again: regions already written are kept, "
             "and only the missing ones are computed",
         )
+
+
+def write_pixels(rows: slice, cols: slice) -> str:
+    """Name the pixels of a block in a message."""
+    return f"y {rows.start}:{rows.stop}, x {cols.start}:{cols.stop}"
 
 
 class _Noting(WrapperStore[Store]):
@@ -172,10 +177,11 @@ def missing_blocks(
     Returns the task that writes each missing block, by its index in the cube, and how many of the
     wanted regions are written.
     """
-    dates, labels = manifest.dates, cube.labels
+    dates, labels, identity = manifest.dates, cube.labels, manifest.identity
+    each = tuple(encodings.values())
     found, present = {}, 0
     for index, pixels in blocks_of(next(iter(cube.arrays.values()))):
-        if not touches(wanted, [*([cube.date_dim] if cube.date_dim else []), *cube.dims], pixels):
+        if not touches(wanted, manifest.dims, pixels):
             continue
         *when, rows, cols = pixels
         by, bx = index[-2:]
@@ -191,10 +197,9 @@ def missing_blocks(
         )  # fmt: skip
         present += len(places) - len(missing)
         if missing:
-            each = tuple(encodings.values())
             found[index] = WriteBlock(
                 manifest.store,
-                manifest.identity,
+                identity,
                 arrays,
                 each,
                 missing,

@@ -203,9 +203,13 @@ def parse_json(data: bytes | None, key: str, store: Store) -> dict[str, Any]:
         raise damaged(store, key) from None
 
 
-def damaged(store: Store, what: str) -> StoreError:
+class DamagedError(StoreError):
+    """A file of a store whose content cannot be right."""
+
+
+def damaged(store: Store, what: str) -> DamagedError:
     """Return the error for a file whose content cannot be right, with the way out."""
-    return StoreError(
+    return DamagedError(
         f"{what} in {address(store)} is damaged",
         fix="repair the store: xchmv2.verify(store, repair=True), or in a shell "
         "`xchmv2 verify STORE --repair`; then make the call of .chmv2.to_zarr() again",

@@ -24,8 +24,9 @@ from xchmv2.store.records import (
     find_store,
     read_copy,
 )
-from xchmv2.store.regions import resolve_regions, touches
+from xchmv2.store.regions import resolve_regions, touches, write_pixels
 from xchmv2.store.storage import (
+    DamagedError,
     StoreLike,
     address,
     checksum,
@@ -71,7 +72,7 @@ class Problem:
     def __str__(self) -> str:
         if self.rows is None or self.cols is None:
             return f"{self.kind}: {self.key}"
-        place = f"y {self.rows.start}:{self.rows.stop}, x {self.cols.start}:{self.cols.stop}"
+        place = write_pixels(self.rows, self.cols)
         return f"{self.kind}: {', '.join(filter(None, [self.date, place, self.key]))}"
 
 
@@ -184,9 +185,7 @@ def _find(store: Store) -> tuple[Manifest, list[Problem]]:
     """Open a manifest, or its copy where it is damaged alone."""
     try:
         return find_store(store), []
-    except StoreError as error:
-        if "is damaged" not in str(error):
-            raise
+    except DamagedError:
         copy = read_copy(store)
         if copy is None:
             raise StoreError(

@@ -21,7 +21,13 @@ from xchmv2.store.copies import collect, in_memory, publish, read_template
 from xchmv2.store.fingerprint import fingerprint, imagery_digests, validate_same
 from xchmv2.store.lock import WriterLock
 from xchmv2.store.records import Manifest, Region, begin, open_manifest, remove_all
-from xchmv2.store.regions import Regions, WriteBlock, missing_blocks, resolve_regions
+from xchmv2.store.regions import (
+    Regions,
+    WriteBlock,
+    missing_blocks,
+    resolve_regions,
+    write_pixels,
+)
 from xchmv2.store.storage import (
     StoreLike,
     address,
@@ -392,7 +398,7 @@ def _failure(
     dates = [date.label for date in sink.dates if date.label]
     others = f", nor could {len(failures) - 1} other blocks" if len(failures) > 1 else ""
     found = StoreError(
-        f"the block of y {sink.rows.start}:{sink.rows.stop}, x {sink.cols.start}:{sink.cols.stop}"
+        f"the block of {write_pixels(sink.rows, sink.cols)}"
         f"{' at ' if dates else ''}{', '.join(dates)} could not be computed "
         f"({type(error).__name__}: {error}){others}",
         fix="correct the cause and make the same call again: it computes only what is missing",

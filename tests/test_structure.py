@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+import xchmv2
 from xchmv2 import structure
 from xchmv2.errors import CHMv2Error
 
@@ -187,6 +188,37 @@ def test_whole_raster(name):
     assert float(found[0]) == pytest.approx(expected, rel=5e-4)
     mostly_missing = height.where(height.x < height.x[10])
     assert CELL_FUNCTIONS[name](mostly_missing, None).isnull().all()
+
+
+@pytest.mark.parametrize("name", CELL_FUNCTIONS)
+def test_cells_of_chunks_that_they_do_not_fit_are_stored(name, tmp_path):
+    """Zarr wants uniform chunks; pixels of each chunk are still made once."""
+    made = []
+
+    def note(block, block_info=None):
+        made.append(block_info[None]["chunk-location"])
+        return block
+
+    height = forest((2, 90, 80)).chunk(time=1, y=25, x=33)
+    noted = height.copy(data=height.data.map_blocks(note, dtype="f4", meta=np.empty((0, 0, 0))))
+    found = CELL_FUNCTIONS[name](noted, 7.0)
+    expected = CELL_FUNCTIONS[name](height.compute(), 7.0)
+    found.to_zarr(tmp_path / "plain.zarr", consolidated=False)
+    assert sorted(made) == sorted(set(made))
+    assert len(made) == 2 * 4 * 3
+    found.chmv2.to_zarr(tmp_path / "own.zarr", progress=False)
+    plain = xr.open_zarr(tmp_path / "plain.zarr", consolidated=False)
+    for stored in (plain, xchmv2.open_zarr(tmp_path / "own.zarr")):
+        np.testing.assert_allclose(stored[name].compute(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [(1,) * 60, (60,), (7,) * 8 + (4,), (59, 1)])
+def test_cells_lie_in_chunks_of_about_the_size_of_the_pixels(chunks):
+    found = structure.canopy_cover(forest((60, 70)).chunk(y=chunks, x=35), cell=6.0)
+    rows = found.chunks[0]
+    assert len(set(rows[:-1])) <= 1
+    assert rows[-1] <= rows[0]
+    assert rows[0] == max(1, round(max(chunks) * len(found.y) / 60))
 
 
 def test_nothing_but_missing():

@@ -20,10 +20,11 @@ from scipy import ndimage
 from xchmv2.change import correlation_length, difference
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas
-from xchmv2.zonal import effective_samples, to_table, zonal
+from xchmv2.structure import canopy_cover
+from xchmv2.zonal import effective_samples, to_table, zonal, zone_statistics
 from xchmv2.zonal import polygons as pieces_module
 
-# Private imports: squares are made small, so that polygons are cut.
+# Private imports: squares and batches are made small, so that polygons are cut and spread.
 
 CRS = 32633
 LEFT, TOP = 500_000.0, 5_300_000.0
@@ -195,7 +196,7 @@ class TestLazy:
     )
     def test_same_for_any_chunking(self, rows, cols, dates, tile):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pieces_module, "_TILE", tile)
+            patch.setattr(pieces_module, "TILE", tile)
             change = raster(times=3, low=-10, high=10).rename("height_change")
             change = change.where(change > -9.5)
             options = {"stats": ("mean", "std", "min", "max", "p90", "loss_area", "gain_volume")}
@@ -207,13 +208,14 @@ class TestLazy:
             )
 
     @settings(max_examples=10)
-    @given(tile=st.integers(3, 60))
-    def test_pieces_do_not_matter(self, tile):
+    @given(tile=st.integers(3, 60), batch=st.integers(1, 2000))
+    def test_pieces_do_not_matter(self, tile, batch):
         change = raster(low=-10, high=10).rename("height_change")
         stats = ("mean", "std", "min", "max", "count", "area", "p90", "loss_area", "net_volume")
         expected = zonal(change, list(SHAPES.values()), stats=stats)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pieces_module, "_TILE", tile)
+            patch.setattr(pieces_module, "TILE", tile)
+            patch.setattr(zone_statistics, "_BATCH", batch)
             found = zonal(change, list(SHAPES.values()), stats=stats)
         for name in stats:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-12)
@@ -244,6 +246,13 @@ class TestLazy:
         shapes = [circle(5, 5, 3), circle(4, 6, 3), circle(6, 4, 2), circle(45, 45, 8)]
         zonal(height, shapes).compute()
         assert sorted(read) == [(0, 0)] + [(r, c) for r in (3, 4, 5) for c in (3, 4, 5)]
+
+    def test_tasks_are_by_chunk_and_not_by_polygon(self):
+        rng = np.random.default_rng(0)
+        shapes = [circle(*at, 2) for at in rng.uniform(3, 77, (2000, 2))]
+        found = zonal(raster((80, 80)).chunk(y=40, x=40), shapes, stats="mean")
+        sums = {key for key in found.__dask_graph__() if "zonal-sums" in str(key)}
+        assert len(sums) == 9  # four chunks, four sides between them and a corner
 
     def test_polygon_over_many_squares(self):
         height = raster((2300, 2100), crs=None)
@@ -310,7 +319,7 @@ class TestResult:
 
     def test_outside_is_nan_and_said(self):
         shapes = gpd.GeoSeries([circle(8, 8, 3), circle(900, 8, 3), None], index=list("abc"))
-        with pytest.warns(UserWarning, match="2 of 3 polygons are empty or outside.*: b, c"):
+        with pytest.warns(UserWarning, match=r"2 of 3 polygons \(b, c\) are empty or outside"):
             found = zonal(raster(crs=None), shapes)
         assert found["mean"].isnull().values.tolist() == [False, True, True]
         assert found["count"].isnull().values.tolist() == [False, True, True]
@@ -337,14 +346,138 @@ class TestResult:
 
     def test_touching_is_outside(self):
         beside = shapely.box(LEFT - 10, TOP - 20, LEFT, TOP)
-        with pytest.warns(UserWarning, match="1 of 1 polygons"):
+        with pytest.warns(UserWarning, match=r"1 of 1 polygons \(0\)"):
             assert np.isnan(zonal(raster(crs=None), beside)["mean"].item())
 
     def test_crossed_polygons_are_repaired_and_said(self):
         bow = place((2, 2), (12, 12), (12, 2), (2, 12))
-        with pytest.warns(UserWarning, match="1 polygons cross themselves"):
+        with pytest.warns(
+            UserWarning, match=r"1 of 1 polygons \(0\) are invalid \(Self-int.*areas"
+        ):
             found = zonal(raster(crs=None), bow)
         assert found["area"].item() == pytest.approx(50)
+
+
+class TestLongitudes:
+    """Rasters and polygons on both sides of 180 degrees."""
+
+    BESIDE = staticmethod(lambda west, east: shapely.box(west, -17.002, east, -17.001))
+
+    def raster(self, crs):
+        lon, lat = (-180.0 if crs == "west" else 180.0), -17.0
+        if crs in (32701, 32760):
+            left, top = gpd.GeoSeries.from_xy([180], [lat], crs=4326).to_crs(crs).iloc[0].coords[0]
+            step = 2.0
+        else:
+            left, top, step, crs = lon, lat, 2e-5, 4326
+        y = top - step * np.arange(200)
+        x = left + step * (np.arange(300) - 150)
+        data = np.broadcast_to(np.arange(300.0), (200, 300))
+        return xr.DataArray(data, {"y": y, "x": x}, ("y", "x")).odc.assign_crs(crs)
+
+    @pytest.mark.parametrize("crs", ["west", "east", 32701, 32760])
+    @pytest.mark.parametrize("form", ["joined", "two parts", "on from 180", "projected"])
+    def test_one_polygon_in_every_form(self, crs, form):
+        height = self.raster(crs)
+        whole = self.BESIDE(179.999, 180.002)
+        shape = {
+            "joined": shapely.Polygon(
+                [(179.999, -17.002), (-179.998, -17.002), (-179.998, -17.001), (179.999, -17.001)]
+            ),
+            "two parts": shapely.union_all(
+                [self.BESIDE(179.999, 180), self.BESIDE(-180, -179.998)]
+            ),
+        }.get(form, whole)
+        polygons = gpd.GeoSeries([shape], crs=4326)
+        if form == "projected":
+            polygons = gpd.GeoSeries([whole], crs=4326).to_crs(32760)
+        if form == "joined":
+            with pytest.warns(UserWarning, match=r"1 of 1 polygons \(0\) have sides of more"):
+                found = zonal(height, polygons)
+        else:
+            found = zonal(height, polygons)
+        assert found["valid_fraction"].item() == pytest.approx(1, abs=1e-6)
+        exact = abs(polygons.crs.get_geod().geometry_area_perimeter(whole)[0])
+        assert found["area"].item() == pytest.approx(exact, rel=2e-3)
+        middle = 150 + 0.0005 / 2e-5 if crs in ("west", "east") else 150 + 53.2 / 2
+        assert found["mean"].item() == pytest.approx(middle, abs=1.5)
+
+    def test_longitudes_from_0_to_360(self):
+        height = self.raster("east").assign_coords(x=lambda h: h.x + 120)  # about 300 degrees
+        there = self.BESIDE(299.999, 300.001)
+        here = self.BESIDE(-60.001, -59.999)
+        for one in (there, here):
+            assert zonal(height, one)["valid_fraction"].item() == pytest.approx(1, abs=1e-6)
+
+    def test_a_hole_goes_along(self):
+        ring = [(179.998, -17.003), (-179.998, -17.003), (-179.998, -17.001), (179.998, -17.001)]
+        hole = [(179.9995, -17.0025), (-179.9995, -17.0025), (-179.9995, -17.0015)]
+        polygon = gpd.GeoSeries([shapely.Polygon(ring, [hole])], crs=4326)
+        with pytest.warns(UserWarning, match="taken to cross 180 degrees"):
+            found = zonal(self.raster("east"), polygon)
+        assert found["count"].item() == pytest.approx((0.004 * 0.002 - 0.001**2 / 2) / 4e-10)
+
+    def test_a_world_of_two_halves(self):
+        step = 1.0
+        height = xr.DataArray(
+            np.ones((180, 360)),
+            {"y": 89.5 - step * np.arange(180), "x": -179.5 + step * np.arange(360)},
+            ("y", "x"),
+        ).odc.assign_crs(4326)
+        found = zonal(height, [self.BESIDE(170, 190), shapely.box(-180, -90, 180, 90)])
+        np.testing.assert_allclose(found["count"], [20 * 0.001, 360 * 180])
+
+
+class TestCover:
+    @pytest.mark.parametrize("chunks", [None, {"y": 7, "x": 11, "time": 1}])
+    def test_share_of_pixels(self, chunks):
+        height = raster(times=2)
+        height = height.where(height < 35)
+        weight = supersample(height[0], SHAPES["tilted"])
+        read = height if chunks is None else height.chunk(chunks)
+        found = zonal(read, SHAPES["tilted"], stats=("cover", "mean"), threshold=12.0).compute()
+        for date in range(2):
+            valid = height[date].notnull()
+            expected = (weight * (height[date] >= 12)).sum() / (weight * valid).sum()
+            assert found["cover"][date, 0].item() == pytest.approx(expected.item(), abs=0.005)
+        assert found["cover"].attrs == {
+            "long_name": "share of the ground under canopy of 12 m or more",
+            "units": "1",
+        }
+
+    def test_is_that_of_cells(self):
+        height = raster().round()
+        window = shapely.box(LEFT, TOP - 30, LEFT + 40, TOP)
+        expected = float(canopy_cover(height, cell=None))
+        assert zonal(height, window, stats="cover")["cover"].item() == pytest.approx(expected)
+        gone = height.where(height < -1)
+        assert np.isnan(zonal(gone, window, stats="cover")["cover"].item())
+
+    @pytest.mark.parametrize("smooth", [0.0, 2.0])
+    def test_standard_error_is_the_spread_of_repeated_measurements(self, smooth):
+        rng = np.random.default_rng(1)
+        truth = 25 + 50 * ndimage.gaussian_filter(rng.normal(size=(160, 160)), 4)
+        coords = {"y": TOP - np.arange(160.0), "x": LEFT + np.arange(160.0)}
+        discs = [circle(x, y, 25) for x in (40, 110) for y in (40, 110)]
+        rows = []
+        for seed in range(40):
+            noise = np.random.default_rng(seed + 10).normal(size=truth.shape)
+            noise = ndimage.gaussian_filter(noise, smooth, mode="wrap") if smooth else noise
+            noisy = truth + noise / noise.std() * 2
+            layers = xr.Dataset(
+                {
+                    "canopy_height": (("y", "x"), noisy, {"units": "m"}),
+                    "bin_spread": (("y", "x"), np.full(truth.shape, 2.0)),
+                },
+                coords,
+            )
+            length = 2 * smooth if smooth else 0.0  # the integral of the autocorrelation
+            options = {"sigma": "bin_spread", "correlation_length": length}
+            rows.append(zonal(layers, discs, stats="cover", threshold=25.0, **options))
+        runs = xr.concat(rows, "run", coords="minimal", compat="override")
+        stated = np.sqrt((runs["cover_se"] ** 2).mean())
+        seen = np.sqrt(runs["cover"].var("run", ddof=1).mean())
+        assert 0.8 < float(stated / seen) < 1.6
 
 
 class TestChange:
@@ -551,6 +684,7 @@ class TestErrors:
             ({"stats": ("mean", "modus")}, r"statistics among mean, .*found \['modus'\]"),
             ({"stats": ()}, r"statistics among"),
             ({"stats": "p101"}, r"found \['p101'\]"),
+            ({"sigma": "bin_spread"}, "or 'bin_spread' of a Dataset that holds it, found"),
             ({"stats": "loss_area"}, "a change, for loss_area, found heights"),
             ({"sigma": -1.0}, "a sigma of at least 0 m, or None, found sigma=-1.0"),
             ({"sigma": np.nan}, "a sigma of at least 0 m"),
@@ -558,7 +692,7 @@ class TestErrors:
             ({"sigma": 1.0, "correlation_length": -2.0}, "a correlation_length of at least 0 m"),
             (
                 {"threshold": 5.0},
-                r"a change of height with threshold=.*rename\('height_change'\)",
+                r"'cover', or a change of height, with threshold=.*rename\('height_change'\)",
             ),
         ],
     )
@@ -590,9 +724,45 @@ class TestErrors:
             zonal(raster(crs=None), gpd.GeoSeries([circle(5, 5, 2)], crs=CRS))
 
     def test_places_that_cannot_be(self):
-        nowhere = gpd.GeoSeries([shapely.box(0, 95, 10, 99)], crs=4326)
+        metres = gpd.GeoSeries([circle(8, 8, 3)], crs=4326)
+        with pytest.raises(CHMv2Error, match=r"longitudes and latitudes.*x up to 500011") as raised:
+            zonal(raster(), metres)
+        raised.value.fix = raised.value.fix.replace("...", str(CRS))
+        assert zonal(raster(), follow(raised, polygons=metres))["count"] > 1
+        nowhere = gpd.GeoSeries([shapely.box(5e8, 5e8, 6e8, 6e8)], crs=32632)
         with pytest.raises(CHMv2Error, match="cannot be reprojected to the raster's CRS; check"):
-            zonal(raster(crs=3857), nowhere)
+            zonal(raster(), nowhere)
+
+    def test_polygons_without_crs_are_asked_about(self):
+        polygons = gpd.GeoDataFrame(geometry=[circle(8, 8, 3)])
+        expected = zonal(raster(), polygons.geometry[0])
+        for asked in (polygons, polygons.geometry):
+            with pytest.raises(CHMv2Error, match=r"the raster has one \(EPSG:32633\)") as raised:
+                zonal(raster(), asked)
+            answered = zonal(raster(), follow(raised, polygons=asked))
+            xr.testing.assert_identical(answered, expected)
+            assert zonal(raster(crs=None), asked)["mean"].notnull().all()
+
+    @pytest.mark.filterwarnings("ignore:invalid value encountered in linearrings:RuntimeWarning")
+    @pytest.mark.parametrize("broken", [np.nan, np.inf])
+    def test_coordinates_that_are_not_finite(self, broken):
+        shapes = [circle(8, 8, 3), place((2, 2), (broken, 2), (9, 9)), circle(20, 9, 4)]
+        polygons = gpd.GeoSeries(shapes, crs=CRS, index=["a", "b", "c"])
+        message = r"finite coordinates, found NaN or infinite ones in 1 of 3 polygons \(b\)"
+        with pytest.raises(CHMv2Error, match=message) as raised:
+            zonal(raster(), polygons)
+        assert zonal(raster(), follow(raised, polygons=polygons))["polygon"].values.tolist() == [
+            "a",
+            "c",
+        ]
+
+    def test_cover_is_of_heights(self):
+        mask = raster() > 5
+        for other in (mask, raster().rename("height_change")):
+            with pytest.raises(CHMv2Error, match="canopy heights, for cover, found") as raised:
+                zonal(other, SHAPES["tilted"], stats="cover")
+        advice = {"zonal": zonal, "mask": mask, "polygons": SHAPES["tilted"]}
+        assert 0 < follow(raised, **advice)["mean"] < 1
 
     def test_sigma_below_0_somewhere(self):
         change = raster().rename("height_change")

@@ -103,14 +103,15 @@ class _CellAxis:
     size: float
 
     def chunked(self, chunks: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return chunks of pixels near the given ones that cut no cell, and the cells in each."""
-        bounds = np.asarray(self.bounds)
-        wanted = np.cumsum([0, *chunks])
-        nearest = np.unique(np.abs(bounds[None] - wanted[:, None]).argmin(axis=1))
-        return (
-            tuple(int(n) for n in np.diff(bounds[nearest])),
-            tuple(int(n) for n in np.diff(nearest)),
-        )
+        """Return chunks of pixels as large as the given ones that cut no cell, and their cells.
+
+        All hold the same number of cells but the last, as Zarr wants it.
+        """
+        count = len(self.full)
+        each = max(1, round(max(chunks) * count / self.bounds[-1]))
+        starts = [*range(0, count, each), count]
+        pixels = np.diff(np.asarray(self.bounds)[starts])
+        return tuple(int(n) for n in pixels), tuple(int(n) for n in np.diff(starts))
 
     def within(self, start: int, stop: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the cells of some pixels: their bounds counted from the first, and full sizes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import dask
 import numpy as np
@@ -21,15 +21,25 @@ from xchmv2.raster import (
     has_true_areas,
     holds_change,
     is_crs_variable,
+    name_contents,
     on_same_coordinates,
     read_change,
     read_numbers,
     read_raster,
+    show,
     tell_kind,
     validate_number,
     validate_raster,
 )
-from xchmv2.zonal.polygons import Piece, Polygons, cut_pieces, read_polygons, require_zonal
+from xchmv2.zonal.polygons import (
+    TILE,
+    Pieces,
+    Polygons,
+    cut_pieces,
+    listed,
+    read_polygons,
+    require_zonal,
+)
 from xchmv2.zonal.zone_statistics import (
     Rules,
     estimate_length,
@@ -39,6 +49,8 @@ from xchmv2.zonal.zone_statistics import (
 )
 
 _CHANGE_NAME = "height_change"
+_BIN_SPREAD = "bin_spread"
+_Sigma = float | xr.DataArray | str | None
 
 
 def zonal(
@@ -47,7 +59,7 @@ def zonal(
     *,
     stats: str | Sequence[str] | None = None,
     threshold: float | None = None,
-    sigma: float | xr.DataArray | None = None,
+    sigma: float | xr.DataArray | Literal["bin_spread"] | None = None,
     correlation_length: float | None = None,
 ) -> xr.Dataset:
     """Compute statistics of heights or changes in polygons, weighted by the covered area.
@@ -59,19 +71,22 @@ def zonal(
         Dataset of ``difference`` or ``events``; or any other raster, such as biomass, in its own
         unit. Of a mask (bool) the statistics are those of a share.
     polygons : GeoDataFrame, GeoSeries, shapely geometry or sequence of them
-        Polygons and multipolygons, with holes or without, in any CRS; without one, in the
-        raster's.
+        Polygons and multipolygons, with holes or without, in any CRS. Plain shapely geometries are
+        in the raster's.
     stats : str or sequence of str, optional
         ``mean``, ``std``, ``min``, ``max``, ``median`` and percentiles such as ``p95``, in the
-        raster's unit; ``count`` [px], ``area`` [m2] and ``valid_fraction``. Of changes also
-        ``loss_area``, ``gain_area``, ``net_area`` [ha] and ``loss_volume``, ``gain_volume``,
-        ``net_volume`` [m3]. Default: all but percentiles.
+        raster's unit; ``count`` [px], ``area`` [m2] and ``valid_fraction``. Of heights also
+        ``cover``, the share of the ground under canopy. Of changes also ``loss_area``,
+        ``gain_area``, ``net_area`` [ha] and ``loss_volume``, ``gain_volume``, ``net_volume`` [m3].
+        Default: all but percentiles and cover.
     threshold : float, optional
-        Change [m] from which on a pixel counts as lost or gained. Default: the pixels that
-        ``difference`` found significant; 5 m where there is no such layer.
-    sigma : float or DataArray, optional
-        Standard deviation of the error of one pixel [m], on the grid of the values. Default: the
-        one that ``difference`` worked with; without it there are no standard errors.
+        Height [m] from which on a pixel is canopy, inclusive, for ``cover``; 5 m by default. Change
+        [m] beyond which a pixel counts as lost or gained. Default: the pixels that ``difference``
+        found significant; 5 m where there is no such layer.
+    sigma : float, DataArray or "bin_spread", optional
+        Standard deviation of the error of one pixel [m], on the grid of the values; "bin_spread"
+        takes the variable of that name beside ``canopy_height``. Default: the one that
+        ``difference`` worked with; without it there are no standard errors.
     correlation_length : float, optional
         Radius of the disc that counts as one independent error [m], 0 for independent pixels.
         Default: the one that ``difference`` was given, else estimated from the change as by
@@ -87,13 +102,16 @@ def zonal(
     Raises
     ------
     CHMv2Error
-        If an argument is out of range, the polygons have a CRS and the raster has none, or sigma is
-        given for heights without a correlation length.
+        If an argument is out of range, the polygons have coordinates that are not finite, only the
+        polygons or only the raster have a CRS, or sigma is given for heights without a correlation
+        length.
 
     Warns
     -----
     UserWarning
-        If polygons lie outside the raster, so that their statistics are NaN, or cross themselves.
+        If polygons lie outside the raster, so that their statistics are NaN; are invalid, such as
+        those that cross themselves, and were repaired; or have sides over more than 180 degrees of
+        longitude, which are taken to cross 180 degrees.
 
     Notes
     -----
@@ -102,12 +120,15 @@ def zonal(
     the difference of the two.
 
     Standard errors are those of repeated measurement, for errors with the given standard deviation
-    and correlation length (:func:`xchmv2.zonal.effective_samples`). Those of areas come from pixels
-    so near the threshold that another measurement might have put them on its other side. They do
-    not include an error that all pixels share, or a bias of the change.
+    and correlation length (:func:`xchmv2.zonal.effective_samples`). Those of areas and of cover
+    come from pixels so near the threshold that another measurement might have put them on its other
+    side. With the standard normal distribution function F, a pixel of height h and error s lies
+    above a threshold t with the chance p = F((h - t) / s); of n pixels with areas w, which hold m
+    independent measurements, the variance of the cover is n/m sum(w^2 p (1 - p)) / sum(w)^2.
+    Standard errors do not include an error that all pixels share, or a bias of the change.
 
-    Only windows over polygons are read, in pieces of at most 1024 px. Percentiles keep the values
-    in a polygon in memory, other statistics do not.
+    Only chunks under polygons are read, each once. Percentiles keep the values in a polygon in
+    memory, other statistics do not.
 
     References
     ----------
@@ -117,17 +138,26 @@ def zonal(
     --------
     >>> summary = height.chmv2.zonal(stands, stats=("mean", "p95"))
     >>> table = xchmv2.zonal.to_table(summary)
+    >>> cover = height.chmv2.zonal(stands, stats="cover", threshold=2.0)["cover"]
     >>> change = height.chmv2.difference("2019", "2024", sigma=4.0, correlation_length=5.0)
     >>> lost = change.chmv2.zonal(stands)["loss_area"]
     """
     require_zonal()
     quantity = _read_quantity(height_or_change, threshold, sigma)
-    errors = "sigma" in quantity.layers
-    names = resolve_stats(stats, change=quantity.change, errors=errors)
+    names = resolve_stats(
+        stats, change=quantity.change, cover=quantity.height, errors="sigma" in quantity.layers
+    )
+    if threshold is not None and not quantity.change and "cover" not in names:
+        raise CHMv2Error(
+            "stats='cover', or a change of height, with threshold=",
+            f"stats={show(stats)} of an array named {quantity.values.name!r}",
+            "ask for the cover: zonal(height, polygons, stats='cover', threshold=5.0), or name it "
+            f"if it is a change: change.rename({_CHANGE_NAME!r})",
+        )
     grid = find_grid(quantity.values)
     quantity = replace(quantity, values=quantity.values.transpose(..., *grid.dims))
     placed = read_polygons(polygons, grid)
-    pieces = list(cut_pieces(placed.on_pixels, grid.shape))
+    pieces = cut_pieces(placed.on_pixels, grid.shape)
     _warn_outside(placed, pieces)
     length = _resolve_length(quantity, correlation_length, names)
     found, length = _summarize(quantity, placed, pieces, names, length)
@@ -164,16 +194,12 @@ def to_table(zones: xr.Dataset) -> Any:
     return geopandas.GeoDataFrame(frame[[*first, *rest, "geometry"]], crs=crs)
 
 
-def _warn_outside(polygons: Polygons, pieces: Sequence[Piece]) -> None:
-    inside = {piece.polygon for piece in pieces}
-    outside = [k for k in range(len(polygons.given)) if k not in inside]
-    if outside:
+def _warn_outside(polygons: Polygons, pieces: Pieces) -> None:
+    outside = np.ones(len(polygons.given), bool)
+    outside[pieces.polygon] = False
+    if outside.any():
         names = next(iter(polygons.labels.values()))
-        shown = ", ".join(str(names[k]) for k in outside[:5]) + ("..." if len(outside) > 5 else "")
-        warn(
-            f"{len(outside)} of {len(polygons.given)} polygons are empty or outside the raster; "
-            f"their statistics are NaN: {shown}"
-        )
+        warn(f"{listed(names, outside)} are empty or outside the raster; their statistics are NaN")
 
 
 def _resolve_length(quantity: _Quantity, given: float | None, names: Sequence[str]) -> float | None:
@@ -196,13 +222,13 @@ def _resolve_length(quantity: _Quantity, given: float | None, names: Sequence[st
 def _summarize(
     quantity: _Quantity,
     polygons: Polygons,
-    pieces: Sequence[Piece],
+    pieces: Pieces,
     names: tuple[str, ...],
     length: float | None,
 ) -> tuple[Any, Any]:
     """Return an array (names, dates, polygons) and the correlation length, lazy as the values."""
     values = quantity.values.chunk()  # in memory: one chunk
-    cells = cell_areas(values)
+    cells = cell_areas(values.chunk(dict.fromkeys(values.dims[-2:], TILE)))
     layers = {"area": cells.data, **_place_layers(quantity.layers, values)}
     layers["value"] = values.data.reshape(-1, *values.shape[-2:])
     if length is not None and math.isnan(length):
@@ -251,7 +277,7 @@ def _label(
         name: (
             (*further, "geometry"),
             layer.reshape(*sizes, -1),
-            label_stat(name, quantity.of, quantity.units, square),
+            label_stat(name, quantity.of, quantity.units, square, quantity.threshold),
         )
         for name, layer in zip(names, found, strict=True)
     }
@@ -308,16 +334,26 @@ class _Quantity:
     #: pixels and their level of detection [m].
     layers: dict[str, Any]
     change: bool = False
-    #: Change from which on a pixel is lost or gained; None where the layer ``changed`` says so.
+    height: bool = False
+    #: Height from which on a pixel is canopy, or change from which on it is lost or gained; None
+    #: where the layer ``changed`` says so.
     threshold: float | None = None
     #: Correlation length that came with the values [m].
     length: float | None = None
 
 
 def _read_quantity(
-    given: xr.DataArray | xr.Dataset, threshold: float | None, sigma: float | xr.DataArray | None
+    given: xr.DataArray | xr.Dataset, threshold: float | None, sigma: _Sigma
 ) -> _Quantity:
     """Read heights, a change or another raster, with the error and significance it carries."""
+    if isinstance(sigma, str):
+        if sigma != _BIN_SPREAD or not isinstance(given, xr.Dataset) or sigma not in given:
+            raise CHMv2Error(
+                f"sigma as a number or a DataArray, or {_BIN_SPREAD!r} of a Dataset that holds it",
+                f"{sigma!r} of {name_contents(given)}",
+                "pass such as sigma=4.0",
+            )
+        sigma = given[sigma]
     layers: dict[str, Any] = {} if sigma is None else {"sigma": sigma}
     if isinstance(sigma, xr.DataArray):
         layers["sigma"] = read_numbers(sigma)
@@ -326,19 +362,15 @@ def _read_quantity(
     if holds_change(given):
         values = read_change(given)
         limit = float(THRESHOLD if threshold is None else threshold)
-        quantity = _Quantity(values, "change", "m", layers, True, limit)
+        quantity = _Quantity(values, "change", "m", layers, change=True, threshold=limit)
         if isinstance(given, xr.Dataset) and _CHANGE_NAME in given:
             return _with_significance(quantity, given, threshold)
         return quantity
     if isinstance(given, xr.Dataset):
         given = _only_height(given)
-    if threshold is not None:
-        raise CHMv2Error(
-            "a change of height with threshold=",
-            f"an array named {given.name!r}",
-            f"if it is a change, name it so: change.rename({_CHANGE_NAME!r})",
-        )
-    return _Quantity(*_read_values(given), layers)
+    height = tell_kind(given) in ("height", "unknown")
+    limit = float(THRESHOLD if threshold is None else threshold)
+    return _Quantity(*_read_values(given), layers, height=height, threshold=limit)
 
 
 def _read_values(array: xr.DataArray) -> tuple[xr.DataArray, str, str | None]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -20,7 +20,10 @@ from xchmv2.change.correlation import MOST_WINDOWS, WINDOW, correlated_pixels
 from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Chunks, Source, assemble, list_items, show
-from xchmv2.zonal.polygons import Geometries, Piece, Window
+from xchmv2.zonal.polygons import Geometries, Pieces, Spans
+
+if TYPE_CHECKING:
+    from xchmv2.zonal.coverage import Coverage
 
 _Floats = npt.NDArray[np.float64]
 #: Layers by name: of a window, or for each pixel under a piece; a number holds for all.
@@ -28,12 +31,14 @@ _Read = Mapping[str, npt.NDArray[Any]]
 
 #: Statistics of any raster, computed by default.
 _HEIGHT_STATS = ("mean", "std", "min", "max", "count", "area", "valid_fraction")
+#: Statistics of any pixel, of no limit that it may lie beyond.
+_OF_ALL = ("net_volume", "net_volume_se")
 #: Areas and volumes of change.
 _CHANGE_STATS = tuple(
     f"{side}_{what}" for what in ("area", "volume") for side in ("loss", "gain", "net")
 )
 #: Statistics that come with a standard error where the error of a pixel is known.
-_WITH_ERROR = ("mean", *_CHANGE_STATS)
+_WITH_ERROR = ("mean", "cover", *_CHANGE_STATS)
 
 _HECTARE = 1e4
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:\.\d+)?|100)")
@@ -46,6 +51,7 @@ _LONG_NAMES = {
     "count": "pixels with data, by the share that is covered",
     "area": "area with data",
     "valid_fraction": "share of the polygon that has data",
+    "cover": "share of the ground under canopy of {limit:g} m or more",
     "loss_area": "area of loss",
     "gain_area": "area of gain",
     "net_area": "area of gain minus area of loss",
@@ -64,11 +70,12 @@ def _percentile_of(stat: str) -> float | None:
 
 
 def resolve_stats(
-    stats: str | Sequence[str] | None, *, change: bool, errors: bool
+    stats: str | Sequence[str] | None, *, change: bool, cover: bool, errors: bool
 ) -> tuple[str, ...]:
     """Return the statistics wanted, each followed by its standard error where there are errors."""
-    every = _HEIGHT_STATS + (_CHANGE_STATS if change else ())
-    named = every if stats is None else tuple(list_items(stats) or (stats,))
+    default = _HEIGHT_STATS + (_CHANGE_STATS if change else ())
+    every = default + (("cover",) if cover else ())
+    named = default if stats is None else tuple(list_items(stats) or (stats,))
     texts = all(isinstance(stat, str) for stat in named)
     wanted = tuple(dict.fromkeys(named)) if texts else ()
     wrong = [stat for stat in wanted if stat not in every and _percentile_of(stat) is None]
@@ -77,6 +84,12 @@ def resolve_stats(
             f"a change, for {', '.join(wrong)}",
             "heights",
             "pass what difference() returns, or a DataArray named 'height_change'",
+        )
+    if wrong == ["cover"]:
+        raise CHMv2Error(
+            "canopy heights, for cover",
+            "a change, or another quantity",
+            "pass heights; the share of a mask is its mean: zonal(mask, polygons, stats='mean')",
         )
     if wrong or not wanted:
         raise CHMv2Error(
@@ -88,17 +101,19 @@ def resolve_stats(
     return tuple(name for pair in pairs for name in pair)
 
 
-def label_stat(stat: str, of: str, units: str | None, square: str | None) -> dict[str, str]:
+def label_stat(
+    stat: str, of: str, units: str | None, square: str | None, limit: float | None
+) -> dict[str, str]:
     """Return the long name of a statistic of a quantity, and its unit where that is known."""
     name = stat.removesuffix("_se")
     share = _percentile_of(name)
     if share is not None and name != "median":
         long_name = f"{100 * share:g}th percentile of {of}"
     else:
-        long_name = _LONG_NAMES[name].format(of=of)
+        long_name = _LONG_NAMES[name].format(of=of, limit=limit)
     if stat != name:
         long_name = f"standard error of {long_name}"
-    own = {"count": "1", "valid_fraction": "1", "area": square}
+    own = {"count": "1", "valid_fraction": "1", "cover": "1", "area": square}
     unit = own.get(name, units)
     if name in _CHANGE_STATS:
         unit = square and ("ha" if name.endswith("_area") else "m3")
@@ -107,17 +122,23 @@ def label_stat(stat: str, of: str, units: str | None, square: str | None) -> dic
 
 @dataclass(frozen=True)
 class Rules:
-    """The statistics wanted, and the rule for loss and gain."""
+    """The statistics wanted, and the limit of what counts."""
 
     #: Statistics, with ``_se`` for standard errors.
     names: tuple[str, ...]
-    #: Change [m] from which on a pixel is lost or gained; None where the layer ``changed`` says so.
+    #: Height [m] from which on a pixel is canopy, or change [m] from which on it is lost or gained;
+    #: None where the layer ``changed`` says so.
     threshold: float | None
 
+    def need(self, *stats: str) -> bool:
+        """Whether one of some statistics is wanted."""
+        return not set(stats).isdisjoint(self.names)
+
     @property
-    def change(self) -> bool:
-        """Whether loss and gain are wanted."""
-        return any(name.removesuffix("_se") in _CHANGE_STATS for name in self.names)
+    def sides(self) -> tuple[str, ...]:
+        """Which of loss and gain are wanted."""
+        wanted = {name.partition("_")[0] for name in self.names if name not in _OF_ALL}
+        return tuple(side for side in ("loss", "gain") if wanted & {side, "net"})
 
     @property
     def percentiles(self) -> bool:
@@ -128,16 +149,16 @@ class Rules:
 def summarize(
     layers: Mapping[str, Any],
     geometries: Geometries,
-    pieces: Sequence[Piece],
+    pieces: Pieces,
     rules: Rules,
     length: float | da.Array | None,
 ) -> da.Array:
     """Build the graph of all statistics (names, dates, polygons); nothing is computed.
 
-    Each piece is a task, and reads the chunks over its window only. The layers are numbers, (H, W)
-    or (D, H, W): ``value`` (D, H, W) and ``area`` (H, W) of each pixel; where they are known,
-    ``sigma`` [m], ``changed`` and ``least``: which pixels have changed, and the least change that
-    counts [m].
+    A task adds up pieces that lie in the same chunks of all layers, and reads no others. The layers
+    are numbers, (H, W) or (D, H, W): ``value`` (D, H, W) and ``area`` (H, W) of each pixel; where
+    they are known, ``sigma`` [m], ``changed`` and ``least``: which pixels have changed, and the
+    least change that counts [m].
     """
     import shapely
 
@@ -146,22 +167,57 @@ def summarize(
     sizes = shapely.area(geometries)
     shape = (len(rules.names), layers["value"].shape[0], len(sizes))
     token = tokenize(
-        dict(layers), rules, length, sizes, shape, [shapely.to_wkb(p.geometry) for p in pieces]
+        dict(layers), rules, length, sizes, shape, pieces.window, shapely.to_wkb(pieces.geometry)
     )
     name, sums = f"zonal-statistics-{token}", f"zonal-sums-{token}"
-    tasks: dict[Any, Any] = {
-        (sums, k): _over(lazy, piece.window, partial(_sum_piece, piece, rules, numbers))
-        for k, piece in enumerate(pieces)
-    }
-    polygons = np.array([piece.polygon for piece in pieces], dtype=int)
-    finish = partial(_finish, polygons=polygons, sizes=sizes, rules=rules, shape=shape)
+    batches = _batches(pieces, list(lazy.values()))
+    tasks: dict[Any, Any] = {}
+    for k, batch in enumerate(batches):
+        some = pieces[batch]
+        window = (*some.window[:, ::2].min(axis=0), *some.window[:, 1::2].max(axis=0))
+        top, left, bottom, right = map(int, window)
+        spans = (top, bottom), (left, right)
+        tasks[sums, k] = _over(lazy, spans, partial(_sum_pieces, some, spans, rules, numbers))
+    finish = partial(
+        _finish,
+        order=np.argsort(np.concatenate([*batches, np.zeros(0, np.int64)])),
+        polygons=pieces.polygon,
+        sizes=sizes,
+        rules=rules,
+        shape=shape,
+    )
     arrays = [source.array for source in lazy.values()]
     if isinstance(length, da.Array):
         arrays.append(length)
     lengths = (length.name,) if isinstance(length, da.Array) else length
-    tasks[name, 0, 0, 0] = (finish, [(sums, k) for k in range(len(pieces))], lengths)
+    tasks[name, 0, 0, 0] = (finish, [(sums, k) for k in range(len(batches))], lengths)
     graph = HighLevelGraph.from_collections(name, tasks, arrays)
     return da.Array(graph, name, tuple((size,) for size in shape), meta=np.empty((0, 0, 0)))
+
+
+#: Pixels in the windows of the pieces that a task adds up at once, to bound its memory.
+_BATCH = 2**20
+
+
+def _batches(pieces: Pieces, layers: Sequence[Source]) -> list[npt.NDArray[np.int64]]:
+    """Put pieces together that lie in the same chunks of all layers."""
+    if not len(pieces):
+        return []
+    places = []
+    for axis in (0, 1):
+        start, stop = pieces.window[:, 2 * axis], pieces.window[:, 2 * axis + 1]
+        for sizes in {layer.array.chunks[axis - 2] for layer in layers}:
+            ends = np.cumsum(sizes)
+            places += [np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left")]
+    together = np.unique(np.stack(places, axis=1), axis=0, return_inverse=True)[1].ravel()
+    order = np.argsort(together, kind="stable")
+    window, together = pieces.window[order], together[order]
+    pixels = np.prod(window[:, 1::2] - window[:, ::2], axis=1)
+    before = np.cumsum(pixels) - pixels
+    first = np.flatnonzero(np.diff(together, prepend=-1))
+    before -= np.repeat(before[first], np.diff([*first, len(order)]))
+    cuts = (np.diff(together) != 0) | (np.diff(before // _BATCH) != 0)
+    return np.split(order, np.flatnonzero(cuts) + 1)
 
 
 def estimate_length(change: da.Array, cell: float) -> da.Array:
@@ -170,8 +226,8 @@ def estimate_length(change: da.Array, cell: float) -> da.Array:
     As :func:`xchmv2.change.correlation_length`, lazily; dates are pooled.
     """
     found = Windows.spread_over((change.shape[1], change.shape[2]), WINDOW, MOST_WINDOWS, 0)
-    windows = [(row, row + found.side, col, col + found.side) for row, col in found.corners]
-    read = [_over({"value": Source(change)}, window, dict) for window in windows]
+    windows = [((row, row + found.side), (col, col + found.side)) for row, col in found.corners]
+    read = [_over({"value": Source(change)}, spans, dict) for spans in windows]
     name = f"zonal-length-{tokenize(change, cell)}"
     tasks = {(name,): (partial(_estimate, cell), read)}
     return da.Array(HighLevelGraph.from_collections(name, tasks, [change]), name, (), dtype=float)
@@ -183,12 +239,12 @@ def _estimate(cell: float, windows: Sequence[_Read]) -> _Floats:
     return np.asarray(math.sqrt(correlated_pixels(planes) * cell / math.pi))
 
 
-def _over(layers: Mapping[str, Source], window: Window, function: Callable[[_Read], Any]) -> Any:
+def _over(layers: Mapping[str, Source], spans: Spans, function: Callable[[_Read], Any]) -> Any:
     """Return a task that reads a window, and calls a function with the layers in it.
 
     It names the chunks over the window: slices of them would have dask make each chunk anew.
     """
-    spans, begins, keys = (window[:2], window[2:]), [], []
+    begins, keys = [], []
     for layer in layers.values():
         (ys, top), (xs, left) = (layer.covering(axis, [spans[axis]])[0] for axis in (0, 1))
         begins.append((top, left))
@@ -201,7 +257,7 @@ def _read_and_call(
     function: Callable[[_Read], Any],
     names: Sequence[str],
     begins: Sequence[tuple[int, int]],
-    spans: tuple[tuple[int, int], tuple[int, int]],
+    spans: Spans,
     chunks: Sequence[Sequence[Chunks]],
 ) -> Any:
     """Task: assemble windows from the chunks over them, and call a function with them."""
@@ -212,86 +268,93 @@ def _read_and_call(
     return function(read)
 
 
-#: Covered shares of a pixel below this are rounding of coordinates.
-_LEAST_SHARE = 1e-9
+def _sum_pieces(
+    pieces: Pieces, spans: Spans, rules: Rules, numbers: _Read, read: _Read
+) -> dict[str, Any]:
+    """Add up the pixels in each piece at each date: arrays (pieces, D)."""
+    from xchmv2.zonal.coverage import measure_coverage
 
-
-def _sum_piece(piece: Piece, rules: Rules, numbers: _Read, read: _Read) -> dict[str, list[Any]]:
-    """Add up the pixels in a piece, for each date."""
     layers = {**numbers, **read}
-    cells, share = _cover(piece, layers["area"])
+    covered = measure_coverage(pieces, spans)
     dates = []
     for date in range(len(layers["value"])):  # one by one, to need memory for one
         planes = {name: a[date] if a.ndim == 3 else a for name, a in layers.items()}
-        under = {name: a.ravel()[cells] if a.ndim else a for name, a in planes.items()}
-        dates.append(_sum_pixels(share, under, rules))
-    return {name: [date[name] for date in dates] for name in dates[0]}
+        under = {name: a.ravel()[covered.cell] if a.ndim else a for name, a in planes.items()}
+        dates.append(_sum_pixels(covered, under, rules))
+    sums: dict[str, Any] = {
+        name: np.stack([date[name] for date in dates], axis=1)
+        for name in dates[0]
+        if name != "values"
+    }
+    if rules.percentiles:
+        sums["values"] = list(zip(*(date["values"] for date in dates), strict=True))
+    return sums
 
 
-def _cover(piece: Piece, plane: _Floats) -> tuple[npt.NDArray[np.int64], _Floats]:
-    """Return the cells of a window that a piece covers, and the share of each."""
-    import shapely
-    from exactextract import exact_extract
-    from exactextract.raster import NumPyRasterSource
-
-    top, bottom, left, right = piece.window
-    found = exact_extract(
-        NumPyRasterSource(plane, left, -bottom, right, -top),
-        {"type": "Feature", "geometry": shapely.geometry.mapping(piece.geometry), "properties": {}},
-        ["cell_id", "coverage"],
-        # exactextract counts cells from the window's first one only if it reads it in one part.
-        max_cells_in_memory=4 * plane.size,
-    )[0]["properties"]
-    kept = found["coverage"] >= _LEAST_SHARE
-    return found["cell_id"][kept], found["coverage"][kept]
-
-
-def _sum_pixels(share: _Floats, layers: _Read, rules: Rules) -> dict[str, Any]:
-    """Add up the pixels of one date, each by its share."""
+def _sum_pixels(covered: Coverage, layers: _Read, rules: Rules) -> dict[str, Any]:
+    """Add up the pixels of one date, each by its share, for each piece."""
     value = layers["value"].astype(np.float64)
     known = np.isfinite(value)
     value[~known] = 0.0
-    weight = np.where(known, share * layers["area"], 0.0)
-    area = weight.sum()
-    mean = (weight * value).sum() / area if area else 0.0
-    sums = {
-        "count": share[known].sum(),
-        "area": area,
-        "mean": mean,
-        "scatter": (weight * (value - mean) ** 2).sum(),
-        "min": value[known].min(initial=np.inf),
-        "max": value[known].max(initial=-np.inf),
-    }
+    share = np.where(known, covered.share, 0.0)
+    weight = share * layers["area"]
+    area = covered.reduce(weight)
+    total = covered.reduce(weight * value)
+    mean = np.divide(total, area, out=np.zeros_like(area), where=area > 0)
+    sums: dict[str, Any] = {"count": covered.reduce(share), "area": area, "mean": mean}
+    if rules.need("std"):
+        apart = value - np.repeat(mean, covered.sizes)
+        sums["scatter"] = covered.reduce(weight * apart**2)
+    for name, by, empty in (("min", np.minimum, np.inf), ("max", np.maximum, -np.inf)):
+        if rules.need(name):
+            sums[name] = covered.reduce(np.where(known, value, empty), by, empty)
     if rules.percentiles:
-        sums["values"] = layers["value"][known], weight[known]
-    sigma = np.where(known, layers["sigma"], 0.0) if "sigma" in layers else None
+        kept = [array[known] for array in (layers["value"], weight)]
+        ends = np.cumsum(covered.reduce(known).astype(int))[:-1]
+        sums["values"] = zip(*(np.split(array, ends) for array in kept), strict=True)
+    sigma = layers.get("sigma")
     if sigma is not None:
-        sums["variance"] = (weight * sigma**2).sum()
-    if not rules.change:
+        sigma = np.where(known, sigma, 0.0)
+        sums["variance"] = covered.reduce(weight * sigma**2)
+    if rules.threshold is not None and rules.need("cover"):
+        sums["cover"] = covered.reduce(np.where(layers["value"] >= rules.threshold, weight, 0.0))
+        if sigma is not None:
+            doubt = _doubt(value - rules.threshold, sigma)
+            sums["cover_doubt"] = covered.reduce(weight**2 * doubt)
+    if not rules.sides:
         return sums
     size = np.abs(value)
     least = layers["least"] if rules.threshold is None else rules.threshold
     changed = layers["changed"] if rules.threshold is None else size > least
-    for name, side in (("loss", value < 0), ("gain", value > 0)):
+    if sigma is not None:
+        doubt = weight**2 * _doubt(size - least, sigma)
+    for name in rules.sides:
+        side = value < 0 if name == "loss" else value > 0
         lost = np.where(changed & side, weight, 0.0)
-        sums[f"{name}_area"] = lost.sum()
-        sums[f"{name}_volume"] = (lost * size).sum()
+        sums[f"{name}_area"] = covered.reduce(lost)
+        sums[f"{name}_volume"] = covered.reduce(lost * size)
         if sigma is None:
             continue
-        sums[f"{name}_variance"] = (lost * sigma**2).sum()
-        # How likely a repeated measurement would call the pixel changed.
-        chance = ndtr((size - least) / np.maximum(sigma, 1e-9))
-        doubt = np.where(side, weight**2 * chance * (1 - chance), 0.0)
-        sums[f"{name}_area_doubt"] = doubt.sum()
-        sums[f"{name}_volume_doubt"] = (doubt * size**2).sum()
+        sums[f"{name}_variance"] = covered.reduce(lost * sigma**2)
+        own = np.where(side, doubt, 0.0)
+        sums[f"{name}_area_doubt"] = covered.reduce(own)
+        sums[f"{name}_volume_doubt"] = covered.reduce(own * size**2)
     return sums
+
+
+def _doubt(above: _Floats, sigma: _Floats) -> _Floats:
+    """Return the variance of whether a repeated measurement lies above a limit."""
+    chance = ndtr(above / np.maximum(sigma, 1e-9))
+    doubt: _Floats = chance * (1 - chance)
+    return doubt
 
 
 def _finish(
     parts: Sequence[Mapping[str, Any]],
     length: float | npt.NDArray[Any] | None,
     *,
-    polygons: npt.NDArray[np.int_],
+    order: npt.NDArray[np.int64],
+    polygons: npt.NDArray[np.int64],
     sizes: _Floats,
     rules: Rules,
     shape: tuple[int, int, int],
@@ -301,35 +364,37 @@ def _finish(
     if not parts:
         return found
     inside, starts = np.unique(polygons, return_index=True)  # pieces are in order of polygons
-    sums = _join(parts, starts)
+    pieces = {
+        name: np.concatenate([part[name] for part in parts])[order]
+        for name in parts[0]
+        if name != "values"
+    }
+    sums = _join(pieces, starts)
     sums["valid_fraction"] = sums["count"] / sizes[inside, None]
-    values = np.split(np.arange(len(parts)), starts[1:])
+    kept = [piece for part in parts for piece in part.get("values", ())]
+    values = np.split(order, starts[1:])
     for row, name in zip(found, rules.names, strict=True):
         share = _percentile_of(name)
         if share is None:
             statistic = _statistic(sums, name, float(length or 0.0))
         else:
-            under = [[parts[k]["values"] for k in pieces] for pieces in values]
-            statistic = np.array([_quantiles(pieces, share) for pieces in under])
+            statistic = np.array([_quantiles([kept[k] for k in own], share) for own in values])
         # Without valid pixels in a polygon, the area with data is 0 and other statistics are NaN.
         known = (sums["area"] > 0) | (name in ("count", "area", "valid_fraction"))
         row[:, inside] = np.where(known, statistic, np.nan).T
     return found
 
 
-def _join(parts: Sequence[Mapping[str, Any]], starts: npt.NDArray[np.int_]) -> dict[str, _Floats]:
+def _join(pieces: Mapping[str, _Floats], starts: npt.NDArray[np.int_]) -> dict[str, _Floats]:
     """Join the sums of pieces to those of polygons, (N, D)."""
-    columns = {
-        name: np.array([part[name] for part in parts]) for name in parts[0] if name != "values"
-    }
-    area, mean = columns["area"], columns["mean"]
-    sums = {name: np.add.reduceat(column, starts) for name, column in columns.items()}
+    how = {"min": np.minimum, "max": np.maximum}
+    sums = {name: how.get(name, np.add).reduceat(one, starts) for name, one in pieces.items()}
+    area, mean = pieces["area"], pieces["mean"]
     total = np.add.reduceat(area * mean, starts)
     sums["mean"] = np.divide(total, sums["area"], out=np.zeros_like(total), where=sums["area"] > 0)
-    apart = mean - np.repeat(sums["mean"], np.diff([*starts, len(parts)]), axis=0)
-    sums["scatter"] += np.add.reduceat(area * apart**2, starts)
-    sums["min"] = np.minimum.reduceat(columns["min"], starts)
-    sums["max"] = np.maximum.reduceat(columns["max"], starts)
+    if "scatter" in sums:
+        apart = mean - np.repeat(sums["mean"], np.diff([*starts, len(mean)]), axis=0)
+        sums["scatter"] += np.add.reduceat(area * apart**2, starts)
     return sums
 
 
@@ -349,6 +414,8 @@ def _statistic(sums: Mapping[str, _Floats], name: str, length: float) -> _Floats
     """Turn the sums of polygons into one statistic."""
     if name.endswith("_se"):
         return _standard_error(sums, name.removesuffix("_se"), length)
+    if name == "cover":
+        return sums["cover"] / np.where(sums["area"] > 0, sums["area"], np.nan)
     if name == "net_area":
         return (sums["gain_area"] - sums["loss_area"]) / _HECTARE
     if name == "net_volume":
@@ -365,9 +432,11 @@ def _standard_error(sums: Mapping[str, _Floats], name: str, length: float) -> _F
     if name in ("mean", "net_volume"):
         error = np.sqrt(sums["variance"] / area / independent)
         return error if name == "mean" else error * area
-    sides = ("loss", "gain") if name.startswith("net") else (name.partition("_")[0],)
     # The errors of neighbours are correlated: this many pixels count as one measurement.
     together = count / independent
+    if name == "cover":
+        return np.sqrt(sums["cover_doubt"] * together) / area
+    sides = ("loss", "gain") if name.startswith("net") else (name.partition("_")[0],)
     doubt = sum(sums[f"{side}_{name.partition('_')[2]}_doubt"] for side in sides) * together
     if name.endswith("area"):
         return np.sqrt(doubt) / _HECTARE

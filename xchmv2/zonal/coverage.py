@@ -1,0 +1,116 @@
+"""Shares of pixels that polygons cover, by exactextract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from exactextract import exact_extract
+from exactextract.feature import Feature, FeatureSource
+from exactextract.raster import NumPyRasterSource
+
+from xchmv2.zonal.polygons import Geometries, Pieces, Spans
+
+_Floats = npt.NDArray[np.float64]
+
+#: Covered shares of a pixel below this are rounding of coordinates.
+_LEAST_SHARE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """The pixels under several geometries, those of one after those of another."""
+
+    #: Each pixel's place in the window, counted along its rows, and its covered share.
+    cell: npt.NDArray[np.int64]
+    share: _Floats
+    #: Number of pixels under each geometry.
+    sizes: npt.NDArray[np.int64]
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """The first pixel of each geometry."""
+        starts: npt.NDArray[np.int64] = np.cumsum(self.sizes) - self.sizes
+        return starts
+
+    def reduce(self, numbers: npt.NDArray[Any], by: np.ufunc = np.add, empty: float = 0) -> _Floats:
+        """Reduce one number per pixel to one per geometry."""
+        found = np.full(len(self.sizes), empty, np.float64)
+        filled = self.sizes > 0
+        if filled.any():
+            found[filled] = by.reduceat(numbers, self.starts[filled])
+        return found
+
+
+def measure_coverage(pieces: Pieces, spans: Spans) -> Coverage:
+    """Measure the shares of the pixels in a window, of rows and columns, that pieces cover."""
+    (top, _), (left, right) = spans
+    window = pieces.window - (top, top, left, left)
+    sides = window[:, 1::2] - window[:, ::2]
+    whole = shapely.area(pieces.geometry) == sides.prod(axis=1)
+    parts = iter(_extract(pieces.geometry[~whole], spans) if not whole.all() else ())
+    wide = right - left
+    cells, shares = [], []
+    for (first, end, west, east), full in zip(window, whole, strict=True):
+        if full:
+            cell = (np.arange(first, end)[:, None] * wide + np.arange(west, east)).ravel()
+            share = np.ones(cell.size)
+        else:
+            cell, share = next(parts)
+        cells.append(cell)
+        shares.append(share)
+    sizes = np.array([cell.size for cell in cells])
+    return Coverage(np.concatenate(cells), np.concatenate(shares), sizes)
+
+
+def _extract(
+    geometries: Geometries, spans: Spans
+) -> Iterator[tuple[npt.NDArray[np.int64], _Floats]]:
+    """Yield the cells that each geometry covers, and the share of each."""
+    (top, bottom), (left, right) = spans
+    plane = np.broadcast_to(np.zeros((), np.int8), (bottom - top, right - left))
+    found = exact_extract(
+        NumPyRasterSource(plane, left, -bottom, right, -top),
+        _Source(geometries),
+        ["cell_id", "coverage"],
+        # exactextract counts cells from the window's first one only if it reads it in one part.
+        max_cells_in_memory=4 * plane.size,
+    )
+    for feature in found:
+        cell, share = (feature["properties"][name] for name in ("cell_id", "coverage"))
+        kept = share >= _LEAST_SHARE
+        yield cell[kept], share[kept]
+
+
+class _Source(FeatureSource):  # type: ignore[misc]
+    """Geometries for exactextract, in binary form: as text they take as long as their coverage."""
+
+    def __init__(self, geometries: Geometries) -> None:
+        super().__init__()
+        self._geometries = shapely.to_wkb(geometries)
+
+    def count(self) -> int:
+        return len(self._geometries)
+
+    def srs_wkt(self) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[_Shape]:
+        return map(_Shape, self._geometries)
+
+
+class _Shape(Feature):  # type: ignore[misc]
+    def __init__(self, geometry: bytes) -> None:
+        super().__init__()
+        self._geometry = geometry
+
+    def geometry(self) -> bytes:
+        return self._geometry
+
+    def fields(self) -> list[Any]:
+        return []

@@ -439,6 +439,18 @@ CASES = {
         dict(change=PAIR["height_change"].rename("b").drop_attrs(deep=False), threshold=5.0),
         lambda d: "loss_area" in d,
     ),
+    "cover": Case(
+        zonal_of,
+        dict(height=HEIGHT[0], threshold=5.0),
+        lambda d: bool(((d["cover"] > 0) & (d["cover"] <= 1)).all()),
+        which=1,
+    ),
+    "polygons without a CRS": Case(
+        zonal_of,
+        dict(height=HEIGHT[0], places=STANDS.set_crs(None, allow_override=True)),
+        lambda found: float(found["mean"][0]) == float(zonal_of(HEIGHT[0])["mean"][0]),
+        {"polygons": "places"},
+    ),
     "lines": Case(
         zonal_of,
         dict(height=HEIGHT[0], places=STANDS.boundary),

@@ -174,7 +174,8 @@ def _polygons(
     """Average in each polygon, with the 10th and the 90th percentile, (dates, polygons)."""
     from xchmv2.zonal import zonal
 
-    found = zonal(height, series, stats=("mean", "p10", "p90")).compute()
+    places = series if series.crs is not None else list(series)
+    found = zonal(height, places, stats=("mean", "p10", "p90")).compute()
     return found["mean"].values, found["p10"].values, found["p90"].values
 
 

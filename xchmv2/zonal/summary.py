@@ -151,8 +151,8 @@ def zonal(
         raise CHMv2Error(
             "stats='cover', or a change of height, with threshold=",
             f"stats={show(stats)} of an array named {quantity.values.name!r}",
-            "ask for the cover: zonal(height, polygons, stats='cover', threshold=5.0), or name it "
-            f"if it is a change: change.rename({_CHANGE_NAME!r})",
+            f"if it is a change, name it so: change.rename({_CHANGE_NAME!r}); for cover "
+            "pass stats='cover'",
         )
     grid = find_grid(quantity.values)
     quantity = replace(quantity, values=quantity.values.transpose(..., *grid.dims))

@@ -21,7 +21,7 @@ from xchmv2.change import correlation_length, difference
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import cell_areas
 from xchmv2.structure import canopy_cover
-from xchmv2.zonal import effective_samples, to_table, zonal, zone_statistics
+from xchmv2.zonal import coverage, effective_samples, to_table, zonal, zone_statistics
 from xchmv2.zonal import polygons as pieces_module
 
 # Private imports: squares and batches are made small, so that polygons are cut and spread.
@@ -478,6 +478,28 @@ class TestCover:
         stated = np.sqrt((runs["cover_se"] ** 2).mean())
         seen = np.sqrt(runs["cover"].var("run", ddof=1).mean())
         assert 0.8 < float(stated / seen) < 1.6
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("step", [1, 3])
+def test_weights_of_a_polygon_of_several_pieces(name, step, monkeypatch):
+    """Standard errors need the shape of a polygon: its weights on coarse cells."""
+    monkeypatch.setattr(pieces_module, "TILE", 7)
+    flat = shapely.transform(SHAPES[name], lambda xy: xy - (LEFT, TOP))
+    pieces = pieces_module.cut_pieces(np.array([flat]), (30, 40))
+    spans = (0, 30), (0, 40)
+    covered = coverage.measure_coverage(pieces, spans)
+    steps = np.full(len(pieces), step)
+    found = coverage.join_weights(
+        coverage.weigh_pieces(covered, covered.share, pieces, spans, steps)
+    )
+    full = np.zeros(30 * 40)
+    np.add.at(full, covered.cell, covered.share)
+    full = np.pad(full.reshape(30, 40), ((0, 0), (0, -40 % step)))
+    coarse = full.reshape(30 // step, step, -1, step).sum(axis=(1, 3))
+    (row, col), shape = found.corner, found.grid.shape
+    np.testing.assert_allclose(found.grid, coarse[row : row + shape[0], col : col + shape[1]])
+    assert found.grid.sum() == pytest.approx(coarse.sum())
 
 
 class TestChange:

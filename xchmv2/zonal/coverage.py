@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,6 +45,52 @@ class Coverage:
         if filled.any():
             found[filled] = by.reduceat(numbers, self.starts[filled])
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights of a polygon, or a piece of one, on coarse cells that count from the raster's corner.
+
+    `grid` (rows, cols): sums of the weights of the pixels in each cell; `corner`: row and column of
+    its first cell; `step`: side of a cell [px].
+    """
+
+    grid: _Floats
+    corner: tuple[int, int]
+    step: int
+
+
+def weigh_pieces(
+    covered: Coverage, weight: _Floats, pieces: Pieces, spans: Spans, steps: npt.NDArray[np.int64]
+) -> list[Weights]:
+    """Add up the weights of pixels in coarse cells, of a side [px] for each piece."""
+    (top, _), (left, right) = spans
+    first = pieces.window[:, ::2] // steps[:, None]
+    shape = (pieces.window[:, 1::2] - 1) // steps[:, None] + 1 - first
+    ends = np.cumsum(shape.prod(axis=1))
+    piece = np.repeat(np.arange(len(pieces)), covered.sizes)
+    row, col = np.divmod(covered.cell, right - left)
+    row = (row + top) // steps[piece] - first[piece, 0]
+    col = (col + left) // steps[piece] - first[piece, 1]
+    cell = (ends - shape.prod(axis=1))[piece] + row * shape[piece, 1] + col
+    flat = np.bincount(cell, weight, minlength=int(ends[-1]))
+    return [
+        Weights(grid.reshape(sides), (int(corner[0]), int(corner[1])), int(side))
+        for grid, sides, corner, side in zip(
+            np.split(flat, ends[:-1]), shape, first, steps, strict=True
+        )
+    ]
+
+
+def join_weights(pieces: Sequence[Weights]) -> Weights:
+    """Put the pieces of a polygon together."""
+    corners = np.array([piece.corner for piece in pieces])
+    ends = corners + [piece.grid.shape for piece in pieces]
+    low = corners.min(axis=0)
+    grid = np.zeros(ends.max(axis=0) - low)
+    for piece, (row, col) in zip(pieces, corners - low, strict=True):
+        grid[row : row + piece.grid.shape[0], col : col + piece.grid.shape[1]] += piece.grid
+    return Weights(grid, (int(low[0]), int(low[1])), pieces[0].step)
 
 
 def measure_coverage(pieces: Pieces, spans: Spans) -> Coverage:

@@ -202,7 +202,7 @@ def _reproject(geometries: Geometries, crs: Any, grid: Grid) -> Geometries:
     found = np.asarray(geopandas.GeoSeries(found, crs=crs).to_crs(target).array, object)
     if target.is_geographic and np.isfinite(shapely.get_coordinates(found)).all():
         low, high = _box(grid, target)
-        found = _around(_unroll(found)[0], (low[0] + high[0]) / 2)
+        found = _around(_repair(_unroll(found)[0]), (low[0] + high[0]) / 2)
     return found
 
 

@@ -63,7 +63,7 @@ def test_measured_error_is_that_of_the_difference_itself():
     assert float(found["stable_offset"]) == pytest.approx(0, abs=0.05)
 
 
-def test_open_ground_errs_less_than_canopy():
+def test_open_ground_says_nothing_about_canopy():
     rng = np.random.default_rng(4)
     cover, shape = rng.random((300, 300)) < 0.6, (300, 300)
     truth = np.where(cover, rng.uniform(10, 30, shape), 0.0)
@@ -75,21 +75,9 @@ def test_open_ground_errs_less_than_canopy():
         for t in (truth, cut)
     )  # fmt: skip
     limit = difference(first, second)["level_of_detection"].values / 1.96
-    scatter = (second - first).values
-    ground, canopy = truth == 0, cut > 0
-    still = scatter[ground]
-    of_ground = 1.4826 * np.median(abs(still - np.median(still)))
-    of_canopy = scatter[canopy].std()
-    for kept, expected in (
-        (canopy, of_canopy),
-        (ground, of_canopy),
-        (~ground & ~canopy, np.sqrt((of_canopy**2 + of_ground**2) / 2)),
-    ):
-        assert np.ptp(limit[kept]) == 0
-        assert limit[kept][0] == pytest.approx(expected, rel=0.1)
-    # A mask is believed as it is: one error for all.
-    given = difference(first, second, stable=xr.DataArray(canopy, dims=("y", "x")))
-    assert np.ptp(given["level_of_detection"].values) == 0
+    of_canopy = (second - first).values[cut > 0].std()
+    assert np.ptp(limit) < 0.2  # the lowest canopy speaks for the ground
+    np.testing.assert_allclose(limit, of_canopy, rtol=0.1)
     still = difference(first.where(first > 2, 0), second.where(second > 2, 0))
     assert np.isfinite(still["z_score"]).all()
 

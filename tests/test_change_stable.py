@@ -73,7 +73,8 @@ def test_what_a_mask_tells_is_taken_out_of_all_pixels():
     np.testing.assert_allclose(corrected[1], heights[1] - 0.5, atol=0.01)
 
 
-@settings(max_examples=6)
+@pytest.mark.filterwarnings("ignore:the offset of:xchmv2.change.ComparisonWarning")
+@settings(max_examples=4)
 @given(rows=st.integers(13, 40), cols=st.integers(16, 48), times=st.integers(1, 2))
 def test_lazy_and_the_same_for_any_chunks(rows, cols, times):
     heights = pair(shape=(40, 48))
@@ -139,3 +140,33 @@ def test_bad_input():
         stable_bias(heights[0])
     empty = stable_bias(heights.where(heights.time < heights.time[1]).chunk(), apply=False)
     assert np.isnan(empty["offset"][1].compute())
+
+
+@pytest.mark.parametrize(
+    ("change", "share", "doubted"),
+    [
+        (lambda h, rng: h - 12, 0.35, False),
+        (lambda h, rng: h - rng.uniform(3, 12, h.shape), 0.2, False),
+        (lambda h, rng: rng.uniform(2, 4, h.shape), 0.35, False),
+        (lambda h, rng: h - 6, 0.35, True),  # the likely error of its offset is told
+    ],
+    ids=["thinned by 12 m", "thinned by 3 to 12 m", "cleared", "thinned by 6 m"],
+)
+def test_the_offset_is_within_a_quarter_of_a_metre_or_doubted(change, share, doubted):
+    rng = np.random.default_rng(7)
+    truth = rng.uniform(18, 30, (300, 300))
+    before, after = (truth + rng.normal(0, 2, truth.shape) for _ in range(2))
+    lost = rng.random(truth.shape) < share
+    after[lost] = change(after, rng)[lost]
+    heights = pair(shape=truth.shape).copy(data=np.stack([before, after + 1.0]).astype("f4"))
+    if doubted:
+        with pytest.warns(
+            ComparisonWarning, match=r"on 2024-07-01 may be wrong by .* pass stable="
+        ):
+            stable_bias(heights)
+        stable = xr.DataArray(~lost, dims=("y", "x"), coords=heights[0].drop_vars("time").coords)
+        found = stable_bias(heights, stable, apply=False)
+    else:
+        found = stable_bias(heights, apply=False)
+    assert float(found["offset"][1]) == pytest.approx(1.0, abs=0.25)
+    assert float(found["offset_doubt"][1]) < 0.25

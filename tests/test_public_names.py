@@ -17,8 +17,9 @@ PUBLIC = {
         datasets errors imagery load model open_published open_zarr plotting predict published stac
         store structure training validation verify warmup zonal""",
     "xchmv2.change": """
-        ComparisonWarning align correlation_length difference difference_between events gain
-        label_events loss loss_area stable_bias transition transition_between trend""",
+        ComparisonWarning ErrorModel align correlation_length difference difference_between
+        error_model events gain label_events loss loss_area stable_bias transition
+        transition_between trend""",
     "xchmv2.structure": """
         canopy_cover canopy_volume forest_mask gap_fraction gaps percentile rumple""",
     "xchmv2.zonal": "effective_samples to_table zonal",
@@ -28,7 +29,7 @@ PUBLIC = {
         silog""",
     "xchmv2.plotting": """
         CHANGE_COLOURS HEIGHT_COLOURS add_scale_bar missing_patch new_figure plot_change
-        plot_height plot_series plot_validation require_matplotlib show_change show_height
+        plot_errors plot_height plot_series plot_validation require_matplotlib show_change show_height
         show_imagery""",
     "xchmv2.datasets": "Disturbance synthetic_forest",
     "xchmv2.stac": "load quality_flags",

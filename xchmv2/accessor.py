@@ -94,6 +94,7 @@ class CHMv2Accessor:
     align = _Delegate("xchmv2.change:align")
     stable_bias = _Delegate("xchmv2.change:stable_bias")
     difference = _Delegate("xchmv2.change:difference_between")
+    error_model = _Delegate("xchmv2.change:error_model")
     events = _Delegate("xchmv2.change:events")
     trend = _Delegate("xchmv2.change:trend")
     transition = _Delegate("xchmv2.change:transition_between")
@@ -117,6 +118,7 @@ class CHMv2Accessor:
     # Pictures.
     plot = _Delegate("xchmv2.plotting:plot_height")
     plot_change = _Delegate("xchmv2.plotting:plot_change")
+    plot_errors = _Delegate("xchmv2.plotting:plot_errors")
     plot_series = _Delegate("xchmv2.plotting:plot_series")
     plot_validation = _Delegate("xchmv2.plotting:plot_validation")
 

@@ -1,9 +1,9 @@
 """Canopy height change: co-registration, level of detection, losses, events and trends."""
 
 from xchmv2.change.alignment import align
-from xchmv2.change.correlation import correlation_length
 from xchmv2.change.dates import ComparisonWarning
 from xchmv2.change.differencing import difference, difference_between
+from xchmv2.change.error_model import ErrorModel, correlation_length, error_model
 from xchmv2.change.event_detection import events
 from xchmv2.change.event_labels import label_events
 from xchmv2.change.loss_areas import loss_area
@@ -14,10 +14,12 @@ from xchmv2.change.trends import trend
 
 __all__ = [
     "ComparisonWarning",
+    "ErrorModel",
     "align",
     "correlation_length",
     "difference",
     "difference_between",
+    "error_model",
     "events",
     "gain",
     "label_events",

@@ -1,136 +1,237 @@
-"""Correlation length of errors, and the area of one independent error."""
+"""Spatial correlation of errors at several ranges: fitted to block means, averaged over shapes.
+
+The correlation is a sum of spherical functions of fixed ranges, from independent pixels to the
+extent of the scene. Their shares of the variance are fitted to the semivariances of the means of
+blocks of 1, 2, 4, ... pixels, whose sums are integers and so the same for any chunking.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
-import dask
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
-from scipy import fft, ndimage
-
-from xchmv2.change.registration import Windows
-from xchmv2.errors import CHMv2Error
-from xchmv2.raster import cell_areas, read_change, spatial_dims, validate_number
+from scipy import fft, optimize
 
 _Floats = npt.NDArray[np.float64]
+_Ints = npt.NDArray[np.int64]
+#: Functions of distance [m], stacked: (H, W) to (k, H, W).
+Functions = Callable[[_Floats], _Floats]
 
-WINDOW, MOST_WINDOWS = 256, 16
-#: Beyond this many NMAD a difference is a change, not an error.
-_CLIP = 3.0
-# Least share of unchanged pixels in a window that takes part.
-_LEAST_SHARE = 0.25
+#: Standardised errors are summed in these steps, as integers.
+_STEP = 0.001
+#: Beyond this many standard deviations a pixel is a change, not an error; so is a block.
+_CLIP, _CLIP_BLOCKS = 3.0, 4.0
+# In blocks; blocks of twice the side double them.
+_LAGS = (
+    *((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0)),
+    *((2, 2), (2, -2), (0, 3), (3, 0), (0, 4), (4, 0)),
+)
+_LEAST_PAIRS = 20
+# Two blocks are compared exactly up to this lag, farther ones by their centres.
+_EXACT = 10
+#: Integrals of the spherical correlation of range 1, and of its square, over the plane.
+_INTEGRAL, _SQUARED_INTEGRAL = math.pi / 5, 0.2749
 
 
-def correlation_length(
-    change: xr.Dataset | xr.DataArray, *, window: int = WINDOW, windows: int = MOST_WINDOWS
-) -> float:
-    """Estimate the correlation length of the errors of a change on its unchanged pixels.
+def ladder(shape: tuple[int, int], cell: tuple[float, float]) -> _Floats:
+    """Return the ranges [m] that are told apart: 0, then 2 px to the extent by half octaves.
 
-    Parameters
-    ----------
-    change : Dataset or DataArray
-        From :func:`~xchmv2.change.difference`, or its ``height_change`` (y, x) [m].
-    window : int, default 256
-        Side of the windows [px]; longer distances are not measured.
-    windows : int, default 16
-        Approximate number of windows, spread evenly over the scene. They are read at once.
-
-    Returns
-    -------
-    float
-        Radius [m] of the disc that counts as one independent error: its area is the sum of the
-        correlation of a pixel with all others. So n pixels of a m2 hold n a / (pi r^2) independent
-        errors. At least that of one pixel; NaN if no window has enough unchanged pixels.
-
-    Notes
-    -----
-    The pixels within 3 NMAD of the median of each window count. Their autocovariance, averaged
-    over all windows and directions, is summed up to the first distance at which it falls to 5 % of
-    that at distance 0.
-
-    Examples
-    --------
-    >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
-    >>> length = change.chmv2.correlation_length()
-    >>> net = change.chmv2.zonal(stands, correlation_length=length)
+    `shape` is that of the scene [px], `cell` the sides of a pixel along y and x [m].
     """
-    validate_number("window", window, 256, least=1, unit="px", whole=True)
-    validate_number("windows", windows, 16, least=1, whole=True)
-    plane = read_change(change)
-    if plane.ndim != 2:
-        extra = [dim for dim in plane.dims if dim not in spatial_dims(plane)]
-        raise CHMv2Error(
-            "the change between two dates",
-            f"dims {plane.dims}",
-            f"choose one: change.isel({extra[0]}=0)",
-        )
-    shape = (plane.shape[0], plane.shape[1])
-    spread = Windows.spread_over(shape, window, windows, 0)
-    patches = dask.compute(spread.cut(plane.data))[0]
-    cell = cell_areas(plane)
-    area = float(cell[tuple(size // 2 for size in shape)])
-    pixels = correlated_pixels([np.asarray(patch, np.float64) for patch in patches])
-    return math.sqrt(pixels * area / math.pi)
+    shortest = 2 * max(cell)
+    extent = max(size * side for size, side in zip(shape, cell, strict=True))
+    steps = math.floor(2 * math.log2(max(extent / shortest, 1.0)))
+    return np.array([0.0, *(shortest * math.sqrt(2) ** k for k in range(steps + 1))])
 
 
-def correlated_pixels(patches: list[_Floats]) -> float:
-    """Return the sum of the correlations of a pixel with all others."""
-    parts = [_autocovariance(patch) for patch in patches]
-    known = [part for part in parts if part is not None]
-    if not known:
-        return math.nan
-    shared, count = (np.sum(part, axis=0) for part in zip(*known, strict=True))
-    covariance = shared / np.maximum(count, 1)
-    size = covariance.shape
-    away = [np.minimum(np.arange(n), n - np.arange(n)) for n in size]
-    distance = np.rint(np.hypot(away[0][:, None], away[1])).astype(int)
-    # Rings one pixel wide, up to half a window.
-    rings = np.arange(max(2, min(size) // 4))
-    mean = ndimage.mean(covariance, distance, rings)
-    if mean[0] <= 0:
-        return math.nan
-    correlation = mean / mean[0]
-    low = np.flatnonzero(correlation < 0.05)
-    reach = int(low[0]) if len(low) else len(rings)
-    per_ring = np.bincount(distance.ravel(), minlength=len(rings))[:reach]
-    return max(1.0, float((correlation[:reach] * per_ring).sum()))
+def spherical(distance: Any, ranges: _Floats) -> _Floats:
+    """Return the correlation of each range at distances [m]: (range, *distance.shape)."""
+    reach = np.asarray(ranges, np.float64).reshape(-1, *(1,) * np.ndim(distance))
+    part = np.minimum(distance / np.where(reach > 0, reach, 1.0), 1.0)
+    smooth = 1 - 1.5 * part + 0.5 * part**3
+    found: _Floats = np.where(reach > 0, smooth, np.equal(distance, 0))
+    return found
 
 
-def _autocovariance(patch: _Floats) -> tuple[_Floats, _Floats] | None:
-    """Return the sum and the number of products at each lag; None with too few unchanged pixels."""
-    known = np.isfinite(patch)
-    if not known.any():
-        return None
-    middle = np.median(patch[known])
-    spread = 1.4826 * np.median(np.abs(patch[known] - middle))
+def integral(ranges: _Floats, pixel: float) -> _Floats:
+    """Return the area [m2] over which errors of each range count as one, for a pixel's area."""
+    return np.maximum(_INTEGRAL * np.asarray(ranges) ** 2, pixel)
+
+
+def independent_errors(ranges: _Floats, area: Any) -> Any:
+    """Return the degrees of freedom with which an area [m2] shows the variance of each range."""
+    return np.maximum(1.0, area / np.maximum(_SQUARED_INTEGRAL * np.asarray(ranges) ** 2, 1e-9))
+
+
+class Blocks(NamedTuple):
+    """Sums of standardised errors over square blocks of pixels, from a part of the scene."""
+
+    row: int
+    col: int
+    sums: _Ints
+    counts: _Ints
+
+
+def sum_blocks(error: _Floats, row: int, col: int, side: int) -> Blocks:
+    """Add up errors that are no changes over blocks counted from the scene's first pixel.
+
+    `row` and `col` say where in the scene `error` (..., H, W) begins.
+    """
     with np.errstate(invalid="ignore"):
-        stable = known & (np.abs(patch - middle) <= _CLIP * spread)
-    if stable.mean() < _LEAST_SHARE or spread == 0:
-        return None
-    rest = np.where(stable, patch - patch[stable].mean(), 0.0)
-    size = tuple(2 * n for n in patch.shape)  # room for all lags without wrapping around
-    shared, count = (
-        fft.irfft2(np.abs(fft.rfft2(a, size)) ** 2, size) for a in (rest, stable.astype(float))
-    )
-    return np.asarray(shared), np.asarray(count)
+        kept = np.abs(error) <= _CLIP
+    steps = np.rint(np.where(kept, error, 0.0) / _STEP).astype(np.int64)
+    sums, counts = steps, kept.astype(np.int64)
+    for axis, first in ((-2, row), (-1, col)):
+        starts = np.unique([0, *range(-first % side, error.shape[axis], side)])
+        sums, counts = (np.add.reduceat(each, starts, axis) for each in (sums, counts))
+    return Blocks(row // side, col // side, sums, counts)
 
 
-def independent_area(area: Any, length: float | None) -> Any:
-    """Return the area that counts as one independent error [the units of `area`].
+def join_blocks(parts: Iterable[Blocks], shape: tuple[int, int], side: int) -> Blocks:
+    """Put the blocks of all parts of a scene together."""
+    whole = tuple(-(-size // side) for size in shape)
+    sums, counts = np.zeros(whole, np.int64), np.zeros(whole, np.int64)
+    for row, col, some, number in parts:
+        place = np.s_[row : row + some.shape[0], col : col + some.shape[1]]
+        sums[place] += some
+        counts[place] += number
+    return Blocks(0, 0, sums, counts)
 
-    Parameters
-    ----------
-    area : float or array
-        Area of a cell.
-    length : float or None
-        Correlation length, as from :func:`correlation_length`; None for independent cells.
 
-    Returns
-    -------
-    float or array
-        At least the cell's own area.
+class Semivariance(NamedTuple):
+    """Half of the mean squared difference of block means."""
+
+    level: int
+    lag: tuple[int, int]
+    value: float
+    pairs: int
+
+
+def semivariances(
+    sums: _Ints, counts: _Ints, level: int, stop: int, longest: float
+) -> Iterator[Semivariance]:
+    """Compare blocks of 2^`level` px, then coarser ones up to below `stop` or a lag [px].
+
+    `sums` and `counts` are (fields, H, W). Blocks that have less than half of their pixels, or
+    stand out among the others, such as thinned stands, are left out.
     """
-    return np.maximum(area, math.pi * (length or 0.0) ** 2)
+    while level < stop:
+        known = counts >= max(1.0, 0.5 * 4**level)
+        mean = np.where(known, sums * _STEP / np.maximum(counts, 1), 0.0)
+        if level >= 2 and known.sum() >= 30:
+            middle = np.median(mean[known])
+            spread = 1.4826 * np.median(np.abs(mean[known] - middle))
+            standing_out = known & (np.abs(mean - middle) > _CLIP_BLOCKS * spread)
+            sums, counts = (np.where(standing_out, 0, each) for each in (sums, counts))
+            known &= ~standing_out
+        used = False
+        for lag in _LAGS:
+            (one, other), (left, right) = _apart(known, lag), _apart(mean, lag)
+            both = one & other
+            pairs = int(both.sum())
+            if pairs >= _LEAST_PAIRS and math.hypot(*lag) * 2**level <= longest:
+                used = True
+                squares = float(((left - right)[both] ** 2).sum())
+                yield Semivariance(level, lag, squares / (2 * pairs), pairs)
+        if not used or min(sums.shape[-2:]) < 4:
+            return
+        sums, counts, level = _halve(sums), _halve(counts), level + 1
+
+
+def _apart(values: npt.NDArray[Any], lag: tuple[int, int]) -> tuple[Any, Any]:
+    """Return the values of all pairs at a lag."""
+    (dy, dx), (height, width) = lag, values.shape[-2:]
+    low, high = max(0, -dx), max(0, dx)
+    one = values[..., : max(height - dy, 0), low : max(width - high, low)]
+    return one, values[..., dy:, high : max(width - low, high)]
+
+
+def _halve(values: _Ints) -> _Ints:
+    """Add up 2 x 2 blocks; an odd last row or column is left off."""
+    height, width = (size // 2 for size in values.shape[-2:])
+    even = values[..., : 2 * height, : 2 * width]
+    found: _Ints = even.reshape(*values.shape[:-2], height, 2, width, 2).sum(axis=(-3, -1))
+    return found
+
+
+def fit_sills(
+    found: list[Semivariance], ranges: _Floats, cell: tuple[float, float], pixels: float
+) -> _Floats:
+    """Return the share of each range in the variance of errors, by non-negative least squares.
+
+    Each semivariance counts by its relative error, which grows with its lag and falls with the
+    number of pixels. NaN where nothing can be compared.
+    """
+    if not any(each.value > 0 for each in found):
+        return np.full(len(ranges), np.nan)
+    tables = block_means(lambda d: spherical(d, ranges), cell, max(each.level for each in found))
+    rises = np.array(
+        [tables[level][:, 0, 0] - tables[level][:, lag[0], abs(lag[1])] for level, lag, *_ in found]
+    )
+    value = np.array([each.value for each in found])
+    reach = np.array([(math.hypot(*each.lag) + 1) * 2**each.level for each in found])
+    relative = np.sqrt(0.01**2 + reach**2 / max(pixels, 1.0))
+    model, sills = value, np.empty(0)
+    for _ in range(4):
+        weight = 1 / (relative * np.maximum(model, 1e-9))
+        weighted = rises * weight[:, None]
+        size = np.maximum(np.linalg.norm(weighted, axis=0), 1e-12)
+        sills = optimize.nnls(weighted / size, value * weight, maxiter=100 * len(ranges))[0] / size
+        model = rises @ sills
+    return np.asarray(sills / sills.sum())
+
+
+def block_means(functions: Functions, cell: tuple[float, float], level: int) -> list[_Floats]:
+    """Return the mean of functions of distance over the pairs of pixels of two blocks.
+
+    For blocks of 1, 2, ... 2^`level` px a table (k, lag, lag) of lags of 0 to 10 blocks each.
+    """
+    lags = np.arange(2 * _EXACT + 2)
+    centres = np.hypot(lags[:, None] * cell[0], lags * cell[1])
+    near = np.s_[:, : _EXACT + 1, : _EXACT + 1]
+    found = [functions(centres)[near]]
+    for finer in range(level):
+        wide = np.array(functions(centres * 2.0**finer))
+        wide[near] = found[-1]
+        # A block is 2 x 2 finer ones: two of them are 2I - 1, 2I (twice) and 2I + 1 blocks apart.
+        wide = np.pad(wide, ((0, 0), (1, 0), (1, 0)), mode="reflect")
+        wide = (wide[:, :-2:2] + 2 * wide[:, 1:-1:2] + wide[:, 2::2]) / 4
+        found.append((wide[..., :-2:2] + 2 * wide[..., 1:-1:2] + wide[..., 2::2]) / 4)
+    return found
+
+
+def pair_means(
+    weights: _Floats, functions: Functions, cell: tuple[float, float], table: _Floats
+) -> _Floats:
+    """Return the mean of functions of distance over all pairs of pixels of shapes: (..., k).
+
+    `weights` (..., H, W) are the covered areas of blocks with sides `cell` [m], `table` the
+    functions' means over pairs of such blocks, from :func:`block_means`.
+    """
+    height, width = weights.shape[-2:]
+    size = [fft.next_fast_len(2 * n, real=True) for n in (height, width)]
+    shared = fft.irfft2(np.abs(fft.rfft2(weights, size)) ** 2, size)
+    folded = shared[..., :height, :].copy()
+    folded[..., 1:, :] += shared[..., :-height:-1, :]
+    pairs = folded[..., :width].copy()
+    pairs[..., 1:] += folded[..., :-width:-1]
+    away = np.hypot(np.arange(height)[:, None] * cell[0], np.arange(width) * cell[1])
+    mean = np.array(functions(away))
+    near = np.s_[:, : min(height, _EXACT + 1), : min(width, _EXACT + 1)]
+    mean[near] = table[:, :height, :width]
+    total = weights.sum(axis=(-2, -1))[..., None]
+    found: _Floats = np.einsum("...ij,kij->...k", pairs, mean) / np.maximum(total**2, 1e-300)
+    return found
+
+
+def coarsen(weights: _Floats, level: int) -> _Floats:
+    """Add up weights (..., H, W) over blocks of 2^`level` px."""
+    side = 2**level
+    pad = [(0, -size % side) for size in weights.shape[-2:]]
+    padded = np.pad(weights, [(0, 0)] * (weights.ndim - 2) + pad)
+    rows, cols = (size // side for size in padded.shape[-2:])
+    found: _Floats = padded.reshape(*weights.shape[:-2], rows, side, cols, side).sum(axis=(-3, -1))
+    return found

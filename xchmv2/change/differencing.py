@@ -6,19 +6,12 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from scipy.special import erfc, ndtri
 
 from xchmv2.change.dates import ComparisonWarning, date_of, doubts, find_dates, select_date
-from xchmv2.change.stable_ground import (
-    CANOPY,
-    StableGround,
-    measure_spread,
-    nothing_stable,
-    read_mask,
-)
+from xchmv2.change.error_model import ErrorModel, measure_errors, read_mask, require_scatter
 from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
     Raster,
@@ -55,21 +48,22 @@ def difference(
         Standard error of the height of one pixel on one date [m]: a number or (y, x), for both
         dates or as a pair, one for each. "bin_spread" takes the variable of that name, which the
         model gives with ``layers=("height", "bin_spread")``. Where a raster of it is missing, or
-        dask-backed and not above 0, nothing is significant. None measures the error of the
-        difference itself, as its NMAD on stable ground, in canopy and on open ground.
+        dask-backed and not above 0, nothing is significant. None measures the errors of the
+        difference itself on stable ground, as an :class:`~xchmv2.change.ErrorModel`: their spread
+        by height, tails, and correlation.
     confidence : float, default 0.95
         Two-sided confidence of the level of detection.
     correlation_length : float, optional
         Distance over which errors of pixels are correlated [m], see
         :func:`~xchmv2.change.correlation_length`. It changes nothing per pixel; it is kept in
         the attributes for sums and means over areas, where n pixels do not make n independent
-        errors.
+        errors. It means one range, and wins over the ranges that were measured.
     error_correlation : float, default 0
         Correlation of the errors of the two dates at a pixel, -1 to 1. Errors that both dates
         share, such as a tree whose height is always underestimated, cancel in the difference.
     stable : DataArray of bool, optional
         (y, x) True on stable ground, for ``sigma=None``; found as in
-        :func:`~xchmv2.change.stable_bias` by default.
+        :class:`~xchmv2.change.ErrorModel` by default.
 
     Returns
     -------
@@ -77,8 +71,9 @@ def difference(
         ``height_change`` [m], after minus before; ``level_of_detection`` [m], the least change
         that is significant; ``z_score`` and two-sided ``p_value``; ``significant`` (bool), False
         where the change is missing. dask-backed if the heights are: nothing is computed.
-        With ``sigma=None`` the scalar coordinate ``stable_offset`` is the median change on stable
-        ground [m]: it is *not* removed; :func:`~xchmv2.change.stable_bias` removes it.
+        With ``sigma=None`` coordinates carry the errors: ``ErrorModel.read(change)`` returns them,
+        ``change.chmv2.plot_errors()`` draws them. Their offset ``stable_offset`` [m] is *not*
+        removed; :func:`~xchmv2.change.stable_bias` removes it.
 
     Raises
     ------
@@ -97,17 +92,16 @@ def difference(
     Notes
     -----
     With errors s1 and s2 of the dates and their correlation r, the error of the difference is
-    sqrt(s1^2 + s2^2 - 2 r s1 s2): in quadrature for r = 0. With ``sigma=None`` it is the NMAD
-    itself, which includes the errors of both dates, correlated or not, and so takes neither a
-    factor of sqrt(2) nor an `error_correlation`. Heights vary less on open ground (2 m and less)
-    than in canopy, so both are measured: where canopy became ground, or ground canopy, the error is
-    sqrt((c^2 + g^2) / 2), c being the NMAD of canopy and g that of ground, since each date has half
-    of the variance. Elsewhere it is c: a difference on open ground alone is not a change of canopy,
-    however little heights vary there. With `stable`, or with less than 2 % of the pixels in either,
-    one NMAD serves all. None of these includes an offset of a whole date; remove it first.
+    sqrt(s1^2 + s2^2 - 2 r s1 s2): in quadrature for r = 0. With ``sigma=None`` it is the spread
+    of the differences of stable pixels of the same mean height, which includes the errors of both
+    dates, correlated or not, and so takes neither a factor of sqrt(2) nor an
+    `error_correlation`. On open ground it is that of the lowest canopy: a difference there is not a
+    change of canopy, however little heights vary. Neither includes an offset of a whole date.
+    The heights are read twice more to measure it: store those that are still to be predicted.
 
-    z is the change over its error, p = erfc(abs(z) / sqrt(2)), and the level of detection the
-    normal quantile of the confidence times the error. Each pixel is tested by itself: of a
+    z is the change over its error, and the level of detection the quantile of the confidence times
+    the error: of the normal distribution (p = erfc(abs(z) / sqrt(2))), or with ``sigma=None`` of
+    the errors themselves, which are large more often. Each pixel is tested by itself: of a
     million unchanged pixels, 50,000 are significant at 0.95. For patches of a minimum area see
     :func:`~xchmv2.change.loss`.
     """
@@ -118,16 +112,17 @@ def difference(
         warn("; ".join(said), ComparisonWarning)
     change = second - first
     require_heights(change)
-    coords = {}
+    errors, coords = None, {}
     if sigma is None:
-        error, offset = _measured(first, second, stable, error_correlation)
-        coords["stable_offset"] = offset
+        errors = _measured(first, second, stable, error_correlation)
+        coords = errors.to_coords()
+        error = errors.spread_at((first + second) / 2)
     else:
         _refuse_stable(stable)
         sigmas = _read_sigmas(sigma, before, after, first)
         error = _combine(sigmas, error_correlation)
     attrs = _attrs(first, second, said, confidence, correlation_length)
-    return _derive(change, error, confidence).assign_coords(coords).assign_attrs(attrs)
+    return _derive(change, error, confidence, errors).assign_coords(coords).assign_attrs(attrs)
 
 
 def difference_between(
@@ -214,34 +209,18 @@ def _validate(confidence: float, length: float | None, correlation: float) -> No
 
 def _measured(
     first: xr.DataArray, second: xr.DataArray, stable: xr.DataArray | None, correlation: float
-) -> tuple[Any, xr.DataArray]:
-    """Return the error of the difference, by pixel or for all, and its offset on stable ground."""
+) -> ErrorModel:
+    """Return the errors of the difference."""
     if correlation:
         raise CHMv2Error(
             "sigma=None measures the error of the difference, which includes the correlation",
             fix="leave error_correlation out, or pass the error of one date, such as sigma=4.0",
         )
     mask = None if stable is None else read_mask(stable, first)
-    found = StableGround(*measure_spread(first, second, mask))
-    if not isinstance(found.nmad, da.Array):
-        _require_scatter(found)
-    words = {"long_name": "median change on stable ground", "units": "m"}
-    canopy, ground = (xr.DataArray(nmad) for nmad in (found.nmad, found.ground_nmad))
-    # Open ground on one of the dates; where a height is missing, so is the change.
-    mixed = (first > CANOPY) != (second > CANOPY)
-    error = canopy.where(~mixed, ((canopy**2 + ground**2) / 2) ** 0.5)
-    return error.where(error > 0), xr.DataArray(found.offset, attrs=words)
-
-
-def _require_scatter(found: StableGround) -> None:
-    """Check that an error can be estimated from stable ground in memory."""
-    if not found.pixels:
-        raise nothing_stable()
-    if not found.nmad > 0:
-        raise CHMv2Error(
-            "the heights do not vary on stable ground, so their error cannot be estimated",
-            fix="pass it in metres, such as sigma=4.0",
-        )
+    errors = measure_errors([(first, second)], mask)
+    if errors.computed:
+        require_scatter(errors)
+    return errors
 
 
 def _refuse_stable(stable: xr.DataArray | None) -> None:
@@ -251,14 +230,23 @@ def _refuse_stable(stable: xr.DataArray | None) -> None:
         )
 
 
-def _derive(change: xr.DataArray, error: Any, confidence: float) -> xr.Dataset:
+def _derive(
+    change: xr.DataArray, error: Any, confidence: float, errors: ErrorModel | None
+) -> xr.Dataset:
     """Return change, level of detection, score, probability and significance."""
     dtype, known = change.dtype, change.notnull()
-    error = (xr.ones_like(change) * error).where(known).astype(dtype)
-    detection = error * dtype.type(ndtri(0.5 + confidence / 2))
+    error = (xr.ones_like(change) * error).where(known & (error > 0)).astype(dtype)
+    if errors is None:
+        detection = error * dtype.type(ndtri(0.5 + confidence / 2))
+    else:
+        detection = (error * xr.DataArray(errors.quantile(confidence))).astype(dtype)
     score = change / error
-    chance = xr.apply_ufunc(
-        _two_sided, score, dask="parallelized", keep_attrs=True, output_dtypes=[dtype]
+    chance = (
+        xr.apply_ufunc(
+            _two_sided, score, dask="parallelized", keep_attrs=True, output_dtypes=[dtype]
+        )
+        if errors is None
+        else errors.p_value(score)
     )
     words = "change of canopy height"
     layers: dict[str, tuple[xr.DataArray, dict[str, Any]]] = {

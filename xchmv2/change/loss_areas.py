@@ -6,7 +6,11 @@ import numpy as np
 import xarray as xr
 from scipy.special import ndtr, ndtri
 
-from xchmv2.change.correlation import independent_area
+
+def independent_area(area, length):
+    return np.maximum(area, np.pi * (length or 0.0) ** 2)
+
+
 from xchmv2.change.masks import (
     MIN_AREA,
     OPENING,

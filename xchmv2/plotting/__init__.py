@@ -1,6 +1,7 @@
 """Figures of imagery, canopy height and height change, on matplotlib axes."""
 
 from xchmv2.plotting.canvas import add_scale_bar, missing_patch, new_figure, require_matplotlib
+from xchmv2.plotting.error_figure import plot_errors
 from xchmv2.plotting.maps import (
     CHANGE_COLOURS,
     HEIGHT_COLOURS,
@@ -20,6 +21,7 @@ __all__ = [
     "missing_patch",
     "new_figure",
     "plot_change",
+    "plot_errors",
     "plot_height",
     "plot_series",
     "plot_validation",

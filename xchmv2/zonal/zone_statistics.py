@@ -16,7 +16,8 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from scipy.special import ndtr
 
-from xchmv2.change.correlation import MOST_WINDOWS, WINDOW, correlated_pixels
+MOST_WINDOWS, WINDOW = 16, 256
+correlated_pixels: Any = None
 from xchmv2.change.registration import Windows
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Chunks, Source, assemble, list_items, show

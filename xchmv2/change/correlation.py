@@ -30,6 +30,7 @@ _LAGS = (
     *((2, 2), (2, -2), (0, 3), (3, 0), (0, 4), (4, 0)),
 )
 _LEAST_PAIRS = 20
+_UNLIKE = 0.1
 # Two blocks are compared exactly up to this lag, farther ones by their centres.
 _EXACT = 10
 #: Integrals of the spherical correlation of range 1, and of its square, over the plane.
@@ -162,8 +163,8 @@ def fit_sills(
 ) -> _Floats:
     """Return the share of each range in the variance of errors, by non-negative least squares.
 
-    Each semivariance counts by its relative error, which grows with its lag and falls with the
-    number of pixels. NaN where nothing can be compared.
+    Each semivariance counts by its error, which grows with its lag and falls with the number of
+    pixels. NaN where nothing can be compared.
     """
     if not any(each.value > 0 for each in found):
         return np.full(len(ranges), np.nan)
@@ -172,11 +173,14 @@ def fit_sills(
         [tables[level][:, 0, 0] - tables[level][:, lag[0], abs(lag[1])] for level, lag, *_ in found]
     )
     value = np.array([each.value for each in found])
+    levels = np.array([each.level for each in found])
     reach = np.array([(math.hypot(*each.lag) + 1) * 2**each.level for each in found])
     relative = np.sqrt(0.01**2 + reach**2 / max(pixels, 1.0))
+    # Errors smoother than any spherical function differ from them at the shortest lags of a level.
+    unlike = _UNLIKE * np.array([value[levels == level].max() for level in levels])
     model, sills = value, np.empty(0)
     for _ in range(4):
-        weight = 1 / (relative * np.maximum(model, 1e-9))
+        weight = 1 / np.maximum(np.hypot(relative * model, unlike), 1e-9)
         weighted = rises * weight[:, None]
         size = np.maximum(np.linalg.norm(weighted, axis=0), 1e-12)
         sills = optimize.nnls(weighted / size, value * weight, maxiter=100 * len(ranges))[0] / size

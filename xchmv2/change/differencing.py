@@ -115,7 +115,9 @@ def difference(
     errors, coords = None, {}
     if sigma is None:
         errors = _measured(first, second, stable, error_correlation)
-        coords = errors.to_coords()
+        quantile = errors.quantile(confidence)
+        words = {"long_name": "level of detection over the standard deviation of errors"}
+        coords = errors.to_coords() | {"detection_quantile": ((), quantile, words)}
         error = errors.spread_at((first + second) / 2)
     else:
         _refuse_stable(stable)

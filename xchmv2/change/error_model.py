@@ -200,11 +200,17 @@ class ErrorModel:
         """Return the model with its numbers in memory."""
         names = [f.name for f in fields(self) if dask.is_dask_collection(getattr(self, f.name))]
         found = dask.compute(*(getattr(self, name) for name in names))
-        numbers: dict[str, Any] = {
-            name: value if np.ndim(value) else float(value)
-            for name, value in zip(names, found, strict=True)
-        }
-        return replace(self, **numbers)
+        return replace(self, **dict(zip(names, map(_alone, found), strict=True)))
+
+    @property
+    def numbers(self) -> list[Any]:
+        """The fields that are lazy where the heights are, for :meth:`with_numbers`."""
+        return [getattr(self, name) for name, *_ in _COORDS.values()]
+
+    def with_numbers(self, *numbers: Any) -> ErrorModel:
+        """Return the model with these for its :attr:`numbers`."""
+        names = (name for name, *_ in _COORDS.values())
+        return replace(self, **dict(zip(names, numbers, strict=True)))
 
     def spread_at(self, height: Any) -> Any:
         """Return the standard deviation of the error [m] at mean heights of both dates [m].
@@ -264,22 +270,20 @@ class ErrorModel:
         """
         if not self.computed:
             raise CHMv2Error("this model has not been computed", fix="call errors.compute() first")
-        shares = self.mean_correlations(np.asarray(weights, np.float64)[None], cell)
+        area = np.asarray(weights, np.float64)[None]
+        level = max(0, math.ceil(math.log2(max(area.shape) / _MOST_CELLS)))
+        shares = self.mean_correlations(coarsen(area, level), cell, level)
         size = float(np.mean(self.spread)) if spread is None else spread
         return size * float(np.sqrt(self.mean_variance(shares))[0])
 
-    def mean_correlations(
-        self, weights: _Floats, cell: tuple[float, float], most: int = 64
-    ) -> _Floats:
+    def mean_correlations(self, weights: _Floats, cell: tuple[float, float], level: int) -> _Floats:
         """Return the mean correlation of each range over all pairs of pixels of shapes (n, h, w).
 
-        Shapes of more than `most` pixels a side are taken together to blocks.
+        The weights are those of blocks of 2^`level` px.
         """
-        level = max(0, math.ceil(math.log2(max(weights.shape[-2:]) / most)))
-        blocks = coarsen(weights, level)
         functions = partial(_spherical_of, self.ranges)
         sides = cell[0] * 2.0**level, cell[1] * 2.0**level
-        return pair_means(blocks, functions, sides, block_means(functions, cell, level)[level])
+        return pair_means(weights, functions, sides, block_means(functions, cell, level)[level])
 
     def mean_variance(self, shares: _Floats) -> _Floats:
         """Return the variance of means over that of a pixel, widened for few degrees of freedom."""
@@ -313,6 +317,9 @@ class ErrorModel:
             lines.append(f"seen        to {self.seen_to:.0f} m, on {self.pixels:.0f} pixels")
         return "\n".join(lines)
 
+
+#: Shapes are taken together to so many blocks a side.
+_MOST_CELLS = 64
 
 #: Coordinates that carry a model: field, dims, long name, unit.
 _COORDS: Mapping[str, tuple[str, Any, str, str]] = {
@@ -394,28 +401,40 @@ def correlation_length(change: xr.Dataset | xr.DataArray) -> float:
     >>> change = height.chmv2.difference("2019", "2024", sigma=4.0)
     >>> length = change.chmv2.correlation_length()
     """
-    plane = read_change(change)
-    errors = errors_of(change).compute()
-    tall, wide = pixel_size(plane)
-    return float(errors.correlation_length(tall * wide))
+    known = ErrorModel.read(change) if isinstance(change, xr.Dataset) else None
+    tall, wide = pixel_size(read_change(change))
+    return float((known or _measure_change(change)).compute().correlation_length(tall * wide))
 
 
-def errors_of(change: xr.Dataset | xr.DataArray, length: float | None = None) -> ErrorModel:
-    """Return the errors of a change: of one range if given, as carried, or as its pixels show."""
-    attrs = change.attrs.get("correlation_length") if isinstance(change, xr.Dataset) else None
-    chosen = attrs if length is None else length
-    if chosen is not None:
-        validate_number("correlation_length", chosen, 20, least=0, unit="m")
-        known = ErrorModel.read(change) if isinstance(change, xr.Dataset) else None
-        one = ErrorModel.of_one_range(float(chosen))
-        if known is None:
-            return one
-        return replace(
-            known, ranges=one.ranges, sills=one.sills, area=one.area, seen_to=one.seen_to
-        )
-    found = ErrorModel.read(change) if isinstance(change, xr.Dataset) else None
-    if found is not None:
-        return found
+def carried_errors(change: xr.Dataset) -> ErrorModel | None:
+    """Return the errors that a change carries: of one range where a correlation length is given."""
+    holders = [change.get("level_of_detection"), change.get("height_change"), change]
+    given = [each.attrs.get("correlation_length") for each in holders if each is not None]
+    for length in given:
+        if isinstance(length, int | float | np.number) and np.isfinite(length):
+            validate_number("correlation_length", float(length), 20, least=0, unit="m")
+            return ErrorModel.of_one_range(float(length))
+    return ErrorModel.read(change)
+
+
+def spread_of(change: xr.Dataset) -> xr.DataArray | None:
+    """Return the standard deviation of the error of each pixel of a change [m], if it is known."""
+    detection = change.get("level_of_detection")
+    if detection is None:
+        return None
+    if "detection_quantile" in detection.coords:
+        return detection / detection["detection_quantile"]
+    confidence = detection.attrs.get("confidence", change.attrs.get("confidence"))
+    return None if confidence is None else detection / float(ndtri(0.5 + float(confidence) / 2))
+
+
+def errors_of(change: xr.Dataset | xr.DataArray) -> ErrorModel:
+    """Return the errors of a change between two dates: as carried, or as its pixels show."""
+    found = carried_errors(change) if isinstance(change, xr.Dataset) else None
+    return found or _measure_change(change)
+
+
+def _measure_change(change: xr.Dataset | xr.DataArray) -> ErrorModel:
     plane = read_change(change)
     others = [dim for dim in plane.dims if dim not in spatial_dims(plane)]
     if any(plane.sizes[dim] != 1 for dim in others):
@@ -425,7 +444,7 @@ def errors_of(change: xr.Dataset | xr.DataArray, length: float | None = None) ->
             f"choose one: change.isel({others[0]}=0)",
         )
     plane = plane.squeeze(others, drop=True).transpose(*spatial_dims(plane))
-    return replace(measure_errors([(plane,)], None), quantiles=_NORMAL)
+    return measure_errors([(plane,)], None)
 
 
 def require_scatter(errors: ErrorModel) -> None:
@@ -719,6 +738,11 @@ def _finish(scene: _Scene, sample: _Sample, part: _Part) -> _Floats:
             sills,
         ]
     )
+
+
+def _alone(value: Any) -> Any:
+    """Return a number for an array of one number in memory."""
+    return value if isinstance(value, da.Array) or np.ndim(value) else float(value)
 
 
 def _by_block(function: Any, array: Any, *vectors: Any) -> Any:

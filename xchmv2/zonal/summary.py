@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,8 +9,9 @@ from typing import Any, Literal
 import dask
 import numpy as np
 import xarray as xr
-from scipy.stats import norm
 
+from xchmv2.change import ErrorModel
+from xchmv2.change.error_model import carried_errors, measure_errors, spread_of
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
@@ -23,6 +23,7 @@ from xchmv2.raster import (
     is_crs_variable,
     name_contents,
     on_same_coordinates,
+    pixel_size,
     read_change,
     read_numbers,
     read_raster,
@@ -42,7 +43,6 @@ from xchmv2.zonal.polygons import (
 )
 from xchmv2.zonal.zone_statistics import (
     Rules,
-    estimate_length,
     label_stat,
     resolve_stats,
     summarize,
@@ -88,8 +88,8 @@ def zonal(
         takes the variable of that name beside ``canopy_height``. Default: the one that
         ``difference`` worked with; without it there are no standard errors.
     correlation_length : float, optional
-        Radius of the disc that counts as one independent error [m], 0 for independent pixels.
-        Default: the one that ``difference`` was given, else estimated from the change as by
+        Radius of the disc that counts as one independent error [m], 0 for independent pixels: errors
+        of one range. Default: the one that ``difference`` was given, else estimated from the change as by
         :func:`xchmv2.change.correlation_length`.
 
     Returns
@@ -159,8 +159,8 @@ def zonal(
     placed = read_polygons(polygons, grid)
     pieces = cut_pieces(placed.on_pixels, grid.shape)
     _warn_outside(placed, pieces)
-    length = _resolve_length(quantity, correlation_length, names)
-    found, length = _summarize(quantity, placed, pieces, names, length)
+    errors = _resolve_errors(quantity, correlation_length, names)
+    found, length = _summarize(quantity, placed, pieces, names, errors)
     return _label(found, length, names, quantity, placed)
 
 
@@ -202,13 +202,17 @@ def _warn_outside(polygons: Polygons, pieces: Pieces) -> None:
         warn(f"{listed(names, outside)} are empty or outside the raster; their statistics are NaN")
 
 
-def _resolve_length(quantity: _Quantity, given: float | None, names: Sequence[str]) -> float | None:
-    """Return the correlation length; NaN if it is to be estimated, None if none is needed."""
-    validate_number("correlation_length", given, 10.0, least=0, unit="m", optional=True)
+def _resolve_errors(
+    quantity: _Quantity, length: float | None, names: Sequence[str]
+) -> ErrorModel | None:
+    """Return the errors of the values; None if no standard error is wanted."""
+    validate_number("correlation_length", length, 10.0, least=0, unit="m", optional=True)
     if not any(name.endswith("_se") for name in names):
         return None
-    if given is not None or quantity.length is not None:
-        return float(given if given is not None else quantity.length or 0.0)
+    if length is not None:
+        return ErrorModel.of_one_range(float(length))
+    if quantity.errors is not None:
+        return quantity.errors
     if not quantity.change:
         raise CHMv2Error(
             "standard errors of heights need the correlation length of their errors, which heights "
@@ -216,7 +220,13 @@ def _resolve_length(quantity: _Quantity, given: float | None, names: Sequence[st
             fix="pass such as correlation_length=10.0, or estimate it from the difference to a "
             "reference: xchmv2.change.correlation_length(height - reference)",
         )
-    return math.nan
+    values = quantity.values
+    further = values.dims[:-2]
+    planes = [
+        values.isel(dict(zip(further, k, strict=True)), drop=True)
+        for k in np.ndindex(values.shape[:-2])
+    ]
+    return measure_errors([(plane,) for plane in planes], None)
 
 
 def _summarize(
@@ -224,19 +234,16 @@ def _summarize(
     polygons: Polygons,
     pieces: Pieces,
     names: tuple[str, ...],
-    length: float | None,
+    errors: ErrorModel | None,
 ) -> tuple[Any, Any]:
     """Return an array (names, dates, polygons) and the correlation length, lazy as the values."""
     values = quantity.values.chunk()  # in memory: one chunk
     cells = cell_areas(values.chunk(dict.fromkeys(values.dims[-2:], TILE)))
     layers = {"area": cells.data, **_place_layers(quantity.layers, values)}
     layers["value"] = values.data.reshape(-1, *values.shape[-2:])
-    if length is not None and math.isnan(length):
-        middle = cells[tuple(size // 2 for size in cells.shape)]  # reads no data
-        cell = float(middle.compute(scheduler="synchronous"))
-        length = estimate_length(layers["value"], cell)
-    rules = Rules(names, quantity.threshold)
-    found = summarize(layers, polygons.on_pixels, pieces, rules, length)
+    rules, sides = Rules(names, quantity.threshold), pixel_size(values)
+    found = summarize(layers, polygons.on_pixels, pieces, rules, errors, sides)
+    length = None if errors is None else errors.correlation_length(sides[0] * sides[1])
     if quantity.values.chunks is not None:
         return found, length
     computed: tuple[Any, Any] = dask.compute(found, length, scheduler="synchronous")
@@ -338,8 +345,8 @@ class _Quantity:
     #: Height from which on a pixel is canopy, or change from which on it is lost or gained; None
     #: where the layer ``changed`` says so.
     threshold: float | None = None
-    #: Correlation length that came with the values [m].
-    length: float | None = None
+    #: Errors that came with the values.
+    errors: ErrorModel | None = None
 
 
 def _read_quantity(
@@ -411,23 +418,12 @@ def _with_significance(
     """Add the error and the significant pixels that ``difference`` found."""
     layers = dict(quantity.layers)
     detection = dataset.get("level_of_detection")
-    confidence = _find_attr(dataset, "confidence")
-    if "sigma" not in layers and detection is not None and confidence is not None:
-        layers["sigma"] = detection / float(norm.ppf(0.5 + float(confidence) / 2))
-    length = _find_attr(dataset, "correlation_length")
-    length = None if length is None or not np.isfinite(float(length)) else float(length)
+    own = spread_of(dataset)
+    if "sigma" not in layers and own is not None:
+        layers["sigma"] = own
+    errors = carried_errors(dataset)
     if threshold is not None or detection is None or "significant" not in dataset:
-        return replace(quantity, layers=layers, length=length)
+        return replace(quantity, layers=layers, errors=errors)
     layers["changed"] = dataset["significant"].fillna(0).astype(bool)
     layers["least"] = detection
-    return replace(quantity, threshold=None, layers=layers, length=length)
-
-
-def _find_attr(dataset: xr.Dataset, name: str) -> Any:
-    """Find a number in the attributes of the level of detection, the change or the Dataset."""
-    holders = [dataset.get("level_of_detection"), dataset[_CHANGE_NAME], dataset]
-    for holder in holders:
-        found = None if holder is None else holder.attrs.get(name)
-        if isinstance(found, int | float | np.number):
-            return found
-    return None
+    return replace(quantity, threshold=None, layers=layers, errors=errors)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,13 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from scipy.special import ndtr
 
-MOST_WINDOWS, WINDOW = 16, 256
-correlated_pixels: Any = None
-from xchmv2.change.registration import Windows
+from xchmv2.change import ErrorModel
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import Chunks, Source, assemble, list_items, show
 from xchmv2.zonal.polygons import Geometries, Pieces, Spans
 
 if TYPE_CHECKING:
-    from xchmv2.zonal.coverage import Coverage
+    from xchmv2.zonal.coverage import Coverage, Weights
 
 _Floats = npt.NDArray[np.float64]
 #: Layers by name: of a window, or for each pixel under a piece; a number holds for all.
@@ -152,9 +151,13 @@ def summarize(
     geometries: Geometries,
     pieces: Pieces,
     rules: Rules,
-    length: float | da.Array | None,
+    errors: ErrorModel | None,
+    cell: tuple[float, float],
 ) -> da.Array:
     """Build the graph of all statistics (names, dates, polygons); nothing is computed.
+
+    `errors` are those of the values, if their standard errors are wanted, `cell` the sides of a
+    pixel on the ground [m].
 
     A task adds up pieces that lie in the same chunks of all layers, and reads no others. The layers
     are numbers, (H, W) or (D, H, W): ``value`` (D, H, W) and ``area`` (H, W) of each pixel; where
@@ -167,18 +170,19 @@ def summarize(
     numbers = {name: layer for name, layer in layers.items() if name not in lazy}
     sizes = shapely.area(geometries)
     shape = (len(rules.names), layers["value"].shape[0], len(sizes))
-    token = tokenize(
-        dict(layers), rules, length, sizes, shape, pieces.window, shapely.to_wkb(pieces.geometry)
-    )
+    outlines = shapely.to_wkb(pieces.geometry)
+    token = tokenize(dict(layers), rules, errors, cell, sizes, shape, pieces.window, outlines)
     name, sums = f"zonal-statistics-{token}", f"zonal-sums-{token}"
     batches = _batches(pieces, list(lazy.values()))
+    levels = _levels(geometries)
     tasks: dict[Any, Any] = {}
     for k, batch in enumerate(batches):
         some = pieces[batch]
         window = (*some.window[:, ::2].min(axis=0), *some.window[:, 1::2].max(axis=0))
         top, left, bottom, right = map(int, window)
         spans = (top, bottom), (left, right)
-        tasks[sums, k] = _over(lazy, spans, partial(_sum_pieces, some, spans, rules, numbers))
+        add = partial(_sum_pieces, some, spans, levels[some.polygon], rules, numbers)
+        tasks[sums, k] = _over(lazy, spans, add)
     finish = partial(
         _finish,
         order=np.argsort(np.concatenate([*batches, np.zeros(0, np.int64)])),
@@ -186,12 +190,15 @@ def summarize(
         sizes=sizes,
         rules=rules,
         shape=shape,
+        cell=cell,
     )
     arrays = [source.array for source in lazy.values()]
-    if isinstance(length, da.Array):
-        arrays.append(length)
-    lengths = (length.name,) if isinstance(length, da.Array) else length
-    tasks[name, 0, 0, 0] = (finish, [(sums, k) for k in range(len(batches))], lengths)
+    known: Any = errors
+    if errors is not None and not errors.computed:
+        delayed = dask.delayed(errors.with_numbers, pure=True)(*errors.numbers)
+        arrays.append(delayed)
+        known = delayed.key
+    tasks[name, 0, 0, 0] = (finish, [(sums, k) for k in range(len(batches))], known)
     graph = HighLevelGraph.from_collections(name, tasks, arrays)
     return da.Array(graph, name, tuple((size,) for size in shape), meta=np.empty((0, 0, 0)))
 
@@ -219,25 +226,6 @@ def _batches(pieces: Pieces, layers: Sequence[Source]) -> list[npt.NDArray[np.in
     before -= np.repeat(before[first], np.diff([*first, len(order)]))
     cuts = (np.diff(together) != 0) | (np.diff(before // _BATCH) != 0)
     return np.split(order, np.flatnonzero(cuts) + 1)
-
-
-def estimate_length(change: da.Array, cell: float) -> da.Array:
-    """Estimate the correlation length [m] of changes (D, H, W) with cells of an area [m2].
-
-    As :func:`xchmv2.change.correlation_length`, lazily; dates are pooled.
-    """
-    found = Windows.spread_over((change.shape[1], change.shape[2]), WINDOW, MOST_WINDOWS, 0)
-    windows = [((row, row + found.side), (col, col + found.side)) for row, col in found.corners]
-    read = [_over({"value": Source(change)}, spans, dict) for spans in windows]
-    name = f"zonal-length-{tokenize(change, cell)}"
-    tasks = {(name,): (partial(_estimate, cell), read)}
-    return da.Array(HighLevelGraph.from_collections(name, tasks, [change]), name, (), dtype=float)
-
-
-def _estimate(cell: float, windows: Sequence[_Read]) -> _Floats:
-    """Task: estimate the correlation length."""
-    planes = [plane.astype(np.float64) for read in windows for plane in read["value"]]
-    return np.asarray(math.sqrt(correlated_pixels(planes) * cell / math.pi))
 
 
 def _over(layers: Mapping[str, Source], spans: Spans, function: Callable[[_Read], Any]) -> Any:
@@ -269,30 +257,56 @@ def _read_and_call(
     return function(read)
 
 
+def _levels(geometries: Geometries) -> npt.NDArray[np.int64]:
+    """Return for each polygon the level of the blocks, of 2^level px, that tell its shape.
+
+    They are a quarter of its width at most, unless it is more than 128 of them long.
+    """
+    import shapely
+
+    width = 2 * shapely.area(geometries) / np.maximum(shapely.length(geometries), 1e-9)
+    left, top, right, bottom = np.nan_to_num(shapely.bounds(geometries)).T
+    fine = np.floor(np.log2(np.maximum(width / 4, 1)))
+    short = np.ceil(np.log2(np.maximum(np.maximum(right - left, bottom - top) / 128, 1)))
+    levels: npt.NDArray[np.int64] = np.maximum(fine, short).astype(np.int64)
+    return levels
+
+
 def _sum_pieces(
-    pieces: Pieces, spans: Spans, rules: Rules, numbers: _Read, read: _Read
+    pieces: Pieces,
+    spans: Spans,
+    levels: npt.NDArray[np.int64],
+    rules: Rules,
+    numbers: _Read,
+    read: _Read,
 ) -> dict[str, Any]:
-    """Add up the pixels in each piece at each date: arrays (pieces, D)."""
-    from xchmv2.zonal.coverage import measure_coverage
+    """Add up the pixels in each piece at each date: arrays (pieces, D), lists of lists for `_KEPT`."""
+    from xchmv2.zonal.coverage import measure_coverage, weigh_pieces
 
     layers = {**numbers, **read}
     covered = measure_coverage(pieces, spans)
+    weigh = partial(weigh_pieces, covered, pieces=pieces, spans=spans, steps=2**levels)
     dates = []
     for date in range(len(layers["value"])):  # one by one, to need memory for one
         planes = {name: a[date] if a.ndim == 3 else a for name, a in layers.items()}
         under = {name: a.ravel()[covered.cell] if a.ndim else a for name, a in planes.items()}
-        dates.append(_sum_pixels(covered, under, rules))
-    sums: dict[str, Any] = {
-        name: np.stack([date[name] for date in dates], axis=1)
+        dates.append(_sum_pixels(covered, under, rules, weigh))
+    return {
+        name: list(zip(*(date[name] for date in dates), strict=True))
+        if name in _KEPT
+        else np.stack([date[name] for date in dates], axis=1)
         for name in dates[0]
-        if name != "values"
     }
-    if rules.percentiles:
-        sums["values"] = list(zip(*(date["values"] for date in dates), strict=True))
-    return sums
 
 
-def _sum_pixels(covered: Coverage, layers: _Read, rules: Rules) -> dict[str, Any]:
+#: What is kept of each piece besides sums: values of pixels with their weights, and weights of
+#: errors in blocks.
+_KEPT = ("values", "shapes")
+
+
+def _sum_pixels(
+    covered: Coverage, layers: _Read, rules: Rules, weigh: Callable[..., Any]
+) -> dict[str, Any]:
     """Add up the pixels of one date, each by its share, for each piece."""
     value = layers["value"].astype(np.float64)
     known = np.isfinite(value)
@@ -316,7 +330,8 @@ def _sum_pixels(covered: Coverage, layers: _Read, rules: Rules) -> dict[str, Any
     sigma = layers.get("sigma")
     if sigma is not None:
         sigma = np.where(known, sigma, 0.0)
-        sums["variance"] = covered.reduce(weight * sigma**2)
+        sums["spread"] = covered.reduce(weight * sigma)
+        sums["shapes"] = weigh(weight=weight * sigma)
     if rules.threshold is not None and rules.need("cover"):
         sums["cover"] = covered.reduce(np.where(layers["value"] >= rules.threshold, weight, 0.0))
         if sigma is not None:
@@ -336,7 +351,6 @@ def _sum_pixels(covered: Coverage, layers: _Read, rules: Rules) -> dict[str, Any
         sums[f"{name}_volume"] = covered.reduce(lost * size)
         if sigma is None:
             continue
-        sums[f"{name}_variance"] = covered.reduce(lost * sigma**2)
         own = np.where(side, doubt, 0.0)
         sums[f"{name}_area_doubt"] = covered.reduce(own)
         sums[f"{name}_volume_doubt"] = covered.reduce(own * size**2)
@@ -352,15 +366,18 @@ def _doubt(above: _Floats, sigma: _Floats) -> _Floats:
 
 def _finish(
     parts: Sequence[Mapping[str, Any]],
-    length: float | npt.NDArray[Any] | None,
+    errors: ErrorModel | None,
     *,
     order: npt.NDArray[np.int64],
     polygons: npt.NDArray[np.int64],
     sizes: _Floats,
     rules: Rules,
     shape: tuple[int, int, int],
+    cell: tuple[float, float],
 ) -> _Floats:
     """Task: join the pieces of each polygon, and turn sums into statistics (names, D, N)."""
+    from xchmv2.zonal.coverage import join_weights
+
     found = np.full(shape, np.nan)
     if not parts:
         return found
@@ -368,18 +385,28 @@ def _finish(
     pieces = {
         name: np.concatenate([part[name] for part in parts])[order]
         for name in parts[0]
-        if name != "values"
+        if name not in _KEPT
     }
     sums = _join(pieces, starts)
     sums["valid_fraction"] = sums["count"] / sizes[inside, None]
-    kept = [piece for part in parts for piece in part.get("values", ())]
-    values = np.split(order, starts[1:])
+    kept = {name: [piece for part in parts for piece in part.get(name, ())] for name in _KEPT}
+    own_pieces = np.split(order, starts[1:])
+    if errors is not None:
+        joined = [
+            join_weights([kept["shapes"][k][date] for k in own])
+            for own in own_pieces
+            for date in range(shape[1])
+        ]
+        sums["correlated"] = _correlated(joined, errors, cell).reshape(-1, shape[1])
     for row, name in zip(found, rules.names, strict=True):
         share = _percentile_of(name)
         if share is None:
-            statistic = _statistic(sums, name, float(length or 0.0))
+            statistic = _statistic(sums, name)
         else:
-            statistic = np.array([_quantiles([kept[k] for k in own], share) for own in values])
+            values = kept["values"]
+            statistic = np.array(
+                [_quantiles([values[k] for k in own], share) for own in own_pieces]
+            )
         # Without valid pixels in a polygon, the area with data is 0 and other statistics are NaN.
         known = (sums["area"] > 0) | (name in ("count", "area", "valid_fraction"))
         row[:, inside] = np.where(known, statistic, np.nan).T
@@ -411,10 +438,33 @@ def _quantiles(pieces: Sequence[Any], q: float) -> list[float]:
     return found
 
 
-def _statistic(sums: Mapping[str, _Floats], name: str, length: float) -> _Floats:
+def _correlated(
+    shapes: Sequence[Weights], errors: ErrorModel, cell: tuple[float, float]
+) -> _Floats:
+    """Return the variance of the mean error of each shape over that of a pixel.
+
+    Shapes of about one size, in blocks, are done together.
+    """
+    kinds: dict[tuple[int, int, int], list[int]] = {}
+    for k, shape in enumerate(shapes):
+        height, width = (-8 * (-size // 8) for size in shape.grid.shape)
+        kinds.setdefault((shape.step, height, width), []).append(k)
+    found = np.full(len(shapes), np.nan)
+    for (step, height, width), members in kinds.items():
+        for some in np.array_split(members, -(-len(members) * height * width // _BATCH)):
+            grids = np.zeros((len(some), height, width))
+            for grid, k in zip(grids, some, strict=True):
+                own = shapes[k].grid
+                grid[: own.shape[0], : own.shape[1]] = own
+            shares = errors.mean_correlations(grids, cell, step.bit_length() - 1)
+            found[some] = errors.mean_variance(shares)
+    return found
+
+
+def _statistic(sums: Mapping[str, _Floats], name: str) -> _Floats:
     """Turn the sums of polygons into one statistic."""
     if name.endswith("_se"):
-        return _standard_error(sums, name.removesuffix("_se"), length)
+        return _standard_error(sums, name.removesuffix("_se"))
     if name == "cover":
         return sums["cover"] / np.where(sums["area"] > 0, sums["area"], np.nan)
     if name == "net_area":
@@ -426,35 +476,19 @@ def _statistic(sums: Mapping[str, _Floats], name: str, length: float) -> _Floats
     return sums[name] / _HECTARE if name.endswith("_area") else sums[name]
 
 
-def _standard_error(sums: Mapping[str, _Floats], name: str, length: float) -> _Floats:
-    """Return a standard error, by the effective number of independent pixels."""
+def _standard_error(sums: Mapping[str, _Floats], name: str) -> _Floats:
+    """Return a standard error, by the correlation of errors over the polygon."""
     count, area = sums["count"], np.where(sums["area"] > 0, sums["area"], np.nan)
-    independent = effective_samples(area, length, count)
     if name in ("mean", "net_volume"):
-        error = np.sqrt(sums["variance"] / area / independent)
-        return error if name == "mean" else error * area
+        error = sums["spread"] * np.sqrt(sums["correlated"])
+        return error / area if name == "mean" else error
     # The errors of neighbours are correlated: this many pixels count as one measurement.
-    together = count / independent
+    together = count * sums["correlated"]
     if name == "cover":
         return np.sqrt(sums["cover_doubt"] * together) / area
     sides = ("loss", "gain") if name.startswith("net") else (name.partition("_")[0],)
     doubt = sum(sums[f"{side}_{name.partition('_')[2]}_doubt"] for side in sides) * together
-    if name.endswith("area"):
-        return np.sqrt(doubt) / _HECTARE
-    return np.sqrt(
-        doubt + sum(_height_variance(sums, side, area / count, length) for side in sides)
-    )
-
-
-def _height_variance(
-    sums: Mapping[str, _Floats], side: str, pixel: _Floats, length: float
-) -> _Floats:
-    """Return the variance of the volume of loss or gain that the error of heights causes."""
-    area = sums[f"{side}_area"]
-    independent = effective_samples(area, length, area / pixel)
-    mean = np.divide(sums[f"{side}_variance"], area, out=np.zeros_like(area), where=area > 0)
-    found: _Floats = np.where(area > 0, mean * area**2 / np.nan_to_num(independent, nan=1.0), 0.0)
-    return found
+    return np.sqrt(doubt) / (_HECTARE if name.endswith("area") else 1)
 
 
 def effective_samples(

@@ -1,26 +1,30 @@
-"""Area of canopy loss with its confidence interval: :func:`loss_area`."""
+"""Area and volume of canopy loss with their confidence intervals: :func:`loss_area`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
-
-def independent_area(area, length):
-    return np.maximum(area, np.pi * (length or 0.0) ** 2)
-
-
-from xchmv2.change.masks import (
-    MIN_AREA,
-    OPENING,
-    THRESHOLD,
-    Change,
-    gain,
-    grow,
-    loss,
-    read_left_out,
+from xchmv2.change.gross_change import (
+    CLASSES,
+    DIFFERENCES,
+    DifferenceCounts,
+    PixelErrors,
+    count_differences,
+    gross_change,
+    own_shape,
+    pair_shares,
 )
+from xchmv2.change.masks import THRESHOLD, Change, read_left_out
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     cell_areas,
@@ -31,21 +35,25 @@ from xchmv2.raster import (
     validate_number,
 )
 
-#: Errors hide losses within this distance of detected ones [m]: about a crown's radius.
-_RIM = 3.0
+_Floats = npt.NDArray[np.float64]
+
+#: What is not known about the standard deviation of errors, as a share of it.
+_SD_DOUBT = 0.05
+#: Beyond this misfit of normal errors, their distribution is estimated from the data.
+_MISFIT = 3.0
+#: Pixels that are counted at once.
+_BAND = 1 << 22
 
 
 def loss_area(
     change: Change,
     *,
     threshold: float = THRESHOLD,
-    opening: int | None = OPENING,
-    min_area: float | None = MIN_AREA,
     mask: xr.DataArray | None = None,
     correlation_length: float | None = None,
     confidence: float = 0.95,
 ) -> xr.Dataset:
-    """Estimate the area that lost more than some height, with its confidence interval.
+    """Estimate the area and volume that lost more than some height, with confidence intervals.
 
     Parameters
     ----------
@@ -53,46 +61,54 @@ def loss_area(
         From :func:`~xchmv2.change.difference`.
     threshold : float, default 5
         Least loss that counts [m].
-    opening, min_area, mask
-        As for :func:`~xchmv2.change.loss`.
+    mask : DataArray, optional
+        Boolean on the same grid, True where change is to be left out, as for
+        :func:`~xchmv2.change.loss`.
     correlation_length : float, optional
-        Distance over which errors are correlated [m]; by default that in `change.attrs`.
+        Distance over which errors are correlated [m], as from
+        :func:`~xchmv2.change.correlation_length`, 0 for independent pixels; by default that in
+        `change.attrs`. It is taken for a single range: errors that are correlated over longer
+        distances too make the interval too narrow.
     confidence : float, default 0.95
-        Confidence of the interval.
+        Confidence of the intervals.
 
     Returns
     -------
     Dataset
         Scalars ``area``, ``lower``, ``upper`` and ``standard_error`` [m2; without a CRS in the
-        coordinates' own units]. Lazy if the change is.
+        coordinates' own units], ``volume``, ``volume_lower``, ``volume_upper`` and
+        ``volume_standard_error`` [m3] of the canopy that these pixels lost, and ``misfit``. Lazy if
+        the change is; the same for any chunks. NaN where no pixel has a change and its level
+        of detection.
 
     Raises
     ------
     CHMv2Error
-        If it is not the Dataset of ``difference``, there is no correlation length, or a number
-        is out of range.
+        If it is not the Dataset of ``difference``, there is no correlation length, `mask` is not
+        boolean or on another grid, or a number is out of range.
 
     Notes
     -----
-    Three masks are made, all opened and sieved alike: the *sure* loss, beyond both `threshold`
-    and the level of detection; the *likely* loss, beyond `threshold` alone; and the likely *gain*,
-    beyond the same height upwards. ``area`` is that of the sure loss.
+    The number does not come from a mask such as that of :func:`~xchmv2.change.loss`, so it depends
+    neither on the level of detection nor on opening or a least patch: pixels are counted by their
+    change and its error, and that distribution of true change is found which, with the errors
+    added, gives these counts (non-negative least squares). The errors' expected share of
+    false losses is removed by that, and true losses that errors hide are added. The interval
+    holds all areas that the counts do not contradict, 0 included; it runs over all losses of
+    `threshold` and more, however small their patches. The standard error is its half width over z.
+    :func:`~xchmv2.change.gross_change.gross_change` gives the formulas.
 
-    Its standard error counts the pixels that another, equally good pair of images would have put
-    on the other side of the limit: each pixel of sure or likely loss is over it with p = Phi((d -
-    limit) / s), d being its loss and s its error. Var = sum of a A p (1 - p), where a is the area
-    of the cell and A = pi r^2 that of the disc within which errors are correlated.
+    The standard deviation of each error is its level of detection over z, known to 5 %; errors are
+    normal, and correlated by a spherical variogram of the range sqrt(5) `correlation_length`, whose
+    sum is the area of the disc of that radius. If the counts contradict normal errors (their mean
+    square deviation is above 3 standard errors squared), the distribution of the errors is
+    taken from the quieter of the sides of loss and gain, and intervals are twice as wide.
+    ``misfit`` is that mean square in the end. Where it is far above 1, the errors are not what the
+    change says, or loss and gain both reach into their tails: intervals are then widened by its
+    square root, but trust them less.
 
-    The sure loss misses losses between `threshold` and the level of detection. Errors are
-    assumed to be as often positive as negative, so likely loss less likely gain estimates the area
-    of both together. Errors also break a loss into pieces, of which opening and sieving remove
-    the small ones, and no gain shows how many: each pixel within 3 m (a crown's radius) of the
-    likely loss may have been lost too, with p = Phi((d - threshold) / s), and the upper bound
-    counts them by p. The interval runs from z standard errors below ``area`` to as many above the
-    larger of the two estimates and that rim, and not below 0. It is wide where the level of
-    detection is far above `threshold`: the data do not say more. True gains make its upper bound
-    too low by as much as they cover; an offset between the dates must have been removed before.
-    It covers neither errors that both dates share, nor whether a drop of canopy is a loss.
+    An offset between the dates must have been removed before. The interval covers neither
+    errors that both dates share, nor whether a drop of canopy is a loss.
 
     Examples
     --------
@@ -103,49 +119,157 @@ def loss_area(
     change = _require_difference(change)
     length = _resolve_length(change, correlation_length)
     _validate(confidence, threshold)
-    cleaning = {"opening": opening, "min_area": min_area, "mask": mask}
-    sure = loss(change, threshold=threshold, **cleaning)  # type: ignore[arg-type]
     drop = read_change(change)
-    likely = loss(drop, threshold=threshold, **cleaning)  # type: ignore[arg-type]
-    risen = gain(drop, threshold=threshold, **cleaning)  # type: ignore[arg-type]
-    cells = cell_areas(drop)
-    error = change["level_of_detection"] / ndtri(0.5 + change.attrs["confidence"] / 2)
-    limit = np.maximum(change["level_of_detection"], threshold)
-    over = _chance((-drop - limit) / error)
-    undecided = (over * (1 - over)).where(sure | likely, 0.0)
-    sd = np.sqrt((undecided * cells * independent_area(cells, length)).sum())
-    area, both = (cells * sure).sum(), (cells * likely).sum() - (cells * risen).sum()
-    rim = _rim(likely, mask)
-    missed = (cells * _chance((-drop - threshold) / error).where(rim, 0.0)).sum()
-    z = float(ndtri(0.5 + confidence / 2))
-    found = {
-        "area": (area, "area of loss"),
-        "lower": (np.maximum(area - z * sd, 0.0), "lower bound of the area of loss"),
-        "upper": (np.maximum(area, both) + missed + z * sd, "upper bound of the area of loss"),
-        "standard_error": (sd, "standard error of the area of loss"),
-    }
-    units = {"units": "m2"} if has_true_areas(drop) else {}
-    labelled = {
-        name: xr.DataArray(value.data, name=name, attrs={"long_name": words, **units})
-        for name, (value, words) in found.items()
-    }
-    attrs = {"threshold": float(threshold), "confidence": confidence}
-    return xr.Dataset(labelled, attrs={**attrs, "correlation_length": length})
-
-
-def _chance(score: xr.DataArray) -> xr.DataArray:
-    """Return the probability that each pixel is over a limit; 0 where change is missing."""
-    found: xr.DataArray = xr.apply_ufunc(
-        ndtr, score, dask="parallelized", output_dtypes=[score.dtype]
+    errors = _errors_of(change, length)
+    unit = math.prod(pixel_size(drop))
+    layers = [drop, errors.sd, cell_areas(drop) / unit]
+    if mask is not None:
+        layers.append(read_left_out(mask, drop))
+    counts = _count([layer.transpose(*drop.dims) for layer in layers])
+    finish = partial(
+        _finish,
+        errors=errors.over(drop, unit),
+        whole=drop.size,
+        unit=unit,
+        threshold=float(threshold),
+        confidence=confidence,
     )
-    return found.fillna(0.0)
+    found = finish(counts) if isinstance(counts, np.ndarray) else _delay(finish, counts)
+    attrs = {"threshold": float(threshold), "confidence": confidence}
+    attrs["correlation_length"] = length
+    return _label(found, has_true_areas(drop)).assign_attrs(attrs)
 
 
-def _rim(likely: xr.DataArray, left_out: xr.DataArray | None) -> xr.DataArray:
-    """Return the pixels near a likely loss that are not part of it."""
-    reach = max(1, round(_RIM / min(pixel_size(likely))))
-    rim = grow(likely, reach) & ~likely
-    return rim if left_out is None else rim & ~read_left_out(left_out, likely)
+@dataclass(frozen=True)
+class _Errors:
+    """What is known about the errors of a change."""
+
+    sd: xr.DataArray  #: of each pixel [m]
+    sd_doubt: float  #: standard error of `sd`, as a share of it
+    offset_doubt: float  #: standard error of the offset between the dates [m]
+    correlation: Callable[[_Floats], _Floats]  #: of two errors at a distance [m]
+
+    def over(self, drop: xr.DataArray, pixel: float) -> PixelErrors:
+        """Describe the errors of a whole raster; `sd` and `pixels` come with its counts."""
+        tall, wide = (n * side for n, side in zip(drop.shape, pixel_size(drop), strict=True))
+        cells = [min(64, n) for n in drop.shape]
+        sides = (tall / cells[0], wide / cells[1])
+        alike = pair_shares(self.correlation, np.ones(cells), sides, pixel)
+        return PixelErrors(np.empty(0), 0, alike, self.sd_doubt, self.offset_doubt)
+
+
+def _errors_of(change: xr.Dataset, length: float) -> _Errors:
+    """Read the errors of a change from its level of detection and its correlation length."""
+    error = change["level_of_detection"] / ndtri(0.5 + change.attrs["confidence"] / 2)
+    reach = math.sqrt(5) * length
+
+    def spherical(distance: _Floats) -> _Floats:
+        near = np.minimum(distance / max(reach, 1e-9), 1.0)
+        return np.asarray(1 - 1.5 * near + 0.5 * near**3)
+
+    return _Errors(error, _SD_DOUBT, 0.0, spherical)
+
+
+def _count(layers: list[xr.DataArray]) -> Any:
+    """Count pixels by their error and change: (CLASSES, bins + 2), lazily if any layer is lazy."""
+    parts = [layer.data for layer in layers]
+    if not any(isinstance(part, da.Array) for part in parts):
+        return _count_block(*parts)
+    chunks = next(part.chunks for part in parts if isinstance(part, da.Array))
+    lazy = [
+        part.rechunk(chunks) if isinstance(part, da.Array) else da.from_array(part, chunks=chunks)
+        for part in parts
+    ]
+    size = (CLASSES, len(DIFFERENCES) + 2)
+    return da.map_blocks(
+        _count_one,
+        *lazy,
+        chunks=(*((1,) * n for n in lazy[0].numblocks), *((n,) for n in size)),
+        new_axis=(2, 3),
+        dtype=np.int64,
+        meta=np.empty((0, 0, 0, 0), np.int64),
+    ).sum(axis=(0, 1), split_every=4)
+
+
+def _count_one(*parts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return _count_block(*parts)[None, None]
+
+
+def _count_block(
+    change: npt.NDArray[Any],
+    sd: npt.NDArray[Any],
+    areas: _Floats,
+    left_out: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Count the pixels of a block, some rows at a time."""
+    found = np.zeros((CLASSES, len(DIFFERENCES) + 2), np.int64)
+    rows = max(1, _BAND // max(1, change.shape[1]))
+    for top in range(0, len(change), rows):
+        band = slice(top, top + rows)
+        kept = change[band] if left_out is None else np.where(left_out[band], np.nan, change[band])
+        counts = count_differences(kept, sd[band], areas[band])
+        found[:, :-2] += counts.area
+        found[:, -2:] += counts.pixels.T
+    return found
+
+
+def _delay(finish: Callable[[npt.NDArray[np.int64]], _Floats], counts: da.Array) -> da.Array:
+    return counts.rechunk(-1).map_blocks(
+        finish,
+        drop_axis=(0, 1),
+        new_axis=0,
+        chunks=(len(_FOUND),),
+        dtype=np.float64,
+        meta=np.empty(0, np.float64),
+    )
+
+
+def _finish(
+    table: npt.NDArray[np.int64],
+    errors: PixelErrors,
+    whole: int,
+    unit: float,
+    threshold: float,
+    confidence: float,
+) -> _Floats:
+    """Return the values of `_FOUND` from the counts of all blocks."""
+    counts = DifferenceCounts(table[:, :-2], table[:, -2:].T)
+    sd, each = counts.by_error()
+    pixels = int(counts.pixels[0].sum())
+    if not pixels:
+        return np.full(len(_FOUND), np.nan)
+    # The pixels that have a change may lie close together.
+    alike = np.minimum(errors.alike * whole / pixels, 1.0)
+    errors = replace(errors, sd=sd, pixels=pixels, alike=alike)
+    find = partial(gross_change, each, DIFFERENCES, threshold=threshold, confidence=confidence)
+    found = find(errors)
+    if found.misfit > _MISFIT:
+        own = find(replace(errors, shape=own_shape(each, DIFFERENCES, sd)))
+        found = min(found, own, key=lambda result: result.misfit)
+    area = counts.share * unit
+    return np.array([*(area * np.array([found.area, found.volume])).ravel(), found.misfit])
+
+
+#: Results in order: their long names.
+_FOUND = {
+    "area": "area of loss",
+    "standard_error": "standard error of the area of loss",
+    "lower": "lower bound of the area of loss",
+    "upper": "upper bound of the area of loss",
+    "volume": "canopy volume lost where there is loss",
+    "volume_standard_error": "standard error of the canopy volume lost",
+    "volume_lower": "lower bound of the canopy volume lost",
+    "volume_upper": "upper bound of the canopy volume lost",
+    "misfit": "mean square deviation of the counts from the best fit, in standard errors",
+}
+
+
+def _label(found: Any, true_areas: bool) -> xr.Dataset:
+    variables = {}
+    for k, (name, words) in enumerate(_FOUND.items()):
+        unit = "1" if name == "misfit" else true_areas and ("m3" if "volume" in name else "m2")
+        variables[name] = ((), found[k], {"long_name": words, **({"units": unit} if unit else {})})
+    return xr.Dataset(variables)
 
 
 def _require_difference(change: Change) -> xr.Dataset:

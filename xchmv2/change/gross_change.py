@@ -37,35 +37,10 @@ _WEIGHTS = np.pi / 4 * _ARC * np.sqrt(1 - LEVELS**2)
 _PARTS, _LOG_PARTS = 1 << 20, 1 << 12
 
 
-@dataclass(frozen=True)
-class DifferenceCounts:
-    """The area by the error and the difference of its pixels; adds up over parts of an area."""
-
-    #: (CLASSES, len(DIFFERENCES)) area, in parts of the reference area.
-    area: npt.NDArray[np.int64]
-    #: (2, CLASSES) pixels, and the sums of the logarithms of their sd.
-    pixels: npt.NDArray[np.int64]
-
-    def __add__(self, other: DifferenceCounts) -> DifferenceCounts:
-        """Add the counts of another part of the area."""
-        return DifferenceCounts(self.area + other.area, self.pixels + other.pixels)
-
-    @property
-    def share(self) -> float:
-        """The area, in reference areas."""
-        return float(self.area.sum()) / _PARTS
-
-    def by_error(self) -> tuple[_Floats, _Floats]:
-        """Return the sd [m] of the classes that hold pixels, and their counts (class, bin)."""
-        found = np.flatnonzero(self.pixels[0])
-        logs = self.pixels[1, found] / self.pixels[0, found] / _LOG_PARTS
-        return np.exp2(logs), self.area[found].astype(np.float64)
-
-
 def count_differences(
     change: npt.NDArray[np.floating], sd: npt.NDArray[np.floating], area: _Floats | float = 1.0
-) -> DifferenceCounts:
-    """Count pixels by their difference and its standard deviation.
+) -> npt.NDArray[np.int64]:
+    """Count the area of pixels by their error and difference.
 
     Parameters
     ----------
@@ -79,22 +54,32 @@ def count_differences(
 
     Returns
     -------
-    DifferenceCounts
+    ndarray (CLASSES, len(DIFFERENCES) + 2)
+        Counts that add up over the parts of an area, in any order; see :func:`read_counts`.
     """
     known = np.isfinite(change) & (sd > 0) & np.isfinite(sd)
-    found = change[known].astype(np.float64)
     logs = np.log2(np.broadcast_to(sd, change.shape)[known].astype(np.float64))
     kind = np.floor(_PER_OCTAVE * (logs - np.log2(_LEAST_SD)) + 1e-6)
     kind = np.clip(kind, 0, CLASSES - 1).astype(np.int64)
     weight = np.rint(np.broadcast_to(area, change.shape)[known] * _PARTS)
-    bins = np.rint(np.clip(found, -REACH, REACH) / STEP).astype(np.int64) + len(DIFFERENCES) // 2
-    size = CLASSES * len(DIFFERENCES)
-    areas = np.bincount(kind * len(DIFFERENCES) + bins, weight, size).astype(np.int64)
-    pixels = (None, np.rint(logs * _LOG_PARTS))
-    return DifferenceCounts(
-        areas.reshape(CLASSES, -1),
-        np.stack([np.bincount(kind, w, CLASSES).astype(np.int64) for w in pixels]),
+    bins, middle = len(DIFFERENCES), len(DIFFERENCES) // 2
+    place = np.rint(np.clip(change[known], -REACH, REACH).astype(np.float64) / STEP) + middle
+    areas = np.bincount(kind * bins + place.astype(np.int64), weight, CLASSES * bins)
+    pixels = [np.bincount(kind, w, CLASSES) for w in (None, np.rint(logs * _LOG_PARTS))]
+    found: npt.NDArray[np.int64] = np.column_stack([areas.reshape(CLASSES, bins), *pixels]).astype(
+        np.int64
     )
+    return found
+
+
+def read_counts(table: npt.NDArray[np.int64]) -> tuple[_Floats, _Floats, int]:
+    """Return the sd [m] of the classes that hold pixels, their areas (class, bin), and the pixels.
+
+    Areas are in the reference area of :func:`count_differences`.
+    """
+    held = table[table[:, -2] > 0]
+    logs = held[:, -1] / held[:, -2] / _LOG_PARTS
+    return np.exp2(logs), held[:, :-2] / _PARTS, int(held[:, -2].sum())
 
 
 class Interval(NamedTuple):
@@ -108,51 +93,33 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class GrossChange:
-    """What :func:`gross_change` finds.
+    """What :func:`gross_change` finds."""
 
-    Parameters
-    ----------
-    area : Interval
-        Share of the area that fell, or rose, by the threshold or more.
-    volume : Interval
-        Volume that these pixels lost or gained, over the whole area [m].
-    misfit : float
-        Square sum of the differences between the counts and the best fit, in standard errors, for
-        each count. Far above 1, the errors are not what they were said to be.
-    """
-
+    #: Share of the area that fell, or rose, by the threshold or more.
     area: Interval
+    #: Volume that these pixels lost or gained, over the whole area [m].
     volume: Interval
+    #: Mean square of the differences between the counts and the best fit, in standard errors. Far
+    #: above 1, the errors are not what they were said to be.
     misfit: float
 
 
 @dataclass(frozen=True, eq=False)
 class PixelErrors:
-    """Errors of the differences of an area.
+    """Errors of the differences of an area."""
 
-    Parameters
-    ----------
-    sd : ndarray (class,)
-        Standard deviation in each class of pixels [m].
-    pixels : float
-        Pixels of the area; of partly covered ones (sum of shares)^2 / sum of shares^2.
-    alike : ndarray (len(LEVELS),)
-        Shares of the pairs of pixels, of all in the area, whose errors are correlated by more than
-        each of the LEVELS: see :func:`pair_shares`. 0 for independent errors.
-    sd_doubt : float
-        Standard error of `sd`, as a share of it.
-    offset_doubt : float
-        Standard error of an offset that all differences share [m].
-    shape : ndarray (2, n), optional
-        Quantiles of the size of standardised errors, and the shares below them, both ascending
-        from 0, the shares to 1, where errors are not normal: see :func:`own_shape`.
-    """
-
+    #: Standard deviation in each class of pixels [m].
     sd: _Floats
+    #: Pixels of the area; of partly covered ones (sum of shares)^2 / sum of shares^2.
     pixels: float
+    #: Shares of the pairs of pixels, of all in the area, whose errors are correlated by more than
+    #: each of the LEVELS: see :func:`pair_shares`. 0 for independent errors.
     alike: _Floats = field(default_factory=lambda: np.zeros(len(LEVELS)))
+    #: Standard error of `sd`, as a share of it, and of an offset that all differences share [m].
     sd_doubt: float = 0.05
     offset_doubt: float = 0.0
+    #: (2, n) quantiles of the size of standardised errors, and the shares below them, both
+    #: ascending from 0, the shares to 1, where errors are not normal: see :func:`own_shape`.
     shape: _Floats | None = None
 
     @property
@@ -232,22 +199,10 @@ def gross_change(
 
 
 def own_shape(counts: npt.NDArray[np.number], differences: _Floats, sd: _Floats) -> _Floats:
-    """Estimate the distribution of errors from the quieter side of their differences.
+    """Estimate the `shape` of errors from the quieter side of their differences.
 
     Real change mostly lies on one side: of losses and gains, those with the lesser share beyond
     3 sd are taken for errors alone, and mirrored.
-
-    Parameters
-    ----------
-    counts, differences : ndarray
-        As for :func:`gross_change`.
-    sd : ndarray (class,)
-        Standard deviation in each class [m].
-
-    Returns
-    -------
-    ndarray (2, n)
-        Quantiles of the size of standardised errors, and the shares below them.
     """
     scores, weight = differences / sd[:, None], counts.astype(np.float64)
     size = 0.1 * np.arange(161)
@@ -266,24 +221,11 @@ def pair_shares(
     sides: tuple[float, float],
     pixel: float,
 ) -> _Floats:
-    """Count the pairs of pixels of an area by the correlation of their errors.
+    """Return the shares of the pairs of pixels of an area that are correlated above the LEVELS.
 
-    Parameters
-    ----------
-    correlation : callable
-        Correlation of two errors at some distance [m], for an array of distances.
-    covered : ndarray (rows, columns)
-        Share of each cell of a grid over the area that belongs to it. The cells may be larger than
-        pixels, about a quarter of the area's least width at most.
-    sides : (float, float)
-        Height and width of a cell [m].
-    pixel : float
-        Area of a pixel [m2].
-
-    Returns
-    -------
-    ndarray (len(LEVELS),)
-        Share of the pairs of different pixels that are correlated by more than each of the LEVELS.
+    `correlation` takes distances [m]. `covered` is the share of each cell of a grid over the area
+    that belongs to it, `sides` the height and width of a cell [m], which may be larger than a
+    pixel, but about a quarter of the area's least width at most; `pixel` is the area of a pixel.
     """
     size = [2 * n for n in covered.shape]  # room for all lags without wrapping around
     overlap = fft.irfft2(np.abs(fft.rfft2(covered, size)) ** 2, size) / covered.sum()
@@ -314,24 +256,13 @@ def screen_change(
 ) -> tuple[bool, GrossChange]:
     """Bound gross change quickly, and tell whether :func:`gross_change` would say more.
 
-    Parameters
-    ----------
-    counts, differences, errors, threshold, confidence, side
-        As for :func:`gross_change`.
+    True where more pixels are beyond the threshold than errors alone put there, in a test of 5 %.
+    The estimate is what is beyond the threshold less what errors alone put there in an unchanged
+    area, the interval begins at 0, and the misfit is NaN.
 
-    Returns
-    -------
-    bool
-        Whether more pixels are beyond the threshold than errors alone put there, in a test of 5 %.
-    GrossChange
-        The share beyond the threshold, and its volume, less what errors alone put there in an
-        unchanged area, with an interval from 0. The misfit is NaN.
-
-    Notes
-    -----
-    Of the pixels that truly fell by the threshold or more, errors leave at least half beyond it
-    (for symmetric errors), so that twice the share found beyond it, with its error, is above the
-    true one. The depth below it only grows by errors.
+    Of the pixels that truly fell by the threshold or more, symmetric errors leave half or more
+    beyond it, so that twice the share found beyond it, with its error, is above the true one. The
+    mean depth below it only grows by errors.
     """
     if side == "gain":
         counts, differences = counts[:, ::-1], -differences[::-1]

@@ -17,12 +17,12 @@ from scipy.special import ndtri
 from xchmv2.change.gross_change import (
     CLASSES,
     DIFFERENCES,
-    DifferenceCounts,
     PixelErrors,
     count_differences,
     gross_change,
     own_shape,
     pair_shares,
+    read_counts,
 )
 from xchmv2.change.masks import THRESHOLD, Change, read_left_out
 from xchmv2.errors import CHMv2Error
@@ -40,7 +40,7 @@ _Floats = npt.NDArray[np.float64]
 #: What is not known about the standard deviation of errors, as a share of it.
 _SD_DOUBT = 0.05
 #: Beyond this misfit of normal errors, their distribution is estimated from the data.
-_MISFIT = 3.0
+_MISFIT = 10.0
 #: Pixels that are counted at once.
 _BAND = 1 << 22
 
@@ -101,7 +101,7 @@ def loss_area(
     The standard deviation of each error is its level of detection over z, known to 5 %; errors are
     normal, and correlated by a spherical variogram of the range sqrt(5) `correlation_length`, whose
     sum is the area of the disc of that radius. If the counts contradict normal errors (their mean
-    square deviation is above 3 standard errors squared), the distribution of the errors is
+    square deviation is above 10 standard errors squared), the distribution of the errors is
     taken from the quieter of the sides of loss and gain, and intervals are twice as wide.
     ``misfit`` is that mean square in the end. Where it is far above 1, the errors are not what the
     change says, or loss and gain both reach into their tails: intervals are then widened by its
@@ -207,9 +207,7 @@ def _count_block(
     for top in range(0, len(change), rows):
         band = slice(top, top + rows)
         kept = change[band] if left_out is None else np.where(left_out[band], np.nan, change[band])
-        counts = count_differences(kept, sd[band], areas[band])
-        found[:, :-2] += counts.area
-        found[:, -2:] += counts.pixels.T
+        found += count_differences(kept, sd[band], areas[band])
     return found
 
 
@@ -233,20 +231,18 @@ def _finish(
     confidence: float,
 ) -> _Floats:
     """Return the values of `_FOUND` from the counts of all blocks."""
-    counts = DifferenceCounts(table[:, :-2], table[:, -2:].T)
-    sd, each = counts.by_error()
-    pixels = int(counts.pixels[0].sum())
+    sd, counts, pixels = read_counts(table)
     if not pixels:
         return np.full(len(_FOUND), np.nan)
     # The pixels that have a change may lie close together.
     alike = np.minimum(errors.alike * whole / pixels, 1.0)
     errors = replace(errors, sd=sd, pixels=pixels, alike=alike)
-    find = partial(gross_change, each, DIFFERENCES, threshold=threshold, confidence=confidence)
+    find = partial(gross_change, counts, DIFFERENCES, threshold=threshold, confidence=confidence)
     found = find(errors)
     if found.misfit > _MISFIT:
-        own = find(replace(errors, shape=own_shape(each, DIFFERENCES, sd)))
+        own = find(replace(errors, shape=own_shape(counts, DIFFERENCES, sd)))
         found = min(found, own, key=lambda result: result.misfit)
-    area = counts.share * unit
+    area = counts.sum() * unit
     return np.array([*(area * np.array([found.area, found.volume])).ravel(), found.misfit])
 
 

@@ -33,7 +33,7 @@ STOREYS = (
 #: Arrows between rooms of one storey.
 BESIDE = {
     "zonal": {"change"},
-    "training": {"validation"},
+    "training": {"change", "validation"},
     "plotting": {"validation", "zonal"},
 }
 #: Rooms that know no network.

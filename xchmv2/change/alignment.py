@@ -6,7 +6,6 @@ import math
 from functools import partial
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import xarray as xr
 from dask.array.overlap import ensure_minimum_chunksize
 
 from xchmv2.change.dates import ComparisonWarning, find_dates, list_dates, select_date
-from xchmv2.change.registration import Shift, Windows, estimate_shift
+from xchmv2.change.registration import FURTHEST, NO_REFERENCE, REGISTER, Shift, find_shifts
 from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
     HEIGHT_NAME,
@@ -58,11 +57,11 @@ def align(
         The reference: one of the dates, the first by default, or a raster (y, x) on the same
         grid.
     max_shift : float, default 24
-        Largest shift searched along either axis [px].
+        Largest shift searched along either axis [px], at most a quarter of the scene.
     window : int, default 128
-        Side of the windows that are compared [px].
+        Side of the windows that are compared [px], at most half of the scene.
     windows : int, default 36
-        Approximate number of windows, spread evenly over the scene.
+        Largest number of windows, spread evenly over the scene; they do not overlap.
     apply : bool, default True
         Whether to move the dates, or only to report their shifts.
 
@@ -77,7 +76,10 @@ def align(
         displacement of a date down the rows and along the columns: the content at (r, c) of the
         reference is at (r + shift_y, c + shift_x) of the date; ``distance_y`` and ``distance_x``,
         the same on the ground [m]; ``spread``, the NMAD between windows [px]; ``agreement``, the
-        share of windows that found this shift to 1 px; and ``windows``, the number compared.
+        share of windows that found this shift to 1 px; ``windows``, the number compared;
+        ``signal``, how far the shift stands above all others searched [NMAD]; ``rotation``, the
+        angle by which the date is turned, from down to right [degree]; and ``distortion``, the
+        displacement that rotation and scale leave in the corners [px], 0 if it is uncertain.
 
     Raises
     ------
@@ -87,15 +89,21 @@ def align(
     Warns
     -----
     ComparisonWarning
-        If less than a quarter of the windows of a date agree, or none can be compared. That date
-        is not moved, and its shift is NaN.
+        If the shift of a date cannot be told, with the reason. That date is not moved, and its
+        shift is NaN. Also if a date is turned or scaled by so much that 0.5 px or more remain in
+        the corners after its shift.
 
     Notes
     -----
-    The gradient magnitudes in each window are compared by phase correlation [1]_, twice: in place,
-    and again at the whole-pixel shift found first. The shift is the median of the largest set of
-    windows that agree to 1 px, so windows over clearings or cloud do not matter as long as others
-    outnumber them. One shift is estimated per date: it corrects location, not distortion.
+    Edges are compared, the magnitude of the gradient after smoothing by 1.5 px, because they look
+    alike in any season. In each window the correlation over the pixels known on both dates [1]_ is
+    computed for each shift of whole pixels, and averaged over the windows. The best shift is
+    accepted if it stands 6 NMAD above the median of all, three of four interleaved sets of windows
+    find it to 1.5 px, and no shift more than 4 px away comes near it (1.3 times). So windows over
+    clearings, cloud or gaps do not matter as long as the others suffice; dates of different places
+    are refused, and so are rows or lattices of trees, and areas too small to tell. The fraction of
+    a pixel is that of the cross-correlation of the windows at this shift [2]_. One shift is
+    estimated per date: it corrects location, not distortion.
 
     Only the windows are read, all at once. For heights that are still to be predicted this computes
     the tiles under them, so write the heights to a store first. The shifts are applied lazily.
@@ -104,7 +112,8 @@ def align(
 
     References
     ----------
-    .. [1] Guizar-Sicairos et al. 2008, Optics Letters 33, 156, as in scikit-image.
+    .. [1] Padfield 2012, IEEE Transactions on Image Processing 21, 2706.
+    .. [2] Guizar-Sicairos et al. 2008, Optics Letters 33, 156, as in scikit-image.
 
     Examples
     --------
@@ -116,8 +125,13 @@ def align(
     _validate(max_shift, window, windows)
     array = _guide(height)
     reference, dim = find_reference(array, to)
-    shifts = _estimate(array, reference, dim, max_shift, window, windows)
-    _warn_unknown(array, dim, shifts)
+    planes = [plane.data for plane in _planes(array, dim)]
+    shifts = find_shifts(
+        reference.data, planes, max_shift=max_shift, window=window, windows=windows
+    )
+    if shifts[0].problem == NO_REFERENCE:
+        raise CHMv2Error(NO_REFERENCE, fix="choose another one: to=height.time.values[-1]")
+    _tell(array, dim, shifts)
     if not apply:
         return _report(array, dim, shifts)
     if isinstance(height, xr.Dataset):
@@ -135,14 +149,10 @@ def _guide(height: Raster) -> xr.DataArray:
     return read_raster(choose_heights(height))
 
 
-#: Largest shift that is looked for [px]; beyond it, two images are of different places.
-_FURTHEST = 1024
-
-
 def _validate(max_shift: float, window: int, windows: int) -> None:
-    validate_number("max_shift", max_shift, 24, above=0, below=_FURTHEST, unit="px")
+    validate_number("max_shift", max_shift, 24, above=0, below=FURTHEST, unit="px")
     validate_number("window", window, 128, least=16, unit="px", whole=True)
-    validate_number("windows", windows, 36, least=1, whole=True)
+    validate_number("windows", windows, 36, least=4, whole=True)
 
 
 def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | None]:
@@ -182,35 +192,29 @@ def _planes(array: xr.DataArray, dim: str | None) -> list[xr.DataArray]:
     return [array.isel({dim: k}).transpose(*dims) for k in range(array.sizes[dim])]
 
 
-def _estimate(
-    array: xr.DataArray,
-    reference: xr.DataArray,
-    dim: str | None,
-    max_shift: float,
-    window: int,
-    windows: int,
-) -> list[Shift]:
-    """Read the windows of all dates at once and compare them with those of the reference."""
-    shape = (reference.shape[0], reference.shape[1])
-    margin = int(np.ceil(max_shift)) + 1
-    spread = Windows.spread_over(shape, window, windows, margin)
-    planes = [reference, *_planes(array, dim)]
-    cut = dask.compute(*(spread.cut(plane.data) for plane in planes))
-    still, *dates = (spread.padded(patches, shape) for patches in cut)
-    if not any(np.isfinite(patch).any() for patch in still):
-        raise CHMv2Error(
-            "the reference is NaN in all windows",
-            fix="choose another one, such as to=height.time.values[-1]",
-        )
-    return [estimate_shift(still, moving, spread, max_shift) for moving in dates]
+def _tell(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> None:
+    """Warn of the dates whose shift cannot be told, and of those that are turned."""
+    for k, shift in enumerate(shifts):
+        name = "the raster" if dim is None else list_dates(array.isel({dim: [k]}), dim)
+        if not shift.known:
+            warn(
+                f"{name} is not moved, its shift cannot be told: {shift.problem}", ComparisonWarning
+            )
+        elif shift.distortion:
+            left = f"after its shift up to {shift.distortion:.1f} px remain in the corners"
+            turned = f"{name} is turned by {shift.rotation:.2f} degrees, or scaled"
+            warn(f"{turned}: {left}; {REGISTER}", ComparisonWarning)
 
 
-def _warn_unknown(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> None:
-    unknown = [k for k, shift in enumerate(shifts) if not shift.known]
-    if not unknown:
-        return
-    named = "the raster" if dim is None else list_dates(array.isel({dim: unknown}), dim)
-    warn(f"too few windows agree on a shift of {named}, which is not moved", ComparisonWarning)
+#: What else a shift tells: name, words and unit.
+_MEASURES = (
+    ("spread", "NMAD between windows", "px"),
+    ("agreement", "share of windows in agreement", "1"),
+    ("windows", "windows compared", "1"),
+    ("signal", "height of the shift above all others searched, in NMAD", "1"),
+    ("rotation", "angle from down to right by which the date is turned", "degree"),
+    ("distortion", "displacement that rotation and scale leave in the corners", "px"),
+)
 
 
 def _report(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.Dataset:
@@ -223,13 +227,9 @@ def _report(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.Dat
         "shift_x": (dx, "displacement along the columns", {"units": "px"}),
         "distance_y": (dy * pixel[0], "displacement down the rows, on the ground", units),
         "distance_x": (dx * pixel[1], "displacement along the columns, on the ground", units),
-        "spread": (np.array([s.spread for s in shifts]), "NMAD between windows", {"units": "px"}),
-        "agreement": (
-            np.array([s.agreement for s in shifts]),
-            "share of windows in agreement",
-            {"units": "1"},
-        ),
-        "windows": (np.array([s.windows for s in shifts]), "windows compared", {"units": "1"}),
+    } | {
+        name: (np.array([getattr(s, name) for s in shifts]), words, {"units": unit})
+        for name, words, unit in _MEASURES
     }
     coords = {} if dim is None or dim not in array.coords else {dim: array[dim].variable}
     variables = {

@@ -1,28 +1,46 @@
-"""The shift between two rasters: phase correlation in windows, by majority."""
+"""The shift between two rasters: correlation of edges in windows, accepted only if certain."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import dask
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from xchmv2.errors import require_library
 
 _Floats = npt.NDArray[np.float64]
 
-#: Windows agree if their shifts differ by no more than this [px].
-_AGREEMENT = 1.0
-#: Least valid share of a window, on both dates, for it to take part.
-_LEAST_VALID = 0.75
-#: Least share of the windows taking part that makes a majority.
-_LEAST_AGREEMENT = 0.25
 # Edges look alike in any season; raw values do not. Width of the smoothing before them [px].
 _EDGE_WIDTH = 1.5
+#: Least share of that smoothing's weight on valid pixels for an edge to be known.
+_LEAST_WEIGHT = 0.3
+#: Least known share of a window of the reference, and of that which both know.
+_LEAST_KNOWN, _LEAST_SHARED = 0.25, 0.4
+#: Smallest side of a window, and the least search in which a best shift can be judged [px].
+_LEAST_SIDE, _LEAST_SEARCH = 16, 8
+#: The best shift is accepted if it stands this many NMAD above the median of all,
+_LEAST_SIGNAL = 6.0
+#: if the best of three of four sets of windows lie within this distance of it [px],
+_PARTS, _LEAST_PARTS, _PART_DISTANCE = 4, 3, 1.5
+#: and if it is this many times as high as any other that is farther away than this [px].
+_LEAST_RATIO, _PEAK_RADIUS = 1.3, 4.0
+#: Windows agree with the shift up to this difference, and tell of a rotation up to this [px].
+_AGREEMENT, _REACH = 1.0, 6.0
 _UPSAMPLING = 50
+#: Largest shift that is looked for [px]; beyond it, two images are of different places.
+FURTHEST = 1024.0
+NO_REFERENCE = "the reference is NaN in all windows"
+#: What to do about a rotation.
+REGISTER = "register it with a rotation and a scale first, as by ground control points"
+#: Displacement in the corners from which on rotation and scale matter [px]; how many of its
+#: standard errors it must be; residual of a window that fits it [px]; and the most of it [1].
+_LEAST_DISTORTION, _CERTAIN, _FIT, _MOST_SLOPE = 0.5, 5.0, 1.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -33,25 +51,39 @@ class Shift:
     ----------
     dy, dx : float
         Displacement along rows and columns [px]: the content at (r, c) of the reference is
-        at (r + dy, c + dx). NaN if no shift was found.
+        at (r + dy, c + dx). NaN if none could be told.
     spread : float
         NMAD of the windows in agreement, the larger of both axes [px].
     agreement : float
-        Share of the windows taking part that agree on it.
+        Share of the windows taking part that agree on it to 1 px.
     windows : int
         Number of windows taking part.
+    signal : float
+        How far the best shift stands above the median of all [NMAD].
+    rotation : float
+        Angle by which the raster is turned from the reference, from down to right [degree]; NaN
+        if its windows do not fit one.
+    distortion : float
+        Displacement that rotation and scale leave in the scene's corners [px]; 0 if uncertain or
+        below 0.5 px.
+    problem : str
+        Why no shift could be told, and what to do; empty if there is one.
     """
 
-    dy: float
-    dx: float
-    spread: float
-    agreement: float
-    windows: int
+    dy: float = math.nan
+    dx: float = math.nan
+    spread: float = math.nan
+    agreement: float = math.nan
+    windows: int = 0
+    signal: float = math.nan
+    rotation: float = math.nan
+    distortion: float = 0.0
+    problem: str = ""
 
     @property
     def known(self) -> bool:
         """Whether a shift was found."""
-        return bool(np.isfinite(self.dy))
+        return math.isfinite(self.dy)
 
 
 @dataclass(frozen=True)
@@ -85,6 +117,23 @@ class Windows:
         )
         return cls(side, margin, tuple((int(r), int(c)) for r in rows for c in cols))
 
+    @classmethod
+    def apart(cls, shape: tuple[int, int], side: int, most: int, search: int) -> Windows:
+        """Lay windows that do not overlap, at least two along each axis, for a search [px].
+
+        Four along the shorter axis if their sides can be 32 px, so that some may be lost. The
+        search is at most a quarter of this axis.
+        """
+        side = max(1, min(side, max(min(shape) // 4, 2 * _LEAST_SIDE), min(shape) // 2))
+        room = [size // side for size in shape]
+        fewer = min(round(math.sqrt(most)), *room)
+        starts = [
+            np.linspace(0, size - side, min(n, most // fewer)).astype(int)
+            for size, n in zip(shape, room, strict=True)
+        ]
+        corners = tuple((int(r), int(c)) for r in starts[0] for c in starts[1])
+        return cls(side, min(max(search, _LEAST_SEARCH), min(shape) // 4), corners)
+
     def cut(self, plane: Any) -> list[Any]:
         """Cut the windows with their margins, where inside the scene; lazily from dask."""
         return [plane[self._reach(plane.shape, corner)] for corner in self.corners]
@@ -101,7 +150,7 @@ class Windows:
             padded.append(square)
         return padded
 
-    def inner(self, patch: _Floats, offset: tuple[int, int]) -> _Floats:
+    def inner(self, patch: _Floats, offset: tuple[int, int] = (0, 0)) -> _Floats:
         """Cut the square from a padded patch, moved by an offset."""
         dy, dx = (self.margin + step for step in offset)
         return patch[dy : dy + self.side, dx : dx + self.side]
@@ -113,81 +162,320 @@ class Windows:
         )
 
 
-def estimate_shift(
-    reference: list[_Floats], moving: list[_Floats], windows: Windows, max_shift: float
-) -> Shift:
-    """Estimate the shift that most windows agree on.
+class _Look(NamedTuple):
+    """What a window shows, NaN where unknown, and three spectra.
 
-    `reference` and `moving` are the windows of two rasters with their margins, NaN where missing;
-    larger shifts than `max_shift` [px] are rejected. All is NaN but the counts without a majority.
-
-    First each window is compared in place, by the phase of the spectra alone, which is sharp but
-    biased to whole pixels. Then the windows are cut again at the whole-pixel shift most agreed on,
-    and the rest is found by plain cross-correlation, which is not. Both use the magnitude of
-    the gradient, smoothed by 1.5 px.
+    These are of the mask of the known pixels, of the values, and of their squares.
     """
-    first = _compare_all(reference, moving, windows, (0, 0), "phase")
-    coarse = _majority(first, max_shift)
-    if not coarse.known:
-        return coarse
-    offset = (round(coarse.dy), round(coarse.dx))
-    second = _compare_all(reference, moving, windows, offset, None)
-    return _majority(second, max_shift)
+
+    values: _Floats
+    spectra: tuple[npt.NDArray[np.complex128], ...]
 
 
-def _compare_all(
-    reference: list[_Floats],
-    moving: list[_Floats],
-    windows: Windows,
-    offset: tuple[int, int],
-    normalization: str | None,
-) -> _Floats:
-    """Return the shifts (n, 2) of the windows that can be compared.
+def find_shifts(
+    reference: Any,
+    rasters: Sequence[Any],
+    *,
+    max_shift: float,
+    window: int = 128,
+    windows: int = 36,
+    edges: bool = True,
+) -> list[Shift]:
+    """Find the shift of each raster (y, x) from a reference (y, x) of the same shape.
 
-    The moving ones are cut at an offset of whole pixels.
+    numpy or dask, NaN where missing; only the windows are read, all at once. Shifts above
+    `max_shift` [px], along either axis, or above a quarter of the scene are not found.
+
+    Compared are edges, or with ``edges=False`` the values: edges are the magnitude of the gradient
+    after smoothing by 1.5 px, normalised by the weight of the valid pixels [1]_, so that scattered
+    gaps do not matter. In each window the correlation over the pixels that both know is computed at
+    each whole-pixel shift [2]_. Its Fisher transforms, weighted by the number of these pixels, are
+    averaged over all windows. The best shift is accepted if
+
+    - it stands at least 6 NMAD above the median of all shifts,
+    - the best shifts of at least three of four interleaved sets of windows lie within 1.5 px,
+    - it is 1.3 times as high above the median as any other that is more than 4 px away, and
+    - it does not lie beyond `max_shift` or at the edge of the search.
+
+    Then the windows are cut again at the best shift, and its fraction is that of the sum of their
+    cross-spectra [3]_, weighted by the first correlations. Rotation and scale are fitted to the
+    shifts of the single windows by repeated medians.
+
+    References
+    ----------
+    .. [1] Knutsson and Westin 1993, Computer Vision and Pattern Recognition, 515.
+    .. [2] Padfield 2012, IEEE Transactions on Image Processing 21, 2706.
+    .. [3] Guizar-Sicairos et al. 2008, Optics Letters 33, 156, as in scikit-image.
     """
     require_library("skimage", "estimates the shifts", "change")
+    shape = (reference.shape[0], reference.shape[1])
+    laid = Windows.apart(shape, window, windows, math.ceil(max_shift) + 1)
+    if laid.side < _LEAST_SIDE:
+        problem = (
+            f"{shape[0]} x {shape[1]} px are too few to tell a shift; take an area of at least "
+            f"{2 * _LEAST_SIDE} x {2 * _LEAST_SIDE} px"
+        )
+        return [Shift(problem=problem)] * len(rasters)
+    show = _edges if edges else np.asarray
+    cut = dask.compute(*(laid.cut(plane) for plane in (reference, *rasters)))
+    padded = laid.padded(cut[0], shape)
+    if not any(np.isfinite(patch).any() for patch in padded):
+        return [Shift(problem=NO_REFERENCE)] * len(rasters)
+    still = [_look(laid.inner(show(patch)), laid) for patch in padded]
+    return [
+        _find_shift(still, [show(p) for p in laid.padded(patches, shape)], laid, shape, max_shift)
+        for patches in cut[1:]
+    ]
+
+
+def _find_shift(
+    still: Sequence[_Look | None],
+    patches: Sequence[_Floats],
+    laid: Windows,
+    shape: tuple[int, int],
+    max_shift: float,
+) -> Shift:
+    """Find the shift of one raster, from what its windows show with their margins."""
+    pairs, centres, surfaces, weights = [], [], [], []
+    for corner, here, patch in zip(laid.corners, still, patches, strict=True):
+        there = None if here is None else _look(patch, laid)
+        if here is None or there is None:
+            continue
+        surface, shared = _correlate(here, there, laid)
+        if shared.any():
+            pairs.append((here.values, there.values))
+            centres.append([c + (laid.side - n) / 2 for c, n in zip(corner, shape, strict=True)])
+            surfaces.append(surface)
+            weights.append(shared)
+    count = len(pairs)
+    if count < _PARTS:
+        smaller = max(_LEAST_SIDE, laid.side // 2)
+        fix = f"pass window={smaller}" if smaller < laid.side else "take a larger area"
+        problem = f"only {count} of {len(laid.corners)} windows hold edges on both; {fix}"
+        return Shift(windows=count, problem=problem)
+    stack, shares, middles = np.array(surfaces), np.array(weights), np.array(centres)
+    coarse, signal, problem = _judge(stack, shares, laid, max_shift)
+    first = np.array(
+        [_peak(np.where(w > 0, s, np.nan)) for s, w in zip(stack, shares, strict=True)]
+    )
+    first -= laid.margin
+    if problem:
+        refused = Shift(agreement=0.0, windows=count, signal=signal, problem=problem)
+        rotation, distortion, _ = _fit_similarity(middles, first, shape)
+        if not distortion:
+            return refused
+        problem = f"it is turned by about {rotation:.1f} degrees, or scaled; {REGISTER}"
+        return replace(refused, rotation=rotation, distortion=distortion, problem=problem)
+    place = np.rint(coarse).astype(int)
+    spectra = np.array([_cross_spectrum(pair, laid, place) for pair in pairs])
+    gain = np.maximum(stack[:, *(place + laid.margin)], 0)
+    shift = place + _refine(np.tensordot(gain, spectra, 1))
+    if np.abs(shift - coarse).max() > _PART_DISTANCE:
+        shift = coarse
+    found = place + np.array([_refine(spectrum) for spectrum in spectra])
+    # A window that fades out before its only edges has been seen in the first look.
+    lost = np.abs(found - shift).max(axis=1) > _REACH
+    found[lost] = first[lost]
+    near = np.abs(found - shift).max(axis=1) <= _REACH
+    rotation, distortion, centre = _fit_similarity(middles[near], found[near], shape)
+    if distortion:
+        shift = centre
+    agree = np.abs(found - shift).max(axis=1) <= _AGREEMENT
+    spread = (
+        1.4826 * np.median(np.abs(found - shift)[agree], axis=0).max() if agree.any() else math.nan
+    )
+    return Shift(
+        float(shift[0]), float(shift[1]), float(spread), float(agree.mean()), count,
+        signal, rotation, distortion,
+    )  # fmt: skip
+
+
+def smooth(values: _Floats, width: float) -> tuple[_Floats, _Floats]:
+    """Smooth by a Gaussian of a width [px] over the valid pixels; returns also their weight."""
+    valid = np.isfinite(values)
+    middle = float(np.median(values[valid])) if valid.any() else 0.0
+    weight = ndimage.gaussian_filter(valid.astype(np.float64), width)
+    total = ndimage.gaussian_filter(np.where(valid, values - middle, 0).astype(np.float64), width)
+    return middle + total / np.maximum(weight, 1e-6), weight
+
+
+def _edges(patch: _Floats) -> _Floats:
+    """Return the magnitude of the gradient, NaN where too few pixels around are valid."""
+    smoothed, weight = smooth(patch, _EDGE_WIDTH)
+    return np.where(weight >= _LEAST_WEIGHT, np.hypot(*np.gradient(smoothed)), np.nan)
+
+
+def _look(values: _Floats, laid: Windows) -> _Look | None:
+    """Centre and scale what a window shows; None if too little of it is known or it is flat."""
+    known = np.isfinite(values)
+    if known.sum() < _LEAST_KNOWN * laid.side**2:
+        return None
+    filled = np.where(known, values - values[known].mean(), 0)
+    scale = filled[known].std()
+    if scale <= 1e-9 * np.abs(values[known]).max():
+        return None
+    filled /= scale
+    planes = known.astype(np.float64), filled, filled**2
+    spectra = tuple(fft.rfft2(plane, _fft_size(laid)) for plane in planes)
+    return _Look(np.where(known, filled, np.nan), spectra)
+
+
+def _fft_size(laid: Windows) -> tuple[int, int]:
+    side = fft.next_fast_len(laid.side + 2 * laid.margin, real=True)
+    return side, side
+
+
+def _correlate(here: _Look, there: _Look, laid: Windows) -> tuple[_Floats, _Floats]:
+    """Correlate a window with every place of a larger one, over the pixels that both know.
+
+    Returns the Fisher transforms of the correlations and the numbers of shared pixels, both
+    (2 margin + 1)^2, and 0 where these are too few or do not vary.
+    """
+    n = 2 * laid.margin + 1
+    size = _fft_size(laid)
+
+    def product(a: int, b: int) -> _Floats:
+        return np.asarray(fft.irfft2(there.spectra[a] * here.spectra[b].conj(), size)[:n, :n])
+
+    count = np.maximum(product(0, 0), 0.5)
+    sums = product(0, 1), product(1, 0)
+    spread = product(0, 2) - sums[0] ** 2 / count, product(2, 0) - sums[1] ** 2 / count
+    usable = (count >= _LEAST_SHARED * laid.side**2) & (np.minimum(*spread) > 1e-6 * count)
+    both = np.sqrt(np.where(usable, spread[0] * spread[1], 1))
+    r = np.where(usable, (product(1, 1) - sums[0] * sums[1] / count) / both, 0)
+    return np.arctanh(np.clip(r, -0.99, 0.99)), np.where(usable, count, 0)
+
+
+def _judge(
+    surfaces: _Floats, shared: _Floats, laid: Windows, max_shift: float
+) -> tuple[_Floats, float, str]:
+    """Return the best shift of all windows, its signal, and why it is not accepted, or ''."""
+    total = _average(surfaces, shared)
+    peak = _peak(total)
+    shift = peak - laid.margin
+    steps = np.arange(2 * laid.margin + 1)
+    away = np.hypot(steps[:, None] - peak[0], steps - peak[1]) > _PEAK_RADIUS
+    others = total[away & np.isfinite(total)]
+    middle = float(np.median(others)) if len(others) else math.nan
+    noise = max(1.4826 * float(np.median(np.abs(others - middle))), 1e-9) if len(others) else 1.0
+    height = float(np.nanmax(total)) - middle
+    signal = height / noise
+    parts = [_peak(_average(surfaces[k::_PARTS], shared[k::_PARTS])) for k in range(_PARTS)]
+    near = sum(bool(np.hypot(*(part - peak)) <= _PART_DISTANCE) for part in parts)
+    second = float(others.max()) - middle if len(others) else math.nan
+    failed = []
+    if not signal >= _LEAST_SIGNAL:
+        failed.append(
+            f"the best shift stands {signal:.1f} NMAD above all, {_LEAST_SIGNAL:g} needed"
+        )
+    if near < _LEAST_PARTS:
+        failed.append(f"{near} of {_PARTS} parts of the scene agree on it, {_LEAST_PARTS} needed")
+    if not height >= _LEAST_RATIO * second:
+        failed.append("another is nearly as good, as with rows of trees")
+    wider = laid.margin > max_shift  # the scene does not limit the search
+    more = f"pass max_shift={min(2 * max_shift, FURTHEST):g}"
+    if failed:
+        fix = "take a larger area" + (f", or {more}" if wider else "")
+        return shift, signal, f"{', '.join(failed)}; check that both show the same ground, {fix}"
+    limit = min(max_shift + 0.5, laid.margin - 0.5)
+    if np.abs(shift).max() > limit:
+        found = f"the best shift, of ({round(shift[0])}, {round(shift[1])}) px, is beyond "
+        found += f"{limit:.0f} px"
+        if wider:
+            return shift, signal, f"{found}; {more}"
+        return shift, signal, f"{found}, a quarter of the scene; take a larger area"
+    return shift, signal, ""
+
+
+def _average(surfaces: _Floats, shared: _Floats) -> _Floats:
+    """Average the surfaces of windows by their shared pixels, NaN where these are few."""
+    weight = shared.sum(axis=0)
+    enough = weight >= max(1, _LEAST_SHARED * weight.max())
+    return np.where(enough, (surfaces * shared).sum(axis=0) / np.maximum(weight, 1), np.nan)
+
+
+def _peak(surface: _Floats) -> _Floats:
+    """Return the highest place, to a fraction by parabolas through its neighbours."""
+    if not np.isfinite(surface).any():
+        return np.full(2, np.inf)
+    place = np.unravel_index(np.nanargmax(surface), surface.shape)
+    peak = np.array(place, np.float64)
+    for axis in range(2):
+        line = np.take(surface, place[1 - axis], axis=1 - axis)
+        around = line[max(0, place[axis] - 1) : place[axis] + 2]
+        if len(around) == 3 and np.isfinite(around).all():
+            low, top, high = around
+            bend = low - 2 * top + high
+            peak[axis] += 0.5 * (low - high) / bend if bend < 0 else 0
+    return peak
+
+
+def _cross_spectrum(
+    pair: tuple[_Floats, _Floats], laid: Windows, step: npt.NDArray[np.intp]
+) -> npt.NDArray[np.complex128]:
+    """Return the cross-spectrum of a window and the other one moved, fading out at the rim."""
+    here, there = pair[0], laid.inner(pair[1], (int(step[0]), int(step[1])))
+    known = np.isfinite(here) & np.isfinite(there)
+    fade = np.hanning(laid.side + 2)[1:-1]
+    taper = np.multiply.outer(fade, fade) * known
+    faded = []
+    for plane in (here, there):
+        filled = np.where(known, plane, 0)
+        mean = (filled * taper).sum() / max(float(taper.sum()), 1e-9)
+        faded.append(fft.fft2((filled - mean) * taper))
+    return np.asarray(faded[0] * faded[1].conj())
+
+
+def _refine(spectrum: npt.NDArray[np.complex128]) -> _Floats:
+    """Return the shift that a cross-spectrum tells, to 1/50 px; infinite if it is empty."""
     from skimage.registration import phase_cross_correlation
 
-    found = []
-    for pair in zip(reference, moving, strict=True):
-        still, moved = (
-            _edges(windows.inner(patch, step))
-            for patch, step in zip(pair, ((0, 0), offset), strict=True)
-        )
-        if still is not None and moved is not None:
-            back, _, _ = phase_cross_correlation(
-                still, moved, upsample_factor=_UPSAMPLING, normalization=normalization
-            )
-            found.append(np.asarray(offset) - back)
-    return np.array(found).reshape(-1, 2)
+    if not spectrum.any():
+        return np.full(2, np.inf)
+    back, _, _ = phase_cross_correlation(
+        spectrum,
+        np.ones_like(spectrum),
+        space="fourier",
+        upsample_factor=_UPSAMPLING,
+        normalization=None,
+    )
+    return -np.asarray(back, np.float64)
 
 
-def _edges(patch: _Floats) -> _Floats | None:
-    """Return the edges in a window, fading out towards its rim; None if there are too few."""
-    valid = np.isfinite(patch)
-    if valid.mean() < _LEAST_VALID:
-        return None
-    filled = np.where(valid, patch, np.median(patch[valid]))
-    strength = ndimage.gaussian_gradient_magnitude(filled, _EDGE_WIDTH)
-    known = ndimage.binary_erosion(valid, iterations=round(2 * _EDGE_WIDTH), border_value=1)
-    taper = np.multiply.outer(np.hanning(patch.shape[0]), np.hanning(patch.shape[1])) * known
-    total = taper.sum()
-    if total == 0 or np.ptp(strength[known]) <= 1e-9 * (1 + np.abs(filled).max()):
-        return None
-    edges: _Floats = (strength - (strength * taper).sum() / total) * taper
-    return edges
+def _fit_similarity(
+    centres: _Floats, shifts: _Floats, shape: tuple[int, int]
+) -> tuple[float, float, _Floats]:
+    """Fit a rotation, a scale and a shift to windows by repeated medians, then least squares.
+
+    Returns the angle [degree], NaN unless half of the windows fit; the displacement in the corners
+    [px], 0 if it is uncertain or small; and the shift in the middle of the scene [px].
+    """
+    nothing = math.nan, 0.0, np.full(2, math.nan)
+    if len(shifts) < _PARTS:
+        return nothing
+    place, shift = (points[:, 0] + 1j * points[:, 1] for points in (centres, shifts))
+    run = place[:, None] - place
+    np.fill_diagonal(run, 1)
+    slopes = (shift[:, None] - shift) / run
+    np.fill_diagonal(slopes, np.nan)
+    slope = _median(_median(slopes, axis=1))
+    rest = shift - slope * place
+    fits = np.abs(rest - _median(rest)) <= _FIT
+    if fits.sum() < max(_PARTS, len(shifts) / 2):
+        return nothing
+    place, shift = place[fits], shift[fits]
+    away = place - place.mean()
+    energy = float((np.abs(away) ** 2).sum())
+    slope = complex((away.conj() * shift).sum() / energy)
+    rest = shift - shift.mean() - slope * away
+    error = math.sqrt(float((np.abs(rest) ** 2).sum()) / (len(shift) - 2) / energy)
+    middle = complex(shift.mean() - slope * place.mean())
+    corner = abs(slope) * math.hypot(*shape) / 2
+    certain = corner >= _LEAST_DISTORTION and _CERTAIN * error < abs(slope) < _MOST_SLOPE
+    angle = math.degrees(slope.imag)
+    return angle, corner if certain else 0.0, np.array([middle.real, middle.imag])
 
 
-def _majority(shifts: _Floats, max_shift: float) -> Shift:
-    """Return the shift that most windows agree on."""
-    n = len(shifts)
-    inside = shifts[(np.abs(shifts) <= max_shift).all(axis=1)]
-    apart = np.abs(inside[:, None] - inside[None]).max(axis=-1)  # [k, k]
-    votes = (apart <= _AGREEMENT).sum(axis=1)
-    if not len(inside) or votes.max() < _LEAST_AGREEMENT * n:
-        return Shift(np.nan, np.nan, np.nan, 0.0 if n else np.nan, n)
-    agreeing = inside[apart[votes.argmax()] <= _AGREEMENT]
-    dy, dx = np.median(agreeing, axis=0)
-    spread = 1.4826 * np.median(np.abs(agreeing - (dy, dx)), axis=0).max()
-    return Shift(float(dy), float(dx), float(spread), len(agreeing) / n, n)
+def _median(points: npt.NDArray[np.complex128], axis: int | None = None) -> Any:
+    """Return the medians of the real and the imaginary parts, without NaN."""
+    return np.nanmedian(points.real, axis=axis) + 1j * np.nanmedian(points.imag, axis=axis)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.errors import ImageryError
+from xchmv2.change.registration import Shift, find_shifts, smooth
+from xchmv2.errors import ImageryError, warn
 from xchmv2.imagery import resolve_imagery
-from xchmv2.raster import Grid, validate_plane
+from xchmv2.raster import Grid, find_grid, spatial_dims, validate_plane
 from xchmv2.validation.matching import place_reference
 
 
@@ -22,13 +24,15 @@ class Pair:
 
     `image`: (3, H, W) float32 red, green and blue from 0 to 1, 0 where invalid; `valid`: (H, W)
     pixels that hold imagery; `height`: (H, W) float32 reference heights [m], NaN where there is
-    none or the imagery is invalid; `grid`: by which two pairs of the same ground are recognised.
+    none or the imagery is invalid; `grid`: by which two pairs of the same ground are recognised;
+    `registration`: displacement of the heights from the imagery, as far as it can be told.
     """
 
     image: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     height: npt.NDArray[np.float32]
     grid: Grid | None = None
+    registration: Shift = field(default_factory=Shift)
 
 
 def read_pair(
@@ -78,7 +82,55 @@ def read_pair(
             fix="check their bounds and CRS: imagery.odc.geobox.boundingbox, "
             "reference.odc.geobox.boundingbox",
         )
-    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target)
+    registration = register(np.where(ok, image, np.nan), height)
+    if registration.known and math.hypot(registration.dy, registration.dx) >= _LEAST_OFFSET:
+        _warn_displaced(registration, reference, target)
+    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target, registration)
+
+
+#: Offset from which on a reference is said to be displaced [px]: shadows and lean feign up to 2.
+_LEAST_OFFSET = 3.0
+#: Largest offset that is looked for [px]; light from so many sides; number of windows compared.
+_MAX_OFFSET, _LIGHTS, _WINDOWS = 40.0, 12, 16
+#: Smoothing of the heights before their slopes; brightness that varies less than this is removed.
+_SLOPE_WIDTH, _BACKGROUND_WIDTH = 1.0, 8.0
+
+
+def register(image: npt.NDArray[np.float32], height: npt.NDArray[np.float32]) -> Shift:
+    """Find the displacement of reference heights (H, W) from imagery (bands, H, W), NaN if invalid.
+
+    The sides of crowns that face the sun are bright, whatever a model knows of the colours. So the
+    brightness, without its variation over more than 8 px, is correlated by
+    :func:`~xchmv2.change.registration.find_shifts` with the slope of the heights towards each of
+    twelve directions, and the best of those that are accepted counts. It is known to 1 or 2 px:
+    shadows and the lean of trees displace the imagery too.
+    """
+    grey = image.mean(axis=0, dtype=np.float64)
+    bright = grey - smooth(grey, _BACKGROUND_WIDTH)[0]
+    down, along = np.gradient(smooth(height.astype(np.float64), _SLOPE_WIDTH)[0])
+    known = np.isfinite(height)
+    slopes = [
+        np.where(known, math.cos(angle) * down + math.sin(angle) * along, np.nan)
+        for angle in np.linspace(0, 2 * math.pi, _LIGHTS, endpoint=False)
+    ]
+    found = find_shifts(bright, slopes, max_shift=_MAX_OFFSET, windows=_WINDOWS, edges=False)
+    return max(found, key=lambda shift: (shift.known, shift.signal))
+
+
+def _warn_displaced(shift: Shift, reference: xr.DataArray, grid: Grid) -> None:
+    """Tell how far a reference lies off, and how to move it."""
+    y, x = spatial_dims(reference)
+    down, right = (
+        -step * size for step, size in zip((shift.dy, shift.dx), grid.pixel, strict=True)
+    )
+    there = find_grid(reference.isel({d: 0 for d in reference.dims if d not in (y, x)})).crs
+    first = "" if there == grid.crs else f"reproject it to {grid.crs} and "
+    lies = f"{round(shift.dy)} px down and {round(shift.dx)} px to the right of"
+    moved = f"{y}=reference.{y} + {down:.2f}, {x}=reference.{x} + {right:.2f}"
+    warn(
+        f"the reference heights lie {lies} where the imagery shows them, and training would blur "
+        f"the model's heights; {first}move it: reference.assign_coords({moved})"
+    )
 
 
 #: Edges of the height classes that crops are drawn by [m].

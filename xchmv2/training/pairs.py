@@ -124,7 +124,7 @@ def _warn_displaced(shift: Shift, reference: xr.DataArray, grid: Grid) -> None:
         -step * size for step, size in zip((shift.dy, shift.dx), grid.pixel, strict=True)
     )
     there = find_grid(reference.isel({d: 0 for d in reference.dims if d not in (y, x)})).crs
-    first = "" if there == grid.crs else f"reproject it to {grid.crs} and "
+    first = "" if there == grid.crs else "take reference.odc.reproject(imagery.odc.crs) and "
     lies = f"{round(shift.dy)} px down and {round(shift.dx)} px to the right of"
     moved = f"{y}=reference.{y} + {down:.2f}, {x}=reference.{x} + {right:.2f}"
     warn(

@@ -11,7 +11,7 @@ import rioxarray
 from xchmv2.datasets import synthetic_forest
 from xchmv2.training.pairs import read_pair
 
-# Private import: fine_tune reads its pairs by it.
+# Private imports: fine_tune reads its pairs by it.
 
 
 def make_scene(side=128):

@@ -5,7 +5,6 @@ import textwrap
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
 import reference
 import rioxarray  # noqa: F401  (registers .rio)
@@ -17,9 +16,8 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from xchmv2.errors import CHMv2Error, ImageryError
-from xchmv2.inference import tiles_forwarded
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
-from xchmv2.training import FineTuned, calibrate, fine_tune
+from xchmv2.training import FineTuned, fine_tune
 from xchmv2.training.pairs import Pair, read_pair, split_crops
 from xchmv2.training.run_state import partial_folder
 from xchmv2.training.tuning import run
@@ -457,91 +455,3 @@ class TestFineTune:
         with pytest.raises(CHMv2Error, match=r"the output folder .* exists already"):
             fine_tune(imagery, height, start, output=tmp_path, **FAST)
         assert (tmp_path / "keep").read_text() == "mine"
-
-
-class TestCalibrate:
-    def truth(self, noise=1.0, spread=2.0, seed=0):
-        _, height = forest()
-        rng = np.random.default_rng(seed)
-        wrong = (height - 2) / 1.3 + rng.normal(0, noise, height.shape)
-        data = xr.Dataset(
-            {
-                "canopy_height": wrong.astype("float32").clip(min=-5),
-                "bin_spread": height * 0 + spread,
-            }
-        )
-        return data, height
-
-    def test_line_is_found_in_spite_of_wrong_references(self):
-        data, height = self.truth(noise=0.5)
-        polluted = height.copy()
-        polluted[:8] = 100
-        corrected, found = calibrate(data["canopy_height"].chunk(y=50), polluted)
-        assert corrected.chunks is not None
-        assert found.slope == pytest.approx(1.3, abs=0.05)
-        assert found.offset == pytest.approx(2, abs=0.4)
-        assert np.abs(corrected - height).mean() < 0.6
-        assert corrected.attrs["calibration_slope"] == found.slope
-        assert corrected.attrs["calibration_count"] == height.size
-        assert corrected.dtype == np.float32
-        assert np.isnan(found.coverage)
-
-    def test_coverage_of_the_spread(self):
-        data, height = self.truth(noise=1.0, spread=2.6)
-        corrected, found = calibrate(data, height)
-        assert found.coverage == pytest.approx(0.954, abs=0.01)  # two sigma: 1.3 times the noise
-        assert found.spread_factor == pytest.approx(0.5, abs=0.02)
-        inside = np.abs(corrected["canopy_height"] - height) <= corrected["bin_spread"]
-        assert float(inside.mean()) == pytest.approx(0.683, abs=0.01)
-
-    def test_points_are_refused_as_a_footprint_is_no_pixel(self):
-        data, height = self.truth()
-        frame = pd.DataFrame({"x": height.x[:20], "y": height.y[:20], "rh98": 20.0})
-        shots = xr.DataArray(
-            frame["rh98"], {"x": ("shot", frame["x"]), "y": ("shot", frame["y"])}, "shot"
-        )
-        message = r"a raster of reference heights \(y, x\), found points, .*; pass a raster"
-        for points in (shots, frame, frame["rh98"], height.isel(y=3)):
-            with pytest.raises(ImageryError, match=message):
-                calibrate(data, points)
-        judged = data["canopy_height"].chmv2.validate(frame.rename(columns={"rh98": "height"}))
-        assert np.isfinite(judged["mae"])  # the call that the message names
-
-    def test_nodata_and_feet(self):
-        data, height = self.truth()
-        clean = calibrate(data["canopy_height"], height)[1]
-        holed = height.copy()
-        holed[::5] = -9999
-        with pytest.warns(UserWarning, match="10400 of 52000 values cannot be heights"):
-            undeclared = calibrate(data["canopy_height"], holed)[1]
-        declared = holed.assign_attrs(_FillValue=-9999)
-        found = calibrate(data["canopy_height"], declared)[1]
-        assert found.count == undeclared.count == 41600
-        assert found.slope == pytest.approx(clean.slope, abs=0.2)
-
-    def test_dims_in_the_other_order(self):
-        data, height = self.truth()
-        assert calibrate(data.transpose("x", "y"), height)[1] == calibrate(data, height)[1]
-
-    def test_only_what_is_under_the_reference_is_computed_and_once(self):
-        imagery, height = forest()
-        model = reference.whole_tile_model()
-        layers = imagery.chunk(y=64, x=64).chmv2.predict(
-            model, tile=32, overlap=8, block=64, layers=("height", "bin_spread")
-        )
-        before = tiles_forwarded()
-        calibrate(layers, height.isel(y=slice(0, 60), x=slice(0, 60)))
-        corner = tiles_forwarded() - before
-        layers.compute(scheduler="sync")
-        assert 0 < corner < 0.3 * (tiles_forwarded() - before - corner)
-
-    def test_too_few(self):
-        data, height = self.truth()
-        few = height.where((height.x == height.x[3]) & (height.y > height.y[5]))
-        with pytest.raises(ImageryError, match=r"at least 10 reference heights.*found 5"):
-            calibrate(data["canopy_height"], few)
-
-    def test_dataset_without_heights(self):
-        data, height = self.truth()
-        with pytest.raises(CHMv2Error, match=r"a Dataset with canopy_height"):
-            calibrate(data[["bin_spread"]], height)

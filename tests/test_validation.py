@@ -324,7 +324,7 @@ class TestPoints:
         )
         points["radius"] = 7.0
         np.testing.assert_array_equal(match(height, points).height, icesat.height)
-        tiny = match(height, points.assign(radius=0.01), percentile=50)
+        tiny = match(height, points.assign(radius=0.01), statistic=50)
         rows = np.floor(TOP - points.geometry.y).astype(int)
         cols = np.floor(points.geometry.x - LEFT).astype(int)
         np.testing.assert_array_equal(tiny.height, height.values[rows, cols])
@@ -333,7 +333,7 @@ class TestPoints:
         """At 60 degrees north a metre of web Mercator is half a metre."""
         height = raster((200, 200), crs=3857, top=8_399_738.0)
         points = pd.DataFrame({"x": [LEFT + 100], "y": [8_399_738.0 - 100], "height": [20.0]})
-        found = match(height, points, percentile=100).height
+        found = match(height, points, statistic=100).height
         xs, ys = np.meshgrid(height.x, height.y)
         inside = np.hypot(xs - points.x[0], ys - points.y[0]) <= 24.0
         assert found[0] == pytest.approx(height.values[inside].max(), abs=0.3)
@@ -425,7 +425,7 @@ class TestErrors:
         with pytest.raises(CHMv2Error, match="radius above 0 m"):
             validate(raster(), named, radius=0)
         with pytest.raises(CHMv2Error, match="a percentile from 0 to 100"):
-            validate(raster(), named, percentile=120)
+            validate(raster(), named, statistic=120)
         with pytest.raises(CHMv2Error, match=r"points as a GeoDataFrame.*points_from_xy"):
             validate(raster(), named.drop(columns="x"))
         with pytest.raises(CHMv2Error, match="a reference as a DataArray, or points"):

@@ -12,7 +12,7 @@ from xchmv2.plotting.canvas import Drawing, panels
 from xchmv2.plotting.maps import HEIGHT_COLOURS, round_limit
 from xchmv2.raster import Raster
 from xchmv2.validation import Matched, match, scores
-from xchmv2.validation.matching import PERCENTILE, RADIUS
+from xchmv2.validation.matching import RADIUS, Statistic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def plot_validation(
     *,
     column: str | None = None,
     radius: float = RADIUS,
-    percentile: float = PERCENTILE,
+    statistic: Statistic | None = None,
 ) -> Drawing:
     """Draw heights against their reference, and errors by reference height.
 
@@ -43,12 +43,8 @@ def plot_validation(
         :func:`~xchmv2.validation.match` returned.
     reference : DataArray, GeoDataFrame or DataFrame, optional
         As in :func:`~xchmv2.validation.validate`.
-    column : str, optional
-        Column of heights of points [m]; by default ``height``, ``rh98``.
-    radius : float, default 12
-        Radius of the footprint of points on the ground [m]; a column ``radius`` overrides it.
-    percentile : float, default 98
-        Percentile of the heights in the footprint of a point that is compared.
+    column, radius, statistic
+        As in :func:`~xchmv2.validation.validate`.
 
     Returns
     -------
@@ -70,7 +66,7 @@ def plot_validation(
     pair = (
         height
         if isinstance(height, Matched)
-        else match(height, reference, column=column, radius=radius, percentile=percentile)
+        else match(height, reference, column=column, radius=radius, statistic=statistic)
     )
     known = pair.known
     found, true = pair.height[known], pair.reference[known]

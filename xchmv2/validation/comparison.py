@@ -1,4 +1,4 @@
-"""validate(): scores of canopy heights against lidar or GEDI, as in the CHMv2 paper."""
+"""validate(): scores of canopy heights against lidar, GEDI or plots, as in the CHMv2 paper."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xchmv2.raster import (
     validate_numbers,
 )
 from xchmv2.validation import scores
-from xchmv2.validation.matching import PERCENTILE, RADIUS, Matched, match
+from xchmv2.validation.matching import RADIUS, Matched, Statistic, match
 
 #: Percentiles of block heights that are compared.
 _PERCENTILES = (5.0, 25.0, 50.0, 75.0, 95.0)
@@ -31,10 +31,10 @@ _LABELS = {
     "rmse": ("root mean squared error", "m"),
     "bias": ("mean error, height minus reference", "m"),
     "r2": ("coefficient of determination", "1"),
-    "count": ("pixels or footprints compared", "1"),
+    "count": ("pixels, footprints or plots compared", "1"),
     "tall_mae": ("mean absolute error where the reference is 30 m or more", "m"),
     "tall_bias": ("mean error where the reference is 30 m or more", "m"),
-    "tall_count": ("pixels or footprints where the reference is 30 m or more", "1"),
+    "tall_count": ("pixels, footprints or plots where the reference is 30 m or more", "1"),
     "block_r2": ("coefficient of determination of block means", "1"),
     "block_mae": ("mean absolute error of block means", "m"),
     "block_bias": ("mean error of block means", "m"),
@@ -42,7 +42,7 @@ _LABELS = {
     "edge_error": ("mean absolute difference of Sobel gradients", "m per pixel"),
     "class_mae": ("mean absolute error by class of reference height", "m"),
     "class_bias": ("mean error by class of reference height", "m"),
-    "class_count": ("pixels or footprints by class of reference height", "1"),
+    "class_count": ("pixels, footprints or plots by class of reference height", "1"),
     "percentile_mae": ("mean absolute error of percentiles of blocks", "m"),
     "percentile_bias": ("mean error of percentiles of blocks", "m"),
     "percentile_r2": ("coefficient of determination of percentiles of blocks", "1"),
@@ -58,9 +58,9 @@ def validate(
     percentiles: Sequence[float] = _PERCENTILES,
     column: str | None = None,
     radius: float = RADIUS,
-    percentile: float = PERCENTILE,
+    statistic: Statistic | None = None,
 ) -> xr.Dataset:
-    """Validate heights against lidar or GEDI.
+    """Validate heights against lidar, GEDI or plots.
 
     Parameters
     ----------
@@ -69,8 +69,11 @@ def validate(
         Dataset with ``canopy_height``.
     reference : DataArray, GeoDataFrame or DataFrame
         A raster of heights [m] on any grid; it is averaged onto the heights' pixels, or
-        interpolated if it is coarser. It may share the further dim of the heights. Or points: a
-        GeoDataFrame in any CRS, or a table with columns ``x`` and ``y`` in the heights' CRS.
+        interpolated if it is coarser. It may share the further dim of the heights. Or footprints:
+        a GeoDataFrame of points in any CRS; a table with columns ``x`` and ``y`` in the heights'
+        CRS; a DataArray along one dim with coords ``x`` and ``y``. Or plots: a GeoDataFrame of
+        polygons. Footprints that GEDI's ``quality_flag`` or ``degrade_flag`` marks as bad are left
+        out.
     block : int, default 50
         Side of the blocks of block-R2 and of percentiles [px of the heights], as in the paper,
         where 50 px are 30 m.
@@ -79,11 +82,13 @@ def validate(
     percentiles : sequence of float
         Percentiles of block heights that are compared; the paper uses the 95th.
     column : str, optional
-        For points, the column of heights [m]; by default ``height``, ``rh98``.
+        For footprints and plots, the column of heights [m]; by default ``height``, ``rh98``.
     radius : float, default 12
-        For points, the footprint's radius on the ground [m]; a column ``radius`` overrides it.
-    percentile : float, default 98
-        For points, the percentile of the heights in a footprint that is compared.
+        For footprints, the radius on the ground [m]; a column ``radius`` overrides it.
+    statistic : float or "mean", optional
+        For footprints and plots, the percentile, or the mean, of the heights in each that is
+        compared with its reference. By default as the column is named: ``rh95`` or ``p95`` are the
+        95th percentile, ``mean`` is the mean; of footprints otherwise the 98th percentile.
 
     Returns
     -------
@@ -92,19 +97,22 @@ def validate(
         ``tall_count`` above 30 m; ``class_mae``, ``class_bias``, ``class_count`` by
         ``height_class``. For rasters also ``block_r2``, ``block_mae``, ``block_bias``,
         ``block_count``, ``edge_error`` [m per pixel] and ``percentile_mae``, ``percentile_bias``,
-        ``percentile_r2`` by ``percentile``, all of block heights. In memory.
+        ``percentile_r2`` by ``percentile``, all of block heights. Its attrs say which
+        ``statistic`` of footprints and plots was compared, and how many ``flagged`` footprints were
+        left out. In memory.
 
     Raises
     ------
     CHMv2Error
         If heights and reference do not overlap, one has no CRS, reference heights lie outside 0
-        to 120 m, or an argument is invalid.
+        to 120 m, nothing says which heights of plots are given, or an argument is invalid.
 
     Notes
     -----
     Errors are height minus reference: a bias below 0 means heights that are too low. A class
     includes its lower edge. Blocks start at the first row and column with both heights. Blocks
-    with less than half, and footprints with less than nine tenths, of valid pixels are left out.
+    with less than half, and footprints and plots with less than nine tenths, of valid pixels are
+    left out. A pixel belongs to a footprint or plot if its centre lies inside.
 
     Of lazy heights, only those under the reference are computed and held in memory.
 
@@ -123,7 +131,7 @@ def validate(
     """
     _validate(block, classes, percentiles)
     height = choose_heights(height)
-    options: dict[str, Any] = {"column": column, "radius": radius, "percentile": percentile}
+    options: dict[str, Any] = {"column": column, "radius": radius, "statistic": statistic}
     dims = find_grid(height).dims
     further = [dim for dim in height.dims if dim not in dims]
     if not further:
@@ -241,7 +249,8 @@ def _score(
     }
     coords = {"height_class": scores.class_names(classes)}
     if not matched.is_raster:
-        return xr.Dataset(numbers, coords)
+        told = {"statistic": matched.statistic, "flagged": matched.flagged}
+        return xr.Dataset(numbers, coords, told)
     numbers |= _score_blocks(matched, block, percentiles)
     words = {"long_name": "percentile", "units": "%"}
     ranks = ("percentile", list(map(float, percentiles)), words)

@@ -568,7 +568,7 @@ CASES = {
         dict(height=HEIGHT, reference=HEIGHT[:2].assign_coords(time=HEIGHT.time[1:])),
         lambda s: float(s["mae"][0]) == 0,
     ),
-    "polygons for points": Case(
+    "plots of an unknown statistic": Case(
         validation.validate,
         dict(height=HEIGHT[0], reference=STANDS.assign(height=20.0), column="height"),
         lambda s: int(s["count"]) == 1,

@@ -248,7 +248,7 @@ class TestAims:
     def test_errors_in_both(self):
         """Noisy heights flatten a line of ordinary regression; Deming's keeps its slope."""
         rng = np.random.default_rng(0)
-        true = plane(np.clip(16 + 6 * noise((200, 200), rng), 3, None))
+        true = plane(np.clip(25 + 6 * noise((200, 200), rng), 8, None))
         height = true.copy(data=(true.values / 1.5 + 3 * rng.normal(size=true.shape)).clip(0))
         _, found = calibrate(height, true, model="line", reference_error=0.5, aim="error")
         _, ranked = calibrate(height, true, model="line", aim="distribution")

@@ -360,6 +360,129 @@ class TestPoints:
         )
 
 
+class TestPlots:
+    def plots(self, height, count=25, seed=4):
+        """Polygons of 6 to 60 m with notches, some reaching out of the heights."""
+        rng = np.random.default_rng(seed)
+        shapes = []
+        for x, y in rng.uniform((0, 0), (130, 120), (count, 2)):
+            angles = np.sort(rng.uniform(0, 2 * np.pi, 12))
+            reach = rng.uniform(3, 30) * rng.uniform(0.5, 1, 12)
+            ring = np.column_stack([np.cos(angles), np.sin(angles)]) * reach[:, None]
+            shapes.append(shapely.make_valid(shapely.Polygon(ring + np.array([LEFT + x, TOP - y]))))
+        return gpd.GeoDataFrame({"height": rng.uniform(0, 40, count)}, geometry=shapes, crs=32633)
+
+    def by_hand(self, height, plots):
+        xs, ys = np.meshgrid(height.x, height.y)
+        inside = [shapely.contains_xy(shape, xs, ys) for shape in plots.geometry]
+        room = shapely.box(LEFT, TOP - 120, LEFT + 130, TOP)
+        whole = plots.intersection(room).area > 0.93 * plots.area
+        out = plots.intersection(room).area < 0.87 * plots.area
+        return [height.values[mask].astype(float) for mask in inside], whole, out
+
+    @pytest.mark.parametrize("statistic", ["mean", 95, 50])
+    @pytest.mark.parametrize("chunks", [None, 37])
+    def test_pixels_whose_centres_lie_inside(self, statistic, chunks):
+        height = raster()
+        plots = self.plots(height)
+        given = height if chunks is None else height.chunk(chunks)
+        found = match(given, plots, statistic=statistic)
+        values, whole, out = self.by_hand(height, plots)
+        assert whole.sum() > 10
+        assert out.sum() > 3
+        expected = [
+            v.mean() if statistic == "mean" else np.percentile(v, statistic) if v.size else np.nan
+            for v in values
+        ]
+        np.testing.assert_allclose(found.height[whole], np.array(expected)[whole], atol=1e-5)
+        assert np.isnan(found.height[out]).all()
+        assert found.statistic == statistic
+
+    def test_scores(self):
+        height = raster()
+        plots = self.plots(height)
+        expected = match(height, plots, statistic="mean")
+        known = expected.known
+        found = validate(height, plots.to_crs(4326), statistic="mean")
+        assert found["count"].item() == known.sum()
+        assert found["mae"].item() == pytest.approx(
+            np.abs(expected.height - expected.reference)[known].mean(), abs=0.02
+        )
+        assert found.attrs == {"statistic": "mean", "flagged": 0}
+        assert "block_r2" not in found
+        assert to_table(found).loc["all", "count"] == known.sum()
+        cube = xr.concat([height, height + 2], "time")
+        dates = validate(cube, plots, statistic="mean")
+        assert float(dates["bias"][1] - dates["bias"][0]) == pytest.approx(2, abs=1e-5)
+        assert float(height.chmv2.validate(plots, statistic="mean")["bias"]) == dates["bias"][0]
+
+    def test_the_column_tells_the_statistic(self):
+        height = raster()
+        plots = self.plots(height).rename(columns={"height": "rh95"})
+        for name, statistic in (("rh95", 95), ("RH_50", 50), ("zq95", 95), ("p100", 100)):
+            named = plots.rename(columns={"rh95": name})
+            assert match(height, named, column=name).statistic == statistic
+        mean = plots.rename(columns={"rh95": "zmean"})
+        assert match(height, mean, column="zmean").statistic == "mean"
+        assert match(height, mean, column="zmean", statistic=90).statistic == 90
+        points = plots.set_geometry(plots.centroid)
+        assert match(height, points, column="rh95").statistic == 95
+        assert match(height, points.rename(columns={"rh95": "h"}), column="h").statistic == 98
+        with pytest.raises(
+            CHMv2Error, match="column 'h100' does not say which heights of the plots it holds; pass"
+        ):
+            match(height, plots.rename(columns={"rh95": "h100"}), column="h100")
+
+    def test_unusual_shapes(self):
+        height = raster()
+        at = np.array([LEFT + 50.2, TOP - 60.8])
+        shapes = [
+            shapely.Point(at).buffer(0.1),  # between the centres of pixels
+            shapely.Polygon(at + np.array([(0, 0), (20, 20), (20, 0), (0, 20)])),  # crosses itself
+            shapely.MultiPolygon([shapely.box(*at, *at + 9), shapely.box(*at + 12, *at + 21)]),
+            None,
+            shapely.Polygon(),
+            shapely.box(LEFT - 1e5, TOP - 1e5, LEFT + 1e5, TOP + 1e5),  # larger than the heights
+        ]
+        plots = gpd.GeoDataFrame({"height": [10.0] * 6}, geometry=shapes, crs=32633)
+        found = match(height, plots, statistic="mean").height
+        assert found[0] == pytest.approx(height.values[60, 50])
+        xs, ys = np.meshgrid(height.x, height.y)
+        for k in (1, 2):
+            inside = shapely.contains_xy(shapely.make_valid(shapes[k]), xs, ys)
+            assert found[k] == pytest.approx(height.values[inside].mean(), abs=1e-5)
+        assert np.isnan(found[3:]).all()
+        whole = plots.iloc[:1].set_geometry([shapely.box(LEFT, TOP - 120, LEFT + 130, TOP)])
+        assert match(height, whole.set_crs(32633), statistic="mean").height == pytest.approx(
+            float(height.mean()), abs=1e-5
+        )
+
+    def test_without_a_crs(self):
+        plots = self.plots(raster())
+        with pytest.raises(CHMv2Error, match="the plots have no CRS, but the heights are in"):
+            validate(raster(), plots.set_crs(None, allow_override=True), statistic="mean")
+        with pytest.raises(CHMv2Error, match=r"plots are in .*, but the heights have no CRS"):
+            validate(raster(crs=None), plots, statistic="mean")
+        bare = plots.set_crs(None, allow_override=True)
+        assert validate(raster(crs=None), bare, statistic="mean")["count"] > 10
+
+    def test_bad_shots(self):
+        height = raster()
+        table = pd.DataFrame({"x": LEFT + 60.0, "y": TOP - 60.0, "height": 15.0}, index=range(5))
+        for flags in (
+            {"quality_flag": [1, 0, 1, 0, np.nan]},
+            {"l2a_quality_flag": [True, False, True, False, False]},
+            {"degrade_flag": [0, 1, 0, 30, 2]},
+            {"quality_flag": [1, 0, 1, 1, 1], "degrade_flag": [0, 0, 0, 3, 3]},
+        ):
+            found = validate(height, table.assign(**flags))
+            assert (found["count"].item(), found.attrs["flagged"]) == (2, 3)
+        with pytest.raises(CHMv2Error, match="quality flags rule out all 5 footprints") as raised:
+            validate(height, table.assign(quality_flag=0))
+        named = follow(raised, reference=table.assign(quality_flag=0))
+        assert validate(height, named)["count"] == 5
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -424,27 +547,33 @@ class TestErrors:
         named = table.rename(columns={"z": "height"})
         with pytest.raises(CHMv2Error, match="radius above 0 m"):
             validate(raster(), named, radius=0)
-        with pytest.raises(CHMv2Error, match="a percentile from 0 to 100"):
+        with pytest.raises(CHMv2Error, match="'mean' or a percentile from 0 to 100"):
             validate(raster(), named, statistic=120)
-        with pytest.raises(CHMv2Error, match=r"points as a GeoDataFrame.*points_from_xy"):
+        with pytest.raises(CHMv2Error, match=r"as a GeoDataFrame.*points_from_xy"):
             validate(raster(), named.drop(columns="x"))
-        with pytest.raises(CHMv2Error, match="a reference as a DataArray, or points"):
+        with pytest.raises(CHMv2Error, match="a reference as a DataArray, points or plots"):
             validate(raster(), "lidar.tif")
-        squares = gpd.GeoDataFrame({"height": [1.0]}, geometry=[shapely.box(0, 0, 1, 1)], crs=32633)
-        with pytest.raises(CHMv2Error, match="points, found Polygon"):
-            validate(raster(), squares)
+        lines = gpd.GeoDataFrame(
+            {"height": [1.0]}, geometry=[shapely.LineString([(0, 0), (1, 1)])], crs=32633
+        )
+        with pytest.raises(CHMv2Error, match="points, or polygons alone, found LineString"):
+            validate(raster(), lines)
 
     def test_advice(self):
         """The calls that messages name, on what was refused."""
         height = raster()
         at = shapely.Point(LEFT + 50, TOP - 50)
         table = pd.DataFrame({"height": [20.0, -50.0], "lon": 15.0003, "lat": 47.85})
-        squares = gpd.GeoDataFrame({"height": [20.0]}, geometry=[at.buffer(2)], crs=32633)
+        mixed = gpd.GeoDataFrame(
+            {"rh98": 20.0}, index=[0, 1], geometry=[at, at.buffer(2)], crs=32633
+        )
         points = gpd.GeoDataFrame({"height": [20.0, -50.0]}, geometry=[at, at], crs=32633)
+        bare = points.iloc[:1].to_crs(4326).set_crs(None, allow_override=True)
         cube = height.expand_dims(layer=2)
         feet = height.assign_attrs(units="m") * 3.2808
         for wrong, message in (
-            (squares, "take their centres"),
+            (mixed, "make polygons of all"),
+            (bare, "say which one theirs is"),
             (points, "leave them out"),
             (cube, "choose one"),
             (feet, "if they are in feet"),

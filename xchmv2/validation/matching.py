@@ -340,10 +340,17 @@ def _under_places(
     """
     sides = pixel_size(height)
     plots = _hold_plots(places)
+    if getattr(places, "crs", grid) is None and grid.crs is not None:
+        raise CHMv2Error(
+            f"the {'plots' if plots else 'points'} have no CRS, but the heights are in "
+            f"{grid.crs.proj.name}",
+            fix="say which one theirs is: reference.set_crs(4326)",
+        )
     pick: Callable[[int], _Pixels]
     if plots:
         shapes = _on_pixels(_reproject(places.geometry, grid, "plots"), grid)
-        centres = np.flip(shapely.get_coordinates(shapely.centroid(shapes)), axis=1)
+        bounds = shapely.bounds(shapes)
+        centres = (bounds[:, [1, 0]] + bounds[:, [3, 2]]) / 2
         pick = partial(_in_plot, shapes, grid.shape)
     else:
         x, y = _coordinates(places, grid)
@@ -520,12 +527,7 @@ def place_points(series: Any, grid: Grid) -> tuple[_Floats, _Floats]:
 
 
 def _reproject(series: Any, grid: Grid, what: str) -> Any:
-    """Return a GeoSeries in the CRS of a grid."""
-    if series.crs is None and grid.crs is not None:
-        raise CHMv2Error(
-            f"the {what} have no CRS, but the heights are in {grid.crs.proj.name}",
-            fix="say which one theirs is, such as reference.set_crs(4326)",
-        )
+    """Return a GeoSeries in the CRS of a grid; without a CRS it is taken to be in that already."""
     if series.crs is None:
         return series
     if grid.crs is None:

@@ -142,7 +142,7 @@ class TestKnownBiases:
         [("offset", 1.0, 1), ("scale", 1.2, 1), ("compressed", 1.6, 2), ("line", 1.3, 1)],
     )
     def test_six_forests(self, bias, most, tall):
-        """Docs/fine-tuning.md quotes these: 200 shots, heights of 1.5 m error, RH98 of 1 m."""
+        """Bounds around the table of docs/fine-tuning.md, on other forests."""
         errors, tops = [], []
         for seed in range(821, 827):
             true = truth(seed, 700)

@@ -20,8 +20,8 @@ from xchmv2.validation.matching import RADIUS, Statistic
 
 _Floats = npt.NDArray[np.float64]
 _Whole = npt.NDArray[np.int64]
-Aim = Literal["error", "distribution"]
-Model = Literal["none", "offset", "scale", "line", "monotone"]
+_Aim = Literal["error", "distribution"]
+_Model = Literal["none", "offset", "scale", "line", "monotone"]
 #: Fewest references, and the most: of a raster with more pixels, so many are drawn.
 _FEWEST, _MOST = 20, 30_000
 #: Folds, blocks along the longer side of the references, and the fewest blocks without a warning.
@@ -82,8 +82,8 @@ class Calibration:
         absolute difference between corrected and reference heights of the same rank.
     """
 
-    model: Model
-    aim: Aim
+    model: _Model
+    aim: _Aim
     heights: tuple[float, ...]
     corrected: tuple[float, ...]
     slope: float
@@ -148,8 +148,8 @@ def calibrate(
     height: xr.DataArray | xr.Dataset,
     reference: Any,
     *,
-    aim: Aim = "error",
-    model: Model | Literal["auto"] = "auto",
+    aim: _Aim = "error",
+    model: _Model | Literal["auto"] = "auto",
     column: str | None = None,
     radius: float = RADIUS,
     statistic: Statistic | None = None,
@@ -326,8 +326,8 @@ def _calibrate(
     side: float,
     spread: _Floats | None,
     flagged: int,
-    aim: Aim,
-    model: Model | Literal["auto"],
+    aim: _Aim,
+    model: _Model | Literal["auto"],
     error: float,
 ) -> Calibration:
     """Choose a correction out of fold, fit it to all references, and report."""
@@ -377,7 +377,7 @@ def _predict_folds(pairs: _Pairs, error: float, *, ranked: bool) -> dict[str, _F
     return found
 
 
-def _errors(pairs: _Pairs, found: Mapping[str, _Floats], aim: Aim) -> dict[str, _Floats]:
+def _errors(pairs: _Pairs, found: Mapping[str, _Floats], aim: _Aim) -> dict[str, _Floats]:
     """Return absolute errors at each reference, or of each rank."""
     return {
         name: np.abs(heights - (pairs.known if aim == "error" else _by_rank(pairs.known, heights)))
@@ -385,9 +385,9 @@ def _errors(pairs: _Pairs, found: Mapping[str, _Floats], aim: Aim) -> dict[str, 
     }
 
 
-def _choose(errors: Mapping[str, _Floats], blocks: _Whole, offered: list[Model]) -> Model:
+def _choose(errors: Mapping[str, _Floats], blocks: _Whole, offered: list[_Model]) -> _Model:
     """Return the richest candidate that pays, from simple to rich."""
-    best: Model = "none"
+    best: _Model = "none"
     for name in offered:
         enough = errors[name].mean() < (1 - _GAIN) * errors[best].mean()
         if enough and _gain_in_errors(errors[best], errors[name], blocks) > 1:
@@ -555,7 +555,7 @@ def _weighted_median(values: _Floats, weights: _Floats) -> float:
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-_CANDIDATES: dict[Model, Callable[[_Pairs, float], _Curve]] = {
+_CANDIDATES: dict[_Model, Callable[[_Pairs, float], _Curve]] = {
     "none": _fit_none,
     "offset": _fit_offset,
     "scale": _fit_scale,

@@ -35,7 +35,7 @@ from xchmv2.raster import (
 
 #: Radius of a GEDI footprint [m], and the height percentile compared with its RH98.
 RADIUS = 12.0
-PERCENTILE = 98.0
+_PERCENTILE = 98.0
 #: What the reference height of a footprint or plot is: a percentile of its heights, or their mean.
 Statistic = float | Literal["mean"]
 _Floats = npt.NDArray[np.float64]
@@ -144,7 +144,7 @@ def match(
     validate_number("radius", radius, RADIUS, above=0, unit="m")
     if statistic != "mean":
         name = "statistic, 'mean' or a percentile"
-        validate_number(name, statistic, PERCENTILE, least=0, most=100, optional=True)
+        validate_number(name, statistic, _PERCENTILE, least=0, most=100, optional=True)
     plane, grid = _read_plane(height)
     if isinstance(reference, xr.DataArray) and reference.ndim > 1:
         found = _under_raster(plane, grid, reference, spread)
@@ -395,7 +395,7 @@ def _resolve_statistic(given: Statistic | None, name: str, plots: bool) -> Stati
             f"the column {name!r} does not say which heights of the plots it holds",
             fix="pass statistic='mean', or a percentile of the canopy heights: statistic=95",
         )
-    return PERCENTILE
+    return _PERCENTILE
 
 
 def _are_good(places: pd.DataFrame) -> npt.NDArray[np.bool_]:

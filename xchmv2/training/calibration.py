@@ -23,7 +23,7 @@ _Whole = npt.NDArray[np.int64]
 _Aim = Literal["error", "distribution"]
 _Model = Literal["none", "offset", "scale", "line", "monotone"]
 #: Fewest references, and the most: of a raster with more pixels, so many are drawn.
-_FEWEST, _MOST = 20, 30_000
+_FEWEST, _MOST = 20, 20_000
 #: Folds, blocks along the longer side of the references, and the fewest blocks without a warning.
 _FOLDS, _BLOCKS, _FEW_BLOCKS = 5, 8, 5
 #: Share of the error that a richer curve must gain, besides one standard error of the gain.
@@ -133,9 +133,9 @@ class Calibration:
         some = some[some <= max(self.highest, 10.0)]
         steps = ", ".join(f"{a:g} to {b:.1f}" for a, b in zip(some, curve(some), strict=True))
         left_out = f", {self.flagged} more left out by their quality flag" if self.flagged else ""
-        doing = "none: heights are left as they are" if self.model == "none" else ""
-        doing = "nothing corrected: no skill" if self.refused else doing
-        doing = doing or f"{self.model}: {steps} m"
+        doing = f"{self.model}: {steps} m"
+        if self.model == "none":
+            doing = f"nothing corrected: {'no skill' if self.refused else 'none is better'}"
         return (
             f"<Calibration for aim={self.aim!r}> {doing}\n"
             f"{self.count} references up to {self.highest:.1f} m of predicted height in "
@@ -220,7 +220,7 @@ def calibrate(
     (docs/fine-tuning.md has figures); plot means do not have this fault.
 
     Heights under the references are computed; the correction of the rest stays lazy. Of a raster
-    with more than 30,000 pixels so many are drawn, always the same.
+    with more than 20,000 pixels so many are drawn, always the same.
 
     References
     ----------
@@ -350,7 +350,7 @@ def _calibrate(
         heights=curve.heights,
         corrected=curve.corrected,
         slope=curve.slope,
-        highest=float(pairs.mean.max()),
+        highest=float(pairs.samples.max()),
         count=len(pairs.known),
         flagged=flagged,
         blocks=count,

@@ -1,3 +1,5 @@
+import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +19,11 @@ from odc.geo.geobox import GeoBox
 
 from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
-from xchmv2.training import FineTuned, fine_tune
+from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD
+from xchmv2.training import Curriculum, FineTuned, fine_tune
 from xchmv2.training.pairs import Pair, read_pair, split_crops
 from xchmv2.training.run_state import partial_folder
-from xchmv2.training.tuning import run
+from xchmv2.training.tuning import Schedule, run
 
 # Private imports: pairs of crops and the state of a killed run.
 
@@ -284,6 +287,8 @@ class TestCrops:
             split_crops(pairs_of(np.ones((100, 120))), 96, 0.2, np.random.default_rng(0))
 
 
+# Most runs here are too short to gain anything.
+@pytest.mark.filterwarnings("ignore:fine-tuning gained little")
 class TestFineTune:
     def test_it_learns_and_both_load_the_result(self, start, tmp_path):
         imagery, height = forest((160, 200))
@@ -294,7 +299,7 @@ class TestFineTune:
         assert isinstance(result, FineTuned)
         history = result.history
         assert list(history.columns) == [
-            "epoch", "loss", "validation_mae", "validation_bias", "seconds",
+            "epoch", "loss", "training_mae", "validation_mae", "validation_bias", "seconds",
         ]  # fmt: skip
         assert history["validation_mae"].min() < 0.6 * history["validation_mae"][0]
         assert not partial_folder(result.folder).exists()
@@ -335,7 +340,8 @@ class TestFineTune:
         imagery, height = forest(SMALL)
         result = fine_tune(imagery, height, start, output=tmp_path / "mine", validation=0.0, **FAST)
         assert result.history["validation_mae"].isna().all()
-        assert result.best_epoch == 2
+        assert result.best_epoch == result.history["training_mae"].idxmin()
+        assert list(result.scores.index) == ["training"]
 
     def test_several_images(self, start, tmp_path):
         images, heights = zip(
@@ -351,8 +357,9 @@ class TestFineTune:
         options = {**FAST, "lr": 1.0, "epochs": 50, "patience": 2}
         result = fine_tune(imagery, height, start, output=tmp_path / "mine", **options)
         assert len(result.history) < 20
-        best = result.history["validation_mae"].idxmin()
-        assert result.best_epoch == best == len(result.history) - 3
+        mae = result.history["validation_mae"]
+        assert result.best_epoch == mae.idxmin()
+        assert mae[1:].idxmin() == len(mae) - 3  # the start gets no say in when to stop
 
     def test_resumed_run_equals_an_undisturbed_one(self, start, tmp_path, monkeypatch):
         imagery, height = forest(SMALL)
@@ -444,6 +451,21 @@ class TestFineTune:
             fine_tune(imagery, height, start, output=tmp_path / "mine", **options)
         assert not (tmp_path / "mine").exists()
 
+    def test_weights_that_diverge_in_the_last_step_are_not_saved(
+        self, start, tmp_path, monkeypatch
+    ):
+        imagery, height = forest((64, 64))
+        options = {**FAST, "tile": 32, "train": "all", "validation": 0}
+        with monkeypatch.context() as patch:
+            last = lambda schedule, progress: math.inf if progress > 0.9 else 1e-3  # noqa: E731
+            patch.setattr(Schedule, "rate", last)
+            with pytest.raises(CHMv2Error, match=r"not finite after epoch 2; .*lr=0.0001"):
+                fine_tune(imagery, height, start, output=tmp_path / "mine", **options)
+        assert not (tmp_path / "mine").exists()
+        shutil.rmtree(partial_folder(tmp_path / "mine"))
+        lower = {**options, "lr": 1e-4}
+        assert fine_tune(imagery, height, start, output=tmp_path / "mine", **lower).folder.exists()
+
     def test_half_precision_start(self, start, tmp_path):
         imagery, height = forest(SMALL)
         result = fine_tune(imagery, height, start.half(), output=tmp_path / "mine", **FAST)
@@ -455,3 +477,218 @@ class TestFineTune:
         with pytest.raises(CHMv2Error, match=r"the output folder .* exists already"):
             fine_tune(imagery, height, start, output=tmp_path, **FAST)
         assert (tmp_path / "keep").read_text() == "mine"
+
+
+QUICK = {**FAST, "tile": 32, "train": "all", "lr": 4e-3}
+QUADRANTS = (64, 64)  # four tiles of 32 px
+
+
+class TestWhatFineTuningGained:
+    def saturated(self, norm):
+        """Make a model that reads 0 m everywhere, with all the weight in its lowest bin."""
+        torch.manual_seed(3)
+        bins = "chmv2_mixlog" if norm == "chmv2_mixlog" else "linear"
+        model = CHMv2ForDepthEstimation(
+            reference.tiny_config(
+                norm_strategy=norm, bins_strategy=bins, initializer_range=0.1, max_depth=48.0
+            )
+        )
+        bias = model.head.conv_depth.last.bias
+        bias.data = torch.full_like(bias, -8.0)
+        bias.data[0] = 8.0
+        return model
+
+    @pytest.mark.parametrize("norm", ["softmax", "chmv2_mixlog"])
+    def test_a_start_that_reads_trees_as_ground_escapes(self, norm, tmp_path):
+        imagery, height = forest(QUADRANTS)
+        options = {**QUICK, "epochs": 5, "validation": 0}
+        found = fine_tune(
+            imagery, height, self.saturated(norm), output=tmp_path / "mine", **options
+        )
+        before, after, constant = found.scores.loc["training"]
+        assert after < 0.9 * constant < before
+        assert found.blind == 1
+        assert found.curriculum.silog_until == 0
+        assert "Before training, the model read 100% of the trees as ground" in repr(found)
+
+    def test_published_losses_do_not_escape_and_the_advice_of_the_warning_does(self, tmp_path):
+        imagery, height = forest(QUADRANTS)
+        start, options = self.saturated("softmax"), {**QUICK, "epochs": 5, "validation": 0}
+        published = Curriculum()
+        with pytest.warns(UserWarning, match=r"on the training data .* leaving curriculum= out"):
+            found = fine_tune(
+                imagery, height, start, output=tmp_path / "a", curriculum=published, **options
+            )
+        assert found.curriculum == published
+        before, after, _ = found.scores.loc["training"]
+        assert after == pytest.approx(before, abs=0.01)
+        fine_tune(imagery, height, start, output=tmp_path / "b", **options)  # warns no more
+
+    def test_training_that_is_too_short_is_told_to_go_on(self, start, tmp_path):
+        imagery, height = forest(QUADRANTS)
+        options = {**QUICK, "validation": 0, "epochs": 1}
+        with pytest.warns(UserWarning, match=r"gained little.*longer .*epochs=2\)"):
+            fine_tune(imagery, height, start, output=tmp_path / "a", **{**options, "lr": 1e-9})
+
+    def test_training_that_only_worsens_is_told_to_slow_down(self, tmp_path):
+        imagery, height = forest(QUADRANTS)
+        options = {**QUICK, "validation": 0}
+        good = fine_tune(
+            imagery, height, self.saturated("chmv2_mixlog"), output=tmp_path / "a",
+            **{**options, "epochs": 5},
+        )  # fmt: skip
+        with pytest.warns(UserWarning, match=r"lower learning rate: fine_tune\(..., lr=0.1\)"):
+            again = fine_tune(
+                imagery, height, good.folder, output=tmp_path / "b", **{**options, "lr": 1.0}
+            )
+        assert again.best_epoch == 0
+        assert again.scores.loc["training", "after"] == again.scores.loc["training", "before"]
+
+    @pytest.mark.filterwarnings("ignore:fine-tuning gained little")
+    def test_scores_are_errors_of_the_model_and_of_the_median(self, start, tmp_path):
+        imagery, height = forest((64, 96))
+        found = fine_tune(
+            imagery, height, start, output=tmp_path / "mine", **{**QUICK, "epochs": 4},
+        )  # fmt: skip
+        pair = read_pair(imagery, height)
+        _, held_out = split_crops([pair], 32, 0.2, np.random.default_rng(0))
+        blocks = {(top, left) for top in (0, 32) for left in (0, 32, 64)}
+        away = {(crop.top, crop.left) for crop in held_out}
+        tuned = CHMv2ForDepthEstimation.from_pretrained(found.folder)
+        parts = {"training": blocks - away, "validation": away}
+        median = np.median([self.cut(pair.height, at) for at in parts["training"]])
+        for data, places in parts.items():
+            truth = np.stack([self.cut(pair.height, at) for at in places])
+            mean, std = (np.array(v)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+            pixels = (np.stack([self.cut(pair.image, at) for at in places]) - mean) / std
+            expected = [np.abs(median - truth).mean()]
+            for model in (tuned, start):
+                with torch.inference_mode():
+                    read = model.eval().height(torch.from_numpy(pixels).float())[0].numpy()
+                expected.insert(0, np.abs(read - truth).mean())
+            np.testing.assert_allclose(found.scores.loc[data], expected, rtol=1e-4)
+        assert list(found.scores.columns) == ["before", "after", "constant"]
+
+    @staticmethod
+    def cut(array, at):
+        return array[..., at[0] : at[0] + 32, at[1] : at[1] + 32]
+
+    @pytest.mark.filterwarnings("ignore:fine-tuning gained little")
+    def test_progress_bar_has_values_only(self, start, tmp_path, capsys):
+        imagery, height = forest(QUADRANTS)
+        options = {**QUICK, "progress": True}
+        for validation, name in ((0, "training_mae="), (0.2, "validation_mae=")):
+            out = tmp_path / str(validation)
+            fine_tune(imagery, height, start, output=out, validation=validation, **options)
+            said = capsys.readouterr().err
+            assert name in said
+            assert "constant=" in said
+            assert "nan" not in said
+
+    @pytest.mark.filterwarnings("ignore:fine-tuning gained little")
+    @pytest.mark.parametrize("level", [0.0, 12.5])
+    def test_one_height_teaches_nothing(self, start, level, tmp_path):
+        imagery, height = forest(QUADRANTS)
+        flat = height * 0 + level
+        with pytest.raises(ImageryError, match=rf"the reference is {level:g} m on all .* pixels"):
+            fine_tune(imagery, flat, start, output=tmp_path / "mine", **QUICK)
+        assert not list(tmp_path.iterdir())
+        if level:
+            return
+        other = forest(QUADRANTS, origin=(-8_000_000, 800_500))
+        both = [imagery, other[0]], [flat, other[1]]
+        assert fine_tune(*both, start, output=tmp_path / "mine", **QUICK).folder.exists()
+
+    def test_mostly_missing_reference(self, start, tmp_path):
+        imagery, height = forest(QUADRANTS)
+        few = height.where(np.random.default_rng(0).random(QUADRANTS) < 0.3)
+        with pytest.raises(ImageryError, match=r"half of a tile's pixels must have heights"):
+            fine_tune(imagery, few, start, output=tmp_path / "mine", **QUICK)
+
+
+class TestCalibrate:
+    def truth(self, noise=1.0, spread=2.0, seed=0):
+        _, height = forest()
+        rng = np.random.default_rng(seed)
+        wrong = (height - 2) / 1.3 + rng.normal(0, noise, height.shape)
+        data = xr.Dataset(
+            {
+                "canopy_height": wrong.astype("float32").clip(min=-5),
+                "bin_spread": height * 0 + spread,
+            }
+        )
+        return data, height
+
+    def test_line_is_found_in_spite_of_wrong_references(self):
+        data, height = self.truth(noise=0.5)
+        polluted = height.copy()
+        polluted[:8] = 100
+        corrected, found = calibrate(data["canopy_height"].chunk(y=50), polluted)
+        assert corrected.chunks is not None
+        assert found.slope == pytest.approx(1.3, abs=0.05)
+        assert found.offset == pytest.approx(2, abs=0.4)
+        assert np.abs(corrected - height).mean() < 0.6
+        assert corrected.attrs["calibration_slope"] == found.slope
+        assert corrected.attrs["calibration_count"] == height.size
+        assert corrected.dtype == np.float32
+        assert np.isnan(found.coverage)
+
+    def test_coverage_of_the_spread(self):
+        data, height = self.truth(noise=1.0, spread=2.6)
+        corrected, found = calibrate(data, height)
+        assert found.coverage == pytest.approx(0.954, abs=0.01)  # two sigma: 1.3 times the noise
+        assert found.spread_factor == pytest.approx(0.5, abs=0.02)
+        inside = np.abs(corrected["canopy_height"] - height) <= corrected["bin_spread"]
+        assert float(inside.mean()) == pytest.approx(0.683, abs=0.01)
+
+    def test_points_are_refused_as_a_footprint_is_no_pixel(self):
+        data, height = self.truth()
+        frame = pd.DataFrame({"x": height.x[:20], "y": height.y[:20], "rh98": 20.0})
+        shots = xr.DataArray(
+            frame["rh98"], {"x": ("shot", frame["x"]), "y": ("shot", frame["y"])}, "shot"
+        )
+        message = r"a raster of reference heights \(y, x\), found points, .*; pass a raster"
+        for points in (shots, frame, frame["rh98"], height.isel(y=3)):
+            with pytest.raises(ImageryError, match=message):
+                calibrate(data, points)
+        judged = data["canopy_height"].chmv2.validate(frame.rename(columns={"rh98": "height"}))
+        assert np.isfinite(judged["mae"])  # the call that the message names
+
+    def test_nodata_and_feet(self):
+        data, height = self.truth()
+        clean = calibrate(data["canopy_height"], height)[1]
+        holed = height.copy()
+        holed[::5] = -9999
+        with pytest.warns(UserWarning, match="10400 of 52000 values cannot be heights"):
+            undeclared = calibrate(data["canopy_height"], holed)[1]
+        declared = holed.assign_attrs(_FillValue=-9999)
+        found = calibrate(data["canopy_height"], declared)[1]
+        assert found.count == undeclared.count == 41600
+        assert found.slope == pytest.approx(clean.slope, abs=0.2)
+
+    def test_dims_in_the_other_order(self):
+        data, height = self.truth()
+        assert calibrate(data.transpose("x", "y"), height)[1] == calibrate(data, height)[1]
+
+    def test_only_what_is_under_the_reference_is_computed_and_once(self):
+        imagery, height = forest()
+        model = reference.whole_tile_model()
+        layers = imagery.chunk(y=64, x=64).chmv2.predict(
+            model, tile=32, overlap=8, block=64, layers=("height", "bin_spread")
+        )
+        before = tiles_forwarded()
+        calibrate(layers, height.isel(y=slice(0, 60), x=slice(0, 60)))
+        corner = tiles_forwarded() - before
+        layers.compute(scheduler="sync")
+        assert 0 < corner < 0.3 * (tiles_forwarded() - before - corner)
+
+    def test_too_few(self):
+        data, height = self.truth()
+        few = height.where((height.x == height.x[3]) & (height.y > height.y[5]))
+        with pytest.raises(ImageryError, match=r"at least 10 reference heights.*found 5"):
+            calibrate(data["canopy_height"], few)
+
+    def test_dataset_without_heights(self):
+        data, height = self.truth()
+        with pytest.raises(CHMv2Error, match=r"a Dataset with canopy_height"):
+            calibrate(data[["bin_spread"]], height)

@@ -8,7 +8,6 @@ imported when it runs, so that help appears at once.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shlex
 import traceback
@@ -473,21 +472,9 @@ def _fine_tune(image: str, lidar: str, out: str, **options: Any) -> None:
 
 
 def _describe_tuned(found: FineTuned) -> str:
-    """Report what fine-tuning gained, and how to use the result."""
-    mae = found.history.set_index("epoch")["validation_mae"]
-    before, after = mae.loc[0], mae.loc[found.best_epoch]
-    if math.isnan(before):
-        gained = f"Nothing was held out, so the error after epoch {found.best_epoch} is unknown."
-    elif found.best_epoch == 0:
-        gained = (
-            f"Validation MAE: {before:.2f} m before, and no epoch did better: the model is "
-            "unchanged.\nMore reference heights, or another --lr, may help."
-        )
-    else:
-        gained = f"Validation MAE: {before:.2f} m before, {after:.2f} m after epoch "
-        gained += f"{found.best_epoch}."
+    """Report the errors before and after, and how to use the result."""
     folder = str(found.folder)
     return (
-        f"{gained}\nWrote {shlex.quote(folder)}. Use it in Python:\n\n"
+        f"{found}\nWrote {shlex.quote(folder)}. Use it in Python:\n\n"
         f"     imagery.chmv2.predict(model={folder!r})"
     )

@@ -23,7 +23,7 @@ from xchmv2.errors import ImageryError
 from xchmv2.model.height import TARGET_SCALE
 
 #: Smallest height whose logarithm is taken; lower ones count as this [m].
-_LOWEST = 0.1
+LOWEST = 0.1
 #: Weights of Patch Gradient's three terms: magnitude, local range, direction.
 _MAGNITUDE, _RANGE, _DIRECTION = 0.3, 0.6, 0.4
 _SCALES = (1, 2, 4)
@@ -164,7 +164,7 @@ def charbonnier(predicted: Tensor, target: Tensor, *, epsilon: float = 1e-3) -> 
 
 
 def _log(height: Tensor) -> Tensor:
-    return (height.clamp_min(_LOWEST) / TARGET_SCALE).log()
+    return (height.clamp_min(LOWEST) / TARGET_SCALE).log()
 
 
 def patch_gradient(

@@ -42,11 +42,20 @@ class RunState:
 
     @property
     def best_epoch(self) -> int:
-        """Epoch with the lowest validation error; the last one if nothing was held out."""
-        scored = [row["validation_mae"] for row in self.history]
-        if math.isnan(scored[0]):
-            return self.epoch
-        return min(range(len(scored)), key=scored.__getitem__)
+        """Epoch with the lowest validation error; training error if nothing was held out."""
+        errors = self._errors
+        return min(range(len(errors)), key=errors.__getitem__)
+
+    @property
+    def epochs_without_gain(self) -> int:
+        """Epochs since the best one of training; the start counts for nothing here."""
+        errors = self._errors[1:]
+        return self.epoch - 1 - min(range(len(errors)), key=errors.__getitem__) if errors else 0
+
+    @property
+    def _errors(self) -> list[float]:
+        held_out = bool(self.history) and math.isfinite(self.history[0]["validation_mae"])
+        return [row["validation_mae" if held_out else "training_mae"] for row in self.history]
 
 
 def partial_folder(output: Path) -> Path:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,15 +19,15 @@ import xarray as xr
 from dask.base import tokenize
 from torch import Tensor
 
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, ImageryError, warn
 from xchmv2.inference import ModelSource, resolve_device
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 from xchmv2.model.checkpoint import resolve_checkpoint, state_dict_sha256
 from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD, MODEL, TILE
-from xchmv2.model.loss import Curriculum, chmv2_loss
+from xchmv2.model.loss import LOWEST, Curriculum, charbonnier, chmv2_loss
 from xchmv2.predict import progress_bar
 from xchmv2.raster import validate_choice, validate_grid, validate_number
-from xchmv2.training.pairs import Crop, CropSampler, Pair, cut_crop, read_pair, split_crops
+from xchmv2.training.pairs import Crop, CropSampler, cut_crop, read_pair, split_crops
 from xchmv2.training.run_state import (
     RunState,
     load_state,
@@ -39,9 +39,17 @@ from xchmv2.training.run_state import (
 
 # Pixels drawn in an epoch, as a multiple of those with a reference height.
 _PASSES_PER_EPOCH = 4
+# Reference heights from which a pixel is a tree [m].
+_TREE = 1.0
+# Shares of the trees that the start reads as ground: from the first, SiLog would pull the others
+# down to them; from the second, and below this norm of Charbonnier's gradient (about 1 otherwise),
+# the bins are saturated.
+_BLIND, _SATURATED, _LEAST_GRADIENT = 0.1, 0.9, 0.01
+# A result is better than another if its mean absolute error is below this multiple of the other's.
+_BETTER = 0.99
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FineTuned:
     """Result of a fine-tuning run.
 
@@ -50,15 +58,39 @@ class FineTuned:
     folder : Path
         Checkpoint folder: pass it as ``model=`` to ``predict``, or load it with transformers.
     history : pandas.DataFrame
-        One row per epoch, the first for the untrained model: loss, validation MAE and bias [m],
-        seconds.
+        One row per epoch, the first for the untrained model: loss, training MAE, validation MAE
+        and bias [m], seconds.
     best_epoch : int
         The epoch whose weights were kept.
+    scores : pandas.DataFrame
+        Mean absolute errors [m] on the training data and, if some were held out, on the validation
+        data: of the model ``before`` and ``after``, and of a ``constant``, the median of the
+        training heights everywhere.
+    blind : float
+        Share of the trees (reference heights of at least 1 m) that the model read as ground (below
+        0.1 m) before.
+    curriculum : Curriculum
+        Weights of the losses that were used.
     """
 
     folder: Path
     history: pd.DataFrame
     best_epoch: int
+    scores: pd.DataFrame
+    blind: float
+    curriculum: Curriculum
+
+    def __repr__(self) -> str:
+        """Print which epoch was kept, and the errors before, after and of a constant."""
+        lines = [
+            f"Fine-tuned: epoch {self.best_epoch} was kept. Mean absolute errors [m]:",
+            self.scores.to_string(float_format="{:.2f}".format),
+        ]
+        if self.blind >= _BLIND:
+            lines.append(
+                f"Before training, the model read {self.blind:.0%} of the trees as ground."
+            )
+        return "\n".join(lines)
 
 
 def fine_tune(
@@ -113,13 +145,16 @@ def fine_tune(
         Share of the area held out for validation, in squares of one tile, because neighbouring
         pixels are too similar for a random split. 0 for none.
     patience : int, default 5
-        Epochs without a lower validation MAE before training stops.
+        Epochs of training without a lower validation MAE before it stops. The model of the epoch
+        with the lowest is kept, the untrained one included; of the lowest training MAE if nothing
+        is held out.
     seed : int, default 0
         Determines held-out blocks and crops.
     device : str, default "auto"
         Torch device.
     curriculum : Curriculum, optional
-        Weights of the losses over the training; the published one by default.
+        Weights of the losses over the training. By default the published ones, unless the model
+        reads at least 10 % of the trees as ground (see Notes).
     bands, value_range, nodata, valid, erode, resolution, pixel_size
         How to read the imagery, as of :func:`xchmv2.predict.predict`. They apply to every image;
         for images of several areas mask each by ``imagery.where(...)`` instead of ``valid``.
@@ -129,17 +164,34 @@ def fine_tune(
     Returns
     -------
     FineTuned
-        The folder and the history.
+        The folder, the history, and mean absolute errors before and after.
+
+    Warns
+    -----
+    UserWarning
+        If the result is not at least 1 % better than the model before, and than the median height
+        everywhere, on the training data and on those held out.
 
     Raises
     ------
     ImageryError
         If the imagery does not fit the model, as for ``predict``; there are no reference heights
-        under it; or there are fewer than two tiles to train on.
+        under it, or one and the same everywhere; or there are fewer than two tiles to train on.
     CHMv2Error
         If reference heights lie outside 0 to 120 m, only one of imagery and reference has a CRS,
-        the output exists, an option is out of range, or ``<output>.partial`` belongs to a run with
-        other settings.
+        the output exists, an option is out of range, ``<output>.partial`` belongs to a run with
+        other settings, or loss, weights or heights are no longer finite: such a state is not saved.
+
+    Notes
+    -----
+    SiLog takes heights below 0.1 m as 0.1 m, where its gradient is 0, and it forgives a common
+    factor: of d = ln(height / reference) it minimises mean(d^2) - 0.85 mean(d)^2. So it lowers the
+    heights of all other trees towards those that are read as ground: where these are a share f and
+    have d = d0, the others are best at d = 0.85 f d0 / (0.15 + 0.85 f). That is a third of the
+    reference for f = 5 % and d0 = ln(0.1 / 15). Hence training begins with Charbonnier where f is
+    at least 10 %. Where it is at least 90 %, or Charbonnier's gradient vanishes too because one bin
+    has all the weight, the logits of the last layer are first scaled down (softmax and sigmoid) or
+    raised (ReLU) until the mean height is that of the reference.
 
     References
     ----------
@@ -179,8 +231,13 @@ def fine_tune(
         patience=patience,
         curriculum=curriculum or Curriculum(),
     )
+    trainer = Trainer(network, sampler, held_out, schedule, mean=mean, std=std, seed=seed)
+    _validate_heights(trainer)
+    blind = trainer.blind_share()
+    if curriculum is None:
+        trainer.adapt(blind)
     settings = {  # everything that determines the run
-        **asdict(schedule),
+        **asdict(trainer.schedule),
         "model": state_dict_sha256(network),
         "data": tokenize(*((p.image, p.valid, p.height) for p in pairs)),
         "train": train,
@@ -188,9 +245,20 @@ def fine_tune(
         "validation": validation,
         "seed": seed,
     }
-    trainer = Trainer(network, sampler, held_out, schedule, mean=mean, std=std, seed=seed)
     state = run(trainer, partial_folder(folder), settings, progress=progress)
-    return _finish(folder, trainer, state, CHMv2ImageProcessor(image_mean=mean, image_std=std))
+    processor = CHMv2ImageProcessor(image_mean=mean, image_std=std)
+    return _finish(folder, trainer, state, processor, blind)
+
+
+def _validate_heights(trainer: Trainer) -> None:
+    heights = trainer.heights(trainer.seen)
+    if heights.min() == heights.max():
+        raise ImageryError(
+            f"the reference is {heights.min():g} m on all {heights.size:,} pixels to train on, and "
+            "from one height the model can only learn to predict it everywhere",
+            fix="check that it holds canopy heights, or add areas with other heights: "
+            "fine_tune([image, other_image], [reference, other_reference], ...)",
+        )
 
 
 def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: bool) -> RunState:
@@ -205,24 +273,32 @@ def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: b
         row = {"epoch": 0, "loss": math.nan, **trainer.evaluate(), "seconds": 0.0}
         state.history.append(row)
         save_state(folder, state, trainer.model, trainer.optimizer)
+    if state.epoch == 0 and schedule.soften:
+        trainer.soften()
+    scored = "validation" if trainer.held_out else "training"
+    constant = {"constant": f"{trainer.constant_mae()[scored]:.2f} m"}
     with progress_bar(total=total, initial=done, disable=not progress, unit="step") as bar:
-        while state.epoch < schedule.epochs and state.epoch - state.best_epoch < schedule.patience:
+        while state.epoch < schedule.epochs and not (
+            trainer.held_out and state.epochs_without_gain >= schedule.patience
+        ):
             row = trainer.run_epoch(state.epoch + 1, lambda loss: bar.update())
             state.history.append(row)
             save_state(folder, state, trainer.model, trainer.optimizer)
-            shown = {"loss": f"{row['loss']:.3f}"}
-            if math.isfinite(row["validation_mae"]):  # something is held out
-                shown["mae"] = f"{row['validation_mae']:.2f} m"
-            bar.set_postfix(shown)
+            mae = {f"{scored}_mae": f"{row[f'{scored}_mae']:.2f} m"}
+            bar.set_postfix({"loss": f"{row['loss']:.3f}", **mae, **constant})
     restore_best(folder, trainer.model)
     trainer.model.eval()
     return state
 
 
 def _finish(
-    folder: Path, trainer: Trainer, state: RunState, processor: CHMv2ImageProcessor
+    folder: Path,
+    trainer: Trainer,
+    state: RunState,
+    processor: CHMv2ImageProcessor,
+    blind: float,
 ) -> FineTuned:
-    """Write the checkpoint, then delete the state of the run."""
+    """Write the checkpoint, delete the state of the run, and warn if nothing was gained."""
     history = pd.DataFrame(state.history).astype({"epoch": int})
     draft = partial_folder(folder) / "checkpoint"
     trainer.model.save_pretrained(draft)
@@ -230,7 +306,38 @@ def _finish(
     history.to_csv(draft / "history.csv", index=False)
     draft.replace(folder)
     remove_state(partial_folder(folder))
-    return FineTuned(folder, history, state.best_epoch)
+    before, after = state.history[0], state.history[state.best_epoch]
+    scores = pd.DataFrame(
+        {
+            data: {"before": before[f"{data}_mae"], "after": after[f"{data}_mae"], "constant": mae}
+            for data, mae in trainer.constant_mae().items()
+        }
+    ).T
+    found = FineTuned(folder, history, state.best_epoch, scores, blind, trainer.schedule.curriculum)
+    _warn_without_gain(found, trainer)
+    return found
+
+
+def _warn_without_gain(found: FineTuned, trainer: Trainer) -> None:
+    """Warn if the result is no better than the start and than one height everywhere."""
+    for data, (before, after, constant) in found.scores.iterrows():
+        if after < _BETTER * min(before, constant):
+            continue
+        if found.blind >= _BLIND and found.curriculum.silog_until > 0:
+            fix = "leaving curriculum= out, because SiLog fails where trees are read as ground"
+        elif found.history[f"{data}_mae"][1:].min() > before / _BETTER:
+            fix = f"a lower learning rate: fine_tune(..., lr={trainer.schedule.lr / 10:g})"
+        elif data == "validation":
+            fix = "reference heights from more, and more varied, areas"
+        else:
+            fix = f"longer training: fine_tune(..., epochs={2 * trainer.schedule.epochs})"
+        warn(
+            f"fine-tuning gained little or nothing: on the {data} data the mean absolute error is "
+            f"{after:.2f} m, before it was {before:.2f} m, and with the median height everywhere "
+            f"it is {constant:.2f} m. Check that imagery and reference show the same ground; if "
+            f"they do, try {fix}."
+        )
+        return
 
 
 def _paired(
@@ -268,6 +375,8 @@ def _starting_point(
 # Share of the training over which the learning rate rises (paper: 6k of 100k iterations).
 _WARM_UP = 0.06
 _LARGEST_GRADIENT = 1.0
+# Largest share of the last layer's preferences that softening takes away.
+_MOST_SOFTENED = 0.98
 
 
 @dataclass(frozen=True)
@@ -277,7 +386,7 @@ class Schedule:
     `epochs`: their largest number; `steps`: batches per epoch; `batch_size`: crops per batch; `lr`:
     highest learning rate, which rises over the first 6 % and falls as a cosine to 0; `patience`:
     epochs without a better validation error before training stops; `curriculum`: weights of the
-    losses.
+    losses; `soften`: whether to desaturate the last layer first.
     """
 
     epochs: int
@@ -286,6 +395,7 @@ class Schedule:
     lr: float
     patience: int
     curriculum: Curriculum
+    soften: bool = False
 
     def rate(self, progress: float) -> float:
         """Learning rate at a share of the training."""
@@ -315,12 +425,13 @@ class Trainer:
     ) -> None:
         self.model, self.sampler, self.held_out = model, sampler, list(held_out)
         self.schedule, self.seed, self.dtype = schedule, seed, dtype
+        self.seen = _side_by_side(sampler)
         self._mean, self._std = (
             torch.tensor(values, device=model.device).view(1, 3, 1, 1) for values in (mean, std)
         )
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self._trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=1e-3
+            self._trained, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=1e-3
         )
 
     def run_epoch(self, epoch: int, on_step: Callable[[float], None]) -> dict[str, float]:
@@ -335,19 +446,90 @@ class Trainer:
                 losses.append(self._step(progress, rng))
                 on_step(losses[-1])
         row = {"epoch": epoch, "loss": float(np.mean(losses)), **self.evaluate()}
+        if not math.isfinite(row["training_mae"]) or not all(
+            bool(p.isfinite().all()) for p in self._trained
+        ):
+            raise self._diverged(f"weights or heights are not finite after epoch {epoch}")
         return {**row, "seconds": round(time.perf_counter() - started, 3)}
 
     def evaluate(self) -> dict[str, float]:
-        """Mean absolute error and bias on the held-out blocks [m]; NaN if there are none."""
-        self.model.eval()
-        errors = [self._errors(self.sampler.pairs, crop) for crop in self.held_out]
-        if not errors:
-            return {"validation_mae": math.nan, "validation_bias": math.nan}
-        error = np.concatenate(errors)
+        """Mean absolute errors and bias [m]; NaN where nothing is held out."""
+        training, held_out = self._errors(self.seen), self._errors(self.held_out)
         return {
-            "validation_mae": float(np.abs(error).mean()),
-            "validation_bias": float(error.mean()),
+            "training_mae": float(np.abs(training).mean()),
+            "validation_mae": float(np.abs(held_out).mean()) if held_out.size else math.nan,
+            "validation_bias": float(held_out.mean()) if held_out.size else math.nan,
         }
+
+    def heights(self, crops: Sequence[Crop]) -> npt.NDArray[np.float32]:
+        """Return the reference heights [m] of crops, without NaN."""
+        cut = [cut_crop(self.sampler.pairs, crop, self.sampler.tile)[2] for crop in crops]
+        found: npt.NDArray[np.float32] = np.concatenate([h[np.isfinite(h)] for h in cut])
+        return found
+
+    def constant_mae(self) -> dict[str, float]:
+        """Mean absolute errors [m] of the training heights' median everywhere."""
+        parts = {"training": self.seen, "validation": self.held_out}
+        median = np.median(self.heights(self.seen))
+        return {
+            data: float(np.abs(self.heights(crops) - median).mean())
+            for data, crops in parts.items()
+            if crops
+        }
+
+    def blind_share(self) -> float:
+        """Share of the trees of the training data that are read as ground; 0 without trees."""
+        height = self.heights(self.seen)
+        read = height + self._errors(self.seen)
+        return float((read[height >= _TREE] < LOWEST).mean()) if (height >= _TREE).any() else 0.0
+
+    def adapt(self, blind: float) -> None:
+        """Leave SiLog out, and soften the last layer, where the start asks for it; see Notes."""
+        if blind >= _BLIND:
+            curriculum = replace(self.schedule.curriculum, silog_until=0.0)
+            self.schedule = replace(self.schedule, curriculum=curriculum)
+        if blind >= _SATURATED or (
+            self._gradient() < _LEAST_GRADIENT
+            and self.evaluate()["training_mae"] > 0.5 * self.constant_mae()["training"]
+        ):
+            self.schedule = replace(self.schedule, soften=True)
+
+    def _gradient(self) -> float:
+        """Norm of Charbonnier's gradient over one batch."""
+        image, valid, height = self._first_batch()
+        target = torch.from_numpy(height).to(self.model.device)
+        charbonnier(self._heights(image, valid), target).backward()  # type: ignore[no-untyped-call]
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, math.inf))
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _first_batch(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        rng = np.random.default_rng([self.seed, 0])
+        return self.sampler.draw(self.schedule.batch_size, rng)
+
+    @torch.no_grad()
+    def soften(self) -> None:
+        """Weaken the last layer's preference for a bin until the mean height is the reference's."""
+        image, valid, height = self._first_batch()
+        known = torch.from_numpy(np.isfinite(height)).to(self.model.device)
+        goal, last = float(np.nanmean(height)), self.model.head.conv_depth.last
+        features = self.model.features(self._pixels(image, valid))
+        weight, bias = last.weight.clone(), None if last.bias is None else last.bias.clone()
+        scaled = self.model.config.norm_strategy in ("softmax", "sigmoid")
+
+        def mean(strength: float) -> float:
+            if scaled:
+                last.weight.copy_(weight * (1 - strength))
+            if bias is not None and last.bias is not None:
+                change = -bias * strength if scaled else strength / (1 - strength)
+                last.bias.copy_(bias + change)
+            return float(self.model.to_height(features)[0][known].mean())
+
+        low, high, too_low = 0.0, _MOST_SOFTENED, mean(0.0) < goal
+        for _ in range(16):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (mean(middle) < goal) == too_low else (low, middle)
+        mean(low)
 
     def _step(self, progress: float, rng: np.random.Generator) -> float:
         for group in self.optimizer.param_groups:
@@ -361,28 +543,52 @@ class Trainer:
             curriculum=self.schedule.curriculum,
         )
         if not loss.isfinite():
-            raise CHMv2Error(
-                f"training has diverged: the loss is {loss.item()} at {progress:.0%} of its steps",
-                fix="delete the .partial folder and lower the learning rate: "
-                f"fine_tune(..., lr={self.schedule.lr / 10:g})",
-            )
+            raise self._diverged(f"the loss is {loss.item()} at {progress:.0%} of its steps")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST_GRADIENT)
         self.optimizer.step()
         return float(loss.detach())
 
+    def _diverged(self, how: str) -> CHMv2Error:
+        return CHMv2Error(
+            f"training has diverged: {how}",
+            fix="delete the .partial folder and lower the learning rate: "
+            f"fine_tune(..., lr={self.schedule.lr / 10:g})",
+        )
+
+    def _pixels(self, image: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> Tensor:
+        """Normalised pixels (B, 3, h, w) of crops (B, 3, h, w) between 0 and 1."""
+        device = self.model.device
+        pixels = (torch.from_numpy(image).to(device) - self._mean) / self._std
+        return pixels.masked_fill(~torch.from_numpy(valid).to(device)[:, None], 0.0)
+
     def _heights(self, image: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> Tensor:
         """Heights [m] (B, h, w) of crops (B, 3, h, w) between 0 and 1."""
         device = self.model.device
-        pixels = (torch.from_numpy(image).to(device) - self._mean) / self._std
-        pixels = pixels.masked_fill(~torch.from_numpy(valid).to(device)[:, None], 0.0)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
-            return self.model.height(pixels)[0]
+            return self.model.height(self._pixels(image, valid))[0]
 
-    def _errors(self, pairs: Sequence[Pair], crop: Crop) -> npt.NDArray[np.float32]:
-        image, valid, height = cut_crop(pairs, crop, self.sampler.tile)
-        with torch.inference_mode():
-            found = self._heights(image[None], valid[None])[0].cpu().numpy()
-        error: npt.NDArray[np.float32] = (found - height)[np.isfinite(height)]
-        return error
+    def _errors(self, crops: Sequence[Crop]) -> npt.NDArray[np.float32]:
+        """Predicted minus reference heights [m] of crops, where there is a reference."""
+        self.model.eval()
+        errors = [np.empty(0, np.float32)]
+        for crop in crops:
+            image, valid, height = cut_crop(self.sampler.pairs, crop, self.sampler.tile)
+            with torch.inference_mode():
+                found = self._heights(image[None], valid[None])[0].cpu().numpy()
+            errors.append((found - height)[np.isfinite(height)])
+        return np.concatenate(errors)
+
+
+def _side_by_side(sampler: CropSampler) -> list[Crop]:
+    """Choose training crops that do not overlap one another."""
+    taken = [np.zeros(pair.height.shape, bool) for pair in sampler.pairs]
+    chosen, last = [], sampler.tile - 1
+    for crop in sampler.crops:
+        top, left, where = crop.top, crop.left, taken[crop.pair]
+        # Squares of one size that overlap do so at a corner.
+        if not where[np.ix_((top, top + last), (left, left + last))].any():
+            where[top : top + last + 1, left : left + last + 1] = True
+            chosen.append(crop)
+    return chosen

@@ -20,7 +20,10 @@ import xchmv2
 from xchmv2.cli import _open_raster, main
 from xchmv2.demo import run as demonstration
 
-# Private imports: the commands' parts, and a demo that takes no time.
+# Private imports: a part of the command, and a demo that takes no time.
+
+# Two epochs of a tiny model gain nothing, which is warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:fine-tuning gained little")
 
 
 def run(*words):

@@ -1,3 +1,4 @@
+import itertools
 import sys
 import warnings
 
@@ -29,40 +30,118 @@ def series(dates=9, shape=(6, 7), *, seed=0, missing=0.3, whole=True):
     return xr.DataArray(heights, {"time": time}, ("time", "y", "x"), "canopy_height", attrs)
 
 
-def one_by_one(heights, confidence=0.95):
+def counted(n):
+    """P(abs(S) >= s) of all orders of n values, by s."""
+    signs = [
+        abs(sum(np.sign(b - a) for a, b in itertools.combinations(order, 2)))
+        for order in itertools.permutations(range(n))
+    ]
+    return {s: np.mean([other >= s for other in signs]) for s in {0, *signs}}
+
+
+def one_by_one(heights):
     """What scipy and pymannkendall say of each pixel."""
     time = heights["time"].values
     years = (time - time[0]) / np.timedelta64(1, "D") / 365.25
-    out = np.full((len(NAMES), *heights.shape[1:]), np.nan)
+    out = np.full((4, *heights.shape[1:]), np.nan)
     for at in np.ndindex(heights.shape[1:]):
         values = heights.values[(slice(None), *at)]
         ok = np.isfinite(values)
         if ok.sum() < 3:
             continue
-        sen = scipy.stats.theilslopes(values[ok], years[ok], confidence)
+        sen = scipy.stats.theilslopes(values[ok], years[ok])
         test = pymannkendall.original_test(values[ok])
-        lines = (sen.slope, sen.low_slope, sen.high_slope, sen.intercept)
-        out[(slice(None), *at)] = (*lines, test.Tau, test.p)
+        p = test.p
+        if len(set(values[ok])) == ok.sum():
+            p = scipy.stats.kendalltau(years[ok], values[ok], method="exact").pvalue
+        out[(slice(None), *at)] = (sen.slope, sen.intercept, test.Tau, p)
     return out
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(
     dates=st.integers(3, 14),
     seed=st.integers(0, 999),
     missing=st.sampled_from([0.0, 0.3, 0.7]),
     whole=st.booleans(),
-    confidence=st.sampled_from([0.8, 0.95, 0.99]),
 )
-def test_equal_to_scipy_and_pymannkendall(dates, seed, missing, whole, confidence):
+def test_equal_to_scipy_and_pymannkendall(dates, seed, missing, whole):
     heights = series(dates, (4, 5), seed=seed, missing=missing, whole=whole)
-    found = trend(heights, confidence=confidence)
+    found = trend(heights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of pymannkendall where all are equal
-        expected = one_by_one(heights, confidence)
-    for name, values in zip(NAMES, expected, strict=True):
+        expected = one_by_one(heights)
+    for name, values in zip(("slope", "intercept", "tau", "p_value"), expected, strict=True):
         np.testing.assert_allclose(found[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
     np.testing.assert_array_equal(found["n_obs"], heights.notnull().sum("time"))
+
+
+def test_p_values_approach_those_of_the_normal_distribution():
+    heights = series(40, (1, 30), missing=0.0, whole=False)
+    expected = [pymannkendall.original_test(heights.values[:, 0, k]).p for k in range(30)]
+    np.testing.assert_allclose(trend(heights)["p_value"][0], expected, rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("dates", [3, 4, 5, 6, 7])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_bounds_by_counting_all_orders(dates, confidence):
+    heights = series(dates, (2, 3), missing=0.0, whole=False, seed=dates)
+    found, chances = trend(heights, confidence=confidence), counted(dates)
+    years = (heights.time - heights.time[0]).values / np.timedelta64(1, "D") / 365.25
+    # The largest rank from below and above with which no more than 1 - confidence is left out.
+    pairs = dates * (dates - 1) // 2
+    ranks = [
+        a
+        for a in range(1, pairs // 2 + 1)
+        if chances.get(pairs - 2 * a + 2, 0) <= 1 - confidence + 1e-9
+    ]
+    assert found["slope_low"].attrs["least_obs"] == {0.8: 4, 0.95: 5, 0.99: 6}[confidence]
+    assert bool(ranks) == (dates >= found["slope_low"].attrs["least_obs"])
+    for y, x in np.ndindex(2, 3):
+        values = heights.values[:, y, x]
+        slopes = sorted((values[j] - values[i]) / (years[j] - years[i])
+                        for i, j in itertools.combinations(range(dates), 2))  # fmt: skip
+        expected = (slopes[max(ranks) - 1], slopes[-max(ranks)]) if ranks else (-np.inf, np.inf)
+        here = found.isel(y=y, x=x)
+        np.testing.assert_allclose((here["slope_low"], here["slope_high"]), expected)
+
+
+def covered(errors, dates, pixels, seed):
+    """Share of intervals at 0.95 that hold the slope, and of p-values below 0.05 without one."""
+    rng = np.random.default_rng(seed)
+    heights = series(dates, (1, pixels), seed=seed, missing=0.0, whole=False)
+    years = (heights.time - heights.time[0]).values / np.timedelta64(1, "D") / 365.25
+    noise = 3 * {
+        "normal": rng.standard_normal,
+        "heavy tails": lambda shape: np.clip(rng.standard_t(3, shape), -20, 20),
+        "whole metres": lambda shape: np.round(3 * rng.standard_normal(shape)) / 3,
+        "gaps": lambda shape: np.where(rng.random(shape) < 0.25, np.nan, rng.normal(size=shape)),
+    }[errors](heights.shape)
+    rising = trend(heights * 0 + 70 + 0.3 * years[:, None, None] + noise)
+    still = trend(heights * 0 + 70 + noise)
+    known = rising["n_obs"] >= 3
+    inside = (rising["slope_low"] <= 0.3 + 1e-9) & (rising["slope_high"] >= 0.3 - 1e-9)
+    return float(inside.where(known).mean()), float((still["p_value"] < 0.05).where(known).mean())
+
+
+ERRORS = ("normal", "heavy tails", "whole metres", "gaps")
+
+
+@pytest.mark.parametrize("errors", ERRORS)
+@pytest.mark.parametrize("dates", [3, 6, 10])
+def test_intervals_hold_the_true_slope(errors, dates):
+    share, false = covered(errors, dates, 3000, seed=dates)
+    assert share > 0.94
+    assert false < 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("errors", ERRORS)
+@pytest.mark.parametrize("dates", range(3, 16))
+def test_intervals_hold_the_true_slope_in_many_runs(errors, dates):
+    share, false = covered(errors, dates, 40_000, seed=dates + 100)
+    assert share > 0.949
+    assert false < 0.053
 
 
 @settings(max_examples=8)

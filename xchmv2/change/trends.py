@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import cache, partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.special import erfc, ndtri
+from scipy.special import erfc
 
 from xchmv2.change.dates import find_dates
 from xchmv2.change.pixel_series import map_series, pick
@@ -57,15 +59,22 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
 
     Notes
     -----
-    Slope, interval and intercept are those of ``scipy.stats.theilslopes``, with Sen's interval
-    and its correction for ties [1]_; the test is the original Mann-Kendall test with correction
-    for ties and continuity. On three dates no p-value can be below 0.29, on four below 0.089; on
-    five dates a monotonic series has 0.027. Pixels are tested one by one: neighbours are not
-    independent, and one in twenty is below 0.05 by chance.
+    Slope and intercept are those of ``scipy.stats.theilslopes``. Let S be the number of pairs of
+    dates that rise less that of pairs that fall, of N pairs. The interval runs from the slope of
+    rank (N - c) / 2 to that of rank (N + c) / 2 + 1 [1]_, c being the least number with
+    P(abs(S) <= c) >= confidence without a trend, and p = P(abs(S) >= the S found). Both take the
+    exact distribution of S for that many values [2]_, so that the interval holds the true slope as
+    often as its confidence says, or more often: in 95.2 to 98.3 % of runs at 0.95, with 5 to 15
+    dates. Fewer dates cannot tell: the bounds are infinite below the number of dates in their
+    attribute ``least_obs``, 5 at 0.95, and no p-value is below 0.33 on three dates or 0.083 on
+    four. With equal heights, as of whole metres, p is that of the normal approximation with
+    correction for ties and continuity, and the interval is wider than it need be. Pixels are tested
+    one by one: neighbours are not independent, and one in twenty is below 0.05 by chance.
 
     References
     ----------
     .. [1] Sen 1968, J. Am. Stat. Assoc. 63, 1379.
+    .. [2] Kendall 1975, Rank Correlation Methods, 4th ed., chapter 5.
 
     Examples
     --------
@@ -105,7 +114,14 @@ def _attrs(confidence: float, start: str) -> dict[str, dict[str, Any]]:
 
 
 def _bound(words: str, confidence: float) -> dict[str, Any]:
-    return {"long_name": words, "units": "m year-1", "confidence": confidence}
+    least = next(n for n in count(2) if 2 / math.factorial(n) <= _doubt(confidence))
+    attrs = {"long_name": words, "units": "m year-1", "confidence": confidence}
+    return {**attrs, "least_obs": least}
+
+
+def _doubt(confidence: float) -> float:
+    """Return 1 less the confidence, with room for rounding."""
+    return (1 - confidence) * (1 + 1e-9)
 
 
 def _fit(heights: _Floats, years: _Floats, min_obs: int, confidence: float) -> _Floats:
@@ -117,19 +133,42 @@ def _fit(heights: _Floats, years: _Floats, min_obs: int, confidence: float) -> _
     rises = heights[late] - heights[early]  # [pairs, n]
     slopes = np.sort(rises / (years[late] - years[early])[:, None], axis=0)  # NaN last
     pairs = n * (n - 1) // 2
-    ties = _ties(heights, valid)
-    full = n * (n - 1.0) * (2 * n + 5)
     slope = _middle(slopes, pairs)
-    low, high = _interval(slopes, pairs, np.sqrt((full - ties) / 18), confidence)
+    low, high = _interval(slopes, n, pairs, confidence)
     times = np.sort(np.where(valid, years[:, None], np.nan), axis=0)
     intercept = _middle(np.sort(heights, axis=0), n) - slope * _middle(times, n)
     s = np.nansum(np.sign(rises), axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         tau = s / pairs
-        score = (s - np.sign(s)) / np.sqrt((full - ties) / 18)
-    chance = np.where(s == 0, 1.0, erfc(np.abs(score) / np.sqrt(2)))
+    chance = _chance(s, n, _ties(heights, valid))
     fitted = np.stack([slope, low, high, intercept, tau, chance])
     return np.concatenate([np.where(n >= min_obs, fitted, np.nan), n[None]])
+
+
+@cache
+def _beyond(n: int) -> _Floats:
+    """Return P(abs(S) >= s) for s = 0, 1, ... n (n - 1) / 2 + 1, of n values without a trend.
+
+    The k-th value has k - 1 before it, of which any number is larger with equal probability.
+    """
+    inversions = np.ones(1)
+    for k in range(2, n + 1):
+        inversions = np.convolve(inversions, np.full(k, 1 / k))
+    pairs = len(inversions) - 1
+    found = np.zeros(pairs + 2)
+    np.add.at(found, abs(pairs - 2 * np.arange(pairs + 1)), inversions)
+    return np.minimum(np.cumsum(found[::-1])[::-1], 1.0)
+
+
+def _chance(s: _Floats, n: npt.NDArray[np.intp], ties: _Floats) -> _Floats:
+    """Return the two-sided p-value of the Mann-Kendall test."""
+    chance = np.ones(len(s))
+    for dates in np.unique(n):
+        chosen = n == dates
+        chance[chosen] = _beyond(int(dates))[abs(s[chosen]).astype(np.intp)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = (abs(s) - 1) / np.sqrt((n * (n - 1.0) * (2 * n + 5) - ties) / 18)
+    return np.where((ties > 0) & (s != 0), erfc(score / np.sqrt(2)), chance)
 
 
 def _ties(heights: _Floats, valid: npt.NDArray[np.bool_]) -> _Floats:
@@ -147,10 +186,13 @@ def _middle(ascending: _Floats, count: npt.NDArray[Any]) -> _Floats:
 
 
 def _interval(
-    slopes: _Floats, pairs: npt.NDArray[Any], sd: _Floats, confidence: float
+    slopes: _Floats, n: npt.NDArray[np.intp], pairs: npt.NDArray[Any], confidence: float
 ) -> tuple[_Floats, _Floats]:
-    """Return the slopes whose ranks bound the median (Sen 1968, equation 2.6)."""
-    reach = float(ndtri(0.5 + confidence / 2)) * sd
-    high = np.minimum(np.round((pairs + reach) / 2), pairs - 1)
-    low = np.maximum(np.round((pairs - reach) / 2) - 1, 0)
-    return pick(slopes, low), pick(slopes, high)
+    """Return the slopes whose ranks bound the median; infinite where none do."""
+    reach = np.zeros(len(n), np.intp)
+    for dates in np.unique(n):
+        reach[n == dates] = (_beyond(int(dates))[1:] <= _doubt(confidence)).argmax()
+    low = (pairs - reach) // 2 - 1
+    enough = low >= 0
+    ends = [pick(slopes, rank) for rank in (low, pairs - 1 - low)]
+    return np.where(enough, ends[0], -np.inf), np.where(enough, ends[1], np.inf)

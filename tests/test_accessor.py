@@ -304,8 +304,8 @@ class TestTheSameAsTheFunction:
 
     def test_events_and_their_outlines(self):
         found = HEIGHT.chmv2.events()
-        lost = found.chmv2.loss()
-        assert_same(lost, change.loss(found))
+        lost = found.chmv2.loss(confirmed=False)
+        assert_same(lost, change.loss(found, confirmed=False))
         assert_same(found.chmv2.label_events(lost), change.label_events(lost, found))
         assert_same(found.chmv2.label_events(mask=lost), change.label_events(lost, found))
         outlined = found.chmv2.label_events(lost, polygons=True, connectivity=4)
@@ -375,7 +375,7 @@ QUANTITIES = {
     "shifts": lambda h: h.chmv2.align(window=32, windows=4, max_shift=6, apply=False),
     "offsets": lambda h: h.chmv2.stable_bias(STABLE, apply=False),
     "loss of a change alone": lambda h: (h[3] - h[0]).chmv2.loss(threshold=6),
-    "loss from events": lambda h: h.chmv2.events().chmv2.loss(),
+    "loss from events": lambda h: h.chmv2.events().chmv2.loss(confirmed=False),
     "event numbers": lambda h: change.label_events(differ(h).chmv2.loss(), differ(h))[0],
     "zonal of a lost height": lambda h: (h[3] - h[0]).rename("height_change").chmv2.zonal(BOXES),
     "one percentile": lambda h: h.chmv2.percentile(95),

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.graph_manipulation import clone
 
 from xchmv2.change.dates import find_dates
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.change.pixel_series import map_series, pick
+from xchmv2.change.stable_ground import measure_spread, nothing_stable
+from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Raster,
     label_quantity,
+    name_contents,
     read_heights,
+    read_numbers,
     require_heights,
+    show,
+    spatial_dims,
     validate_number,
 )
 
 _Floats = npt.NDArray[np.float64]
+_Singles = npt.NDArray[np.float32]
 
-_CONFIRM, _LEVEL = 2, 3
+#: Dates that a confirmed loss needs on either side.
+_CONFIRM = 3
+#: Levels that are tried; most that a date costs, 3 sigma squared; the evidence for a loss, and the
+#: share that is taken off of what the two consecutive dates bring that speak most for it.
+_LEVELS, _MOST, _EVIDENCE, _DISCOUNT = 16, 9.0, 6.0, 0.75
+#: Heights do not err less than this [m].
+_LEAST_SIGMA = 0.1
 
 
-def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
+def events(
+    height: Raster,
+    *,
+    threshold: float = THRESHOLD,
+    sigma: float | Literal["measure", "bin_spread"] = "measure",
+) -> xr.Dataset:
     """Find the largest loss of each pixel in three dates or more, and its recovery.
 
     Parameters
@@ -34,7 +55,12 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
         (time, y, x) heights [m] on at least three dates, NaN where missing, or a Dataset with
         ``canopy_height``. The dates may be irregular.
     threshold : float, default 5
-        Smallest drop that counts [m]; choose it above the level of detection of two dates.
+        Smallest drop that counts [m].
+    sigma : "measure", float or "bin_spread"
+        Standard error of the height of one pixel on one date [m]. "measure" takes the NMAD of the
+        difference of each two consecutive dates on stable ground, as
+        :func:`~xchmv2.change.stable_bias` does, and of these the median over sqrt(2), at least
+        0.1 m. "bin_spread" takes the variable of that name, for each pixel and date.
 
     Returns
     -------
@@ -43,14 +69,17 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
         lost; ``last_seen``, the valid date before it: the loss happened in between; ``magnitude``
         [m], height before less height after, positive; ``height_before`` and ``height_after``
         [m]; ``recovery`` [1], the share of the magnitude that has grown back on the last date,
-        NaN if that is the loss date; ``confirmed`` (bool): two valid dates or more on either side.
-        dask-backed if the heights are, with all dates in one chunk.
+        NaN if that is the loss date; ``confirmed`` (bool). The coordinate ``sigma`` [m] is the
+        error that was used, with "bin_spread" (y, x), the median of the dates. The attribute
+        ``confirmable`` is the interval in which a ``loss_date`` can be confirmed, or "none" with
+        fewer than six dates. dask-backed if the heights are, with all dates in one chunk.
 
     Raises
     ------
     CHMv2Error
         If there are fewer than three dates, the dates are not in strictly increasing order, the
-        threshold is not positive, or heights in memory are NaN everywhere.
+        threshold or sigma is not positive, there is no ``bin_spread``, heights in memory are NaN
+        everywhere, or no two consecutive dates in memory share stable pixels.
 
     Notes
     -----
@@ -62,14 +91,29 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
     2. The drop is *before* less *after*. It counts if it is above the threshold, the height on
        the date itself is below *before*, and that on the valid date before it above *after*, both
        by more than the threshold. So a single outlier, too high or too low, neither makes nor
-       hides a loss, and a drop that is recovered on the next date does not count. On the first
-       and the last date an outlier cannot be told from a loss: then ``confirmed`` is False.
-    3. The loss is at the largest drop that counts, the earliest of equal ones.
+       hides a loss, and a drop that is recovered on the next date does not count; on the first
+       and the last date an outlier cannot be told from a loss.
+    3. The loss is at the largest drop that counts, the earliest of equal ones, unless another one
+       is confirmed.
     4. ``height_before`` and ``height_after`` are *before* and *after* there.
     5. ``recovery`` is (last - height_after) / magnitude, *last* being the lower of the last two
        heights from the loss on.
 
-    A pixel has one loss; smaller ones before or after it are not reported.
+    A loss is *confirmed* by all dates of the pixel together. A height y costs min((y - g)^2 /
+    sigma^2, 9) at a level g, so that an outlier costs no more than any other; levels are 16 steps
+    from the lowest to the highest height. The gain of a date is its cost at the best single level
+    less that at the best two levels, one before the loss and one from it on. The evidence is the
+    sum of the gains, less three quarters of that of the two consecutive dates which have the most,
+    because two bad dates in a row are no loss. The date with the most evidence is confirmed if
+    this is above 6; if the median of the last five heights before it exceeds that of the first
+    five from it on by more than the threshold, which are *before* and *after* then; if there are
+    three dates or more on either side, and two thirds of these on their side of the middle of the
+    two levels; and the date itself is below it.
+
+    A pixel has one loss; others before or after it are not reported. With ``sigma="measure"``
+    lazy heights are computed twice, once for the measurement, which no chunk is held for: store
+    the heights of a network first. Remove the offsets of the dates, too
+    (:func:`~xchmv2.change.stable_bias`).
 
     Examples
     --------
@@ -81,16 +125,25 @@ def events(height: Raster, *, threshold: float = THRESHOLD) -> xr.Dataset:
     validate_number("threshold", threshold, 5, above=0, unit="m")
     dim = find_dates(array, least=3)
     require_heights(array)
+    error = _resolve_sigma(sigma, height, array, dim)
+    each = error.ndim > 0
     dtypes = [np.dtype("datetime64[ns]")] * 2 + [array.dtype] * 4 + [np.dtype(bool)]
+    dtypes += [array.dtype] if each else []
     times = array[dim].values.astype("datetime64[ns]")
     find = partial(_find, times=times, threshold=threshold)
-    layers = map_series(find, array, dim, dtypes, per_pixel=len(times))
+    layers = map_series(find, array, dim, dtypes, error, per_pixel=_LEVELS * len(times))
+    if each:
+        *layers, error = layers
+    attrs = {"long_name": "error of one pixel on one date", "units": "m"}
+    error = label_quantity(error, "sigma", attrs)
+    found = {
+        name: label_quantity(layer, name, attrs)
+        for (name, attrs), layer in zip(_LAYERS.items(), layers, strict=True)
+    }
     return xr.Dataset(
-        {
-            name: label_quantity(layer, name, attrs)
-            for (name, attrs), layer in zip(_LAYERS.items(), layers, strict=True)
-        },
-        attrs={"threshold": float(threshold)},
+        found,
+        {"sigma": error.variable},
+        attrs={"threshold": float(threshold), "confirmable": _confirmable(times)},
     )
 
 
@@ -101,57 +154,189 @@ _LAYERS: dict[str, dict[str, str]] = {
     "height_before": {"long_name": "canopy height before the loss", "units": "m"},
     "height_after": {"long_name": "canopy height after the loss", "units": "m"},
     "recovery": {"long_name": "share of the lost height that has grown back", "units": "1"},
-    "confirmed": {"long_name": "two dates or more on either side of the loss"},
+    "confirmed": {"long_name": "loss that three dates or more on either side agree on"},
 }
 
 
+def _confirmable(times: npt.NDArray[np.datetime64]) -> str:
+    """Return the first and the last date on which a loss can be confirmed."""
+    possible = times[_CONFIRM : len(times) - _CONFIRM + 1]
+    ends = [str(np.datetime_as_string(possible[k], "s")) for k in (0, -1) if len(possible)]
+    return "/".join(ends) or "none"
+
+
+def _resolve_sigma(sigma: Any, height: Raster, array: xr.DataArray, dim: str) -> xr.DataArray:
+    """Return the error of one date: one number, or the spread of each pixel and date."""
+    if isinstance(sigma, str) and sigma == "measure":
+        if array.chunks is not None:  # computed twice, rather than held until sigma is known
+            array = array.copy(data=clone(array.data, seed=array.data.name))
+        return _measure_sigma(array, dim)
+    if isinstance(sigma, str) and sigma == "bin_spread":
+        return _read_spread(height, array)
+    if isinstance(sigma, str):
+        raise CHMv2Error(
+            "sigma as a number, 'measure' or 'bin_spread'", show(sigma), "pass sigma=4.0"
+        )
+    validate_number("sigma", sigma, 4.0, above=0, unit="m")
+    return xr.DataArray(float(sigma))
+
+
+def _measure_sigma(array: xr.DataArray, dim: str) -> xr.DataArray:
+    """Measure the error of one date from all pairs of consecutive dates; lazy if they are."""
+    planes = [array.isel({dim: k}).transpose(*spatial_dims(array)) for k in range(array.sizes[dim])]
+    pairs = [measure_spread(before, after) for before, after in pairwise(planes)]
+    if array.chunks is None:
+        found = _middle_error(np.stack(pairs))
+        if np.isnan(found):
+            raise nothing_stable("two consecutive dates")
+        return xr.DataArray(found)
+    table = da.stack(pairs).rechunk(-1)
+    return xr.DataArray(
+        table.map_blocks(_middle_error, drop_axis=(0, 1), dtype=np.float64, meta=np.empty(()))
+    )
+
+
+def _middle_error(pairs: _Floats) -> _Floats:
+    """Return the error of one date from the stable ground of pairs; NaN if there is none."""
+    known = pairs[~np.isnan(pairs[:, 1]), 1]  # NMAD
+    middle = np.median(known) / np.sqrt(2) if len(known) else np.nan
+    return np.asarray(np.maximum(middle, _LEAST_SIGMA))
+
+
+def _read_spread(height: Raster, array: xr.DataArray) -> xr.DataArray:
+    if not (isinstance(height, xr.Dataset) and "bin_spread" in height.data_vars):
+        raise CHMv2Error(
+            "a Dataset with 'bin_spread'",
+            name_contents(height),
+            "predict it: imagery.chmv2.predict(layers=('height', 'bin_spread'))",
+        )
+    spread = read_numbers(height["bin_spread"])
+    return spread.where(spread > 0).broadcast_like(array)
+
+
 def _find(
-    heights: _Floats, times: npt.NDArray[np.datetime64], threshold: float
+    heights: _Floats, sigma: _Floats, times: npt.NDArray[np.datetime64], threshold: float
 ) -> tuple[npt.NDArray[Any], ...]:
-    """Find the losses of columns of heights (time, n)."""
+    """Find the losses of columns of heights (time, n), with a sigma for all or for each."""
     packed, when, n = _pack(heights)
-    index, before, after = _largest_drop(packed, n, threshold)
+    threes, fives = _medians(packed, n)
+    index, found = _largest_drop(packed, n, threes, threshold)
+    step = _confirmed_step(packed, n, _pick_rows(sigma, when), fives, threshold)
+    confirmed = step > 0
+    index = np.where(confirmed, step, index)
+    found |= confirmed
+    before, after = (
+        np.where(confirmed, pick(fives, index + far), pick(threes, index + near))
+        for far, near in ((-3, -1), (2, 2))
+    )
     magnitude = before - after
-    found = magnitude > threshold
     last = np.minimum(pick(packed, n - 1), pick(packed, np.maximum(n - 2, index)))
     with np.errstate(invalid="ignore", divide="ignore"):
         recovery = np.where(index < n - 1, (last - after) / magnitude, np.nan)
-    confirmed = found & (index >= _CONFIRM) & (index <= n - _CONFIRM)
     dates = [_dates(times, pick(when, at), found) for at in (index, index - 1)]
     levels = [np.where(found, v, np.nan) for v in (magnitude, before, after, recovery)]
-    return (*dates, *levels, confirmed)
+    return (*dates, *levels, confirmed, *([np.nanmedian(sigma, axis=0)] if sigma.ndim else []))
 
 
 def _pack(heights: _Floats) -> tuple[_Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Move the valid heights of each column to its top, in order; return their dates and number."""
     missing = ~np.isfinite(heights)
     when = np.argsort(missing, axis=0, kind="stable")
-    packed = np.take_along_axis(np.where(missing, np.nan, heights), when, axis=0)
+    packed = _pick_rows(np.where(missing, np.nan, heights), when)
     return packed, when, (~missing).sum(axis=0)
 
 
+def _pick_rows(rows: _Floats, when: npt.NDArray[np.intp]) -> _Floats:
+    return np.take_along_axis(rows, when, axis=0) if rows.ndim else rows
+
+
+def _medians(packed: _Floats, n: npt.NDArray[np.intp]) -> tuple[_Floats, _Floats]:
+    """Return the medians of three dates, from 2 before the first on, and of five.
+
+    Those that reach over an end count the dates inside: of two the lower at the start, and the
+    higher at the end; of four the mean of the middle two.
+    """
+    padded = np.full((len(packed) + 4, packed.shape[1]), np.nan)
+    padded[2:-2] = packed
+    columns, both = np.arange(packed.shape[1]), []
+    for sign in (1, -1):  # those of two or four have one infinite neighbour, of one and three two
+        padded[1], padded[0] = -sign * np.inf, sign * np.inf
+        padded[n + 2, columns], padded[n + 3, columns] = sign * np.inf, -sign * np.inf
+        both.append(_median_of_five(*(padded[k : k + len(packed)] for k in range(5))))
+        if sign == 1:
+            threes = _median_of_three(padded[:-2], padded[1:-1], padded[2:])
+    with np.errstate(invalid="ignore"):
+        return threes, (both[0] + both[1]) / 2
+
+
+def _median_of_three(a: _Floats, b: _Floats, c: _Floats) -> _Floats:
+    found: _Floats = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+    return found
+
+
+def _median_of_five(a: _Floats, b: _Floats, c: _Floats, d: _Floats, e: _Floats) -> _Floats:
+    low = np.maximum(np.minimum(a, b), np.minimum(c, d))
+    high = np.minimum(np.maximum(a, b), np.maximum(c, d))
+    return _median_of_three(low, high, e)
+
+
 def _largest_drop(
-    packed: _Floats, n: npt.NDArray[np.intp], threshold: float
-) -> tuple[npt.NDArray[np.intp], _Floats, _Floats]:
-    """Return the position of the largest drop of each column, and both levels; NaN for none."""
-    index = np.ones(packed.shape[1], np.intp)
-    above, below = (np.full(packed.shape[1], np.nan) for _ in range(2))
-    for k in range(1, len(packed)):
-        before = _middle(packed[max(0, k - _LEVEL) : k], lower=True)
-        after = _middle(packed[k : k + _LEVEL], lower=False)
-        drops = (before - after, before - packed[k], packed[k - 1] - after)
-        counts = (k < n) & np.all([drop > threshold for drop in drops], axis=0)
-        better = counts & ~(before - after <= above - below)  # NaN compares as False
-        index = np.where(better, k, index)
-        above, below = np.where(better, before, above), np.where(better, after, below)
-    return index, above, below
+    packed: _Floats, n: npt.NDArray[np.intp], threes: _Floats, threshold: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """Return the position of the largest drop that counts, and whether there is one."""
+    before, after = threes[: len(packed) - 1], threes[3:]
+    drop = before - after
+    counts = np.arange(1, len(packed))[:, None] < n
+    for size in (drop, before - packed[1:], packed[:-1] - after):
+        counts &= size > threshold
+    drop = np.where(counts, drop, -np.inf)
+    return drop.argmax(axis=0) + 1, np.asarray(counts.any(axis=0))
 
 
-def _middle(rows: _Floats, *, lower: bool) -> _Floats:
-    """Return the median of the valid ones of up to three rows, or the lower or higher of two."""
-    count = np.isfinite(rows).sum(axis=0)
-    middle: _Floats = pick(np.sort(rows, axis=0), (count - 1 if lower else count) // 2)  # NaN last
-    return middle
+def _confirmed_step(
+    packed: _Floats, n: npt.NDArray[np.intp], sigma: _Floats, fives: _Floats, threshold: float
+) -> npt.NDArray[np.intp]:
+    """Return the position of the step down with the most evidence; 0 where none is confirmed."""
+    at = np.zeros(packed.shape[1], np.intp)
+    places = np.arange(_CONFIRM, len(packed) - _CONFIRM + 1)
+    large = fives[: len(places)] - fives[5:] > threshold
+    large &= places[:, None] <= n - _CONFIRM
+    some = np.flatnonzero(large.any(axis=0))
+    if len(some):
+        y, n, large = packed[:, some].astype(np.float32), n[some], large[:, some]
+        error = (sigma[:, some] if sigma.ndim else sigma).astype(np.float32)
+        at[some] = _best_step(y, n, error, large)
+    return at
+
+
+def _best_step(
+    y: _Singles, n: npt.NDArray[np.intp], sigma: _Singles, large: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.intp]:
+    """Choose among the steps that are `large` enough, the first of which is at _CONFIRM."""
+    low, high = (reach(y, axis=0) for reach in (np.fmin.reduce, np.fmax.reduce))
+    levels = low + (high - low) * np.linspace(0, 1, _LEVELS, dtype=np.float32)[:, None]
+    cost = _cost(y[:, None], levels, sigma[:, None] if sigma.ndim else sigma)
+    sums = np.cumsum(cost, axis=0)
+    flat = _cost(y, pick(levels, sums[-1].argmin(axis=0)), sigma)
+    best, at = np.full(len(n), _EVIDENCE, np.float32), np.zeros(len(n), np.intp)
+    dates = np.arange(len(y))[:, None]
+    for k, possible in enumerate(large, start=_CONFIRM):
+        above = pick(levels, sums[k - 1].argmin(axis=0))
+        below = pick(levels, (sums[-1] - sums[k - 1]).argmin(axis=0))
+        gain = flat - _cost(y, np.where(dates < k, above, below), sigma)
+        evidence = gain.sum(axis=0) - _DISCOUNT * (gain[1:] + gain[:-1]).max(axis=0)
+        middle = (above + below) / 2
+        high, low = (y[:k] > middle).sum(axis=0), (y[k:] < middle).sum(axis=0)
+        agree = (np.minimum(high, low) >= _CONFIRM) & (3 * high >= 2 * k) & (3 * low >= 2 * (n - k))
+        better = possible & agree & (y[k] < middle) & (evidence > best)
+        best, at = np.where(better, evidence, best), np.where(better, k, at)
+    return at
+
+
+def _cost(y: _Singles, level: _Singles, sigma: _Singles) -> _Singles:
+    """Return what each date costs at a level; nothing where it, or its sigma, is missing."""
+    cost: _Singles = np.nan_to_num(np.minimum(((y - level) / sigma) ** 2, _MOST))
+    return cost
 
 
 def _dates(

@@ -10,17 +10,19 @@ import numpy as np
 import xarray as xr
 from scipy import ndimage
 
-from xchmv2.errors import CHMv2Error
+from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
     Connectivity,
     find_grid,
     is_whole,
+    keep_sure_patches,
     label_quantity,
     map_neighbourhoods,
     on_same_grid,
     read_change,
     show,
     sieve,
+    validate_flags,
     validate_number,
 )
 
@@ -31,12 +33,16 @@ Change = xr.DataArray | xr.Dataset
 THRESHOLD = 5.0
 #: Smallest patch [m2] and side of the square of the opening [px] by default.
 MIN_AREA, OPENING = 200.0, 3
+#: A drop of this many sigma between two dates or more makes a pixel sure, confirmed or not.
+_SURE = 3.2
+_OF_EVENTS = {"loss_date", "confirmed", "sigma"}
 
 
 def loss(
     change: Change,
     *,
     threshold: float | None = None,
+    confirmed: bool | None = None,
     opening: int | None = OPENING,
     min_area: float | None = MIN_AREA,
     mask: xr.DataArray | None = None,
@@ -48,11 +54,16 @@ def loss(
     ----------
     change : Dataset or DataArray
         The Dataset of :func:`difference`, whose pixels count if they lost height significantly;
-        that of :func:`events`, whose pixels count if they have a loss date; or height change [m],
-        after minus before, such as ``after - before``, where ``threshold`` alone decides.
+        that of :func:`events`, whose pixels count if they have a loss date, by patches, see below;
+        or height change [m], after minus before, such as ``after - before``, where ``threshold``
+        alone decides.
     threshold : float, optional
         Least loss [m], inclusive, such as 15; its sign is ignored. Needed with a DataArray; a
         further condition with a Dataset.
+    confirmed : bool, optional
+        For the Dataset of :func:`events`: whether to take confirmed losses only, which is the
+        default, or others too. One bad date at the end of a series looks like a loss, so losses
+        that no later date confirms need a look at the imagery.
     opening : int or None, default 3
         Side of the square [px] of the morphological opening: parts that it does not fit into
         are removed, all others keep their shape. Odd; None or 1 for no opening.
@@ -74,19 +85,25 @@ def loss(
     ------
     CHMv2Error
         If there is no change in the Dataset, it is something other than a change, such as heights,
-        ``threshold`` is missing or not above 0, ``opening`` is not odd, ``mask`` is not boolean or
-        on another grid, or ``min_area`` is negative.
+        ``threshold`` is missing or not above 0, ``confirmed`` is given but no Dataset of events,
+        ``opening`` is not odd, ``mask`` is not boolean or on another grid, or ``min_area`` is
+        negative.
 
     Warns
     -----
     UserWarning
         When values are read: if they look like heights, which the metadata of ``after - before``
-        do not show, or if some cannot be a height change; the message says how many.
+        do not show, or if some cannot be a height change; the message says how many. If losses of
+        some dates, or of all, cannot be confirmed, as there are too few dates on either side.
 
     Notes
     -----
-    The steps are threshold and significance, ``mask``, opening, ``min_area``. A patch at the
-    raster's edge counts by its area inside.
+    The steps are threshold and significance, ``mask``, for events the choice of patches, opening,
+    ``min_area``. A patch at the raster's edge counts by its area inside.
+
+    Of events, neighbours of equal loss date form a patch. It stays, as a whole, if at least half
+    of its pixels are confirmed; with ``confirmed=False``, if at least half are confirmed or dropped
+    by 3.2 sigma or more, in other words, if the median drop is 3.2 times the error of a date.
 
     Examples
     --------
@@ -95,7 +112,7 @@ def loss(
     >>> difference = height.isel(time=-1) - height.isel(time=0)
     >>> lost = difference.chmv2.loss(threshold=10.0)
     """
-    return _clean("loss", change, threshold, opening, min_area, mask, connectivity)
+    return _clean("loss", change, threshold, opening, min_area, mask, connectivity, confirmed)
 
 
 def gain(
@@ -144,6 +161,7 @@ def _clean(
     min_area: float | None,
     mask: xr.DataArray | None,
     connectivity: Connectivity,
+    confirmed: bool | None = None,
 ) -> xr.DataArray:
     side = _validate_opening(opening)
     signed = read_change(change)
@@ -151,6 +169,13 @@ def _clean(
     found = _candidates(kind, change, signed, least)
     if mask is not None:
         found = found & ~read_left_out(mask, found)
+    if isinstance(change, xr.Dataset) and set(change.variables) >= _OF_EVENTS:
+        found = _sure_patches(change, signed, found, confirmed, connectivity)
+    elif confirmed is not None:
+        raise CHMv2Error(
+            "confirmed= chooses among the losses of a series",
+            fix="leave it out, or pass what events() returns",
+        )
     found = sieve(_open(found, side), connectivity=connectivity, min_area=min_area)
     attrs: dict[str, Any] = {"long_name": f"{kind} of canopy height"}
     attrs |= {"threshold": abs(threshold)} if threshold is not None else {}
@@ -170,7 +195,41 @@ def _candidates(kind: str, change: Change, signed: xr.DataArray, threshold: floa
         raise CHMv2Error(
             "the events of a series are losses, never gains", fix="pass what difference() returns"
         )
-    return found & change["loss_date"].notnull()
+    return (found & change["loss_date"].notnull()).drop_vars("sigma", errors="ignore")
+
+
+def _sure_patches(
+    events: xr.Dataset,
+    signed: xr.DataArray,
+    found: xr.DataArray,
+    confirmed: bool | None,
+    connectivity: Connectivity,
+) -> xr.DataArray:
+    """Choose among the losses of a series by patches of equal date."""
+    if confirmed is not None:
+        validate_flags(confirmed=confirmed)
+    sure = events["confirmed"]
+    if confirmed is False:
+        sure = sure | (-signed >= _SURE * events["sigma"])
+    else:
+        _warn_of_dates(events.attrs.get("confirmable"), asked=confirmed is not None)
+    return keep_sure_patches(found, events["loss_date"], sure, connectivity=connectivity)
+
+
+def _warn_of_dates(confirmable: str | None, *, asked: bool) -> None:
+    """Say which losses cannot be confirmed; those at the ends of the series unless asked for."""
+    if confirmable == "none":
+        warn(
+            "no loss can be confirmed, which takes three dates before it and three from it on; "
+            "pass confirmed=False to take the losses of a shorter series"
+        )
+    elif confirmable and not asked:
+        first, last = (moment[:10] for moment in confirmable.split("/"))
+        warn(
+            f"losses first seen before {first} or after {last} cannot be confirmed, which takes "
+            "three dates on either side, and are left out; pass confirmed=False to take them too, "
+            "or confirmed=True to leave them out without this warning"
+        )
 
 
 def _towards(kind: str, change: xr.DataArray) -> xr.DataArray:

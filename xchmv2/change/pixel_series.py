@@ -11,7 +11,7 @@ import xarray as xr
 
 from xchmv2.raster import spatial_dims
 
-_Function = Callable[[npt.NDArray[np.float64]], Iterable[npt.NDArray[Any]]]
+_Function = Callable[..., Iterable[npt.NDArray[Any]]]
 # Numbers in one temporary array; a task holds about twenty of them.
 _SLAB = 500_000
 
@@ -21,23 +21,25 @@ def map_series(
     array: xr.DataArray,
     dim: str,
     dtypes: Sequence[Any],
-    *,
+    *others: xr.DataArray,
     per_pixel: int,
 ) -> Sequence[xr.DataArray]:
     """Reduce the heights of each pixel to several numbers (y, x), of some data types.
 
-    Lazy if the heights are, with all dates in one chunk. Beside the heights a task holds its
-    results and a bounded number of temporary values; `per_pixel` is the size of the largest array
-    of these.
+    The function takes columns of dates: of the heights, and of the `others`, which have the dims
+    of the heights or none. Lazy if the heights are, with all dates in one chunk. Beside these a
+    task holds its results and a bounded number of temporary values; `per_pixel` is the size of the
+    largest array of these.
     """
-    array = array.transpose(dim, *spatial_dims(array))
+    dims = (dim, *spatial_dims(array))
+    arrays = [a.transpose(*dims) if a.ndim else a for a in (array, *others)]
     if array.chunks is not None:
-        array = array.chunk({dim: -1})
+        arrays = [a.chunk({dim: -1}) if a.ndim else a for a in arrays]
     found: Sequence[xr.DataArray] = xr.apply_ufunc(
         _by_slabs,
-        array,
+        *arrays,
         kwargs={"function": function, "dtypes": dtypes, "slab": max(1, _SLAB // per_pixel)},
-        input_core_dims=[[dim]],
+        input_core_dims=[[dim] if a.ndim else [] for a in arrays],
         output_core_dims=[[]] * len(dtypes),
         dask="parallelized",
         keep_attrs=True,  # also those of coordinates, which hold the CRS
@@ -47,20 +49,20 @@ def map_series(
 
 
 def _by_slabs(
-    heights: npt.NDArray[Any],
+    *arrays: npt.NDArray[Any],
     function: _Function,
     dtypes: Sequence[Any],
     slab: int,
 ) -> tuple[npt.NDArray[Any], ...]:
-    """Reduce a block (y, x, time), some pixels at a time."""
-    columns = np.moveaxis(heights, -1, 0).reshape(heights.shape[-1], -1)
-    out = [np.empty(columns.shape[1], dtype) for dtype in dtypes]
-    for start in range(0, columns.shape[1], slab):
+    """Reduce a block of arrays (y, x, time) or (), some pixels at a time."""
+    columns = [np.moveaxis(a, -1, 0).reshape(a.shape[-1], -1) if a.ndim else a for a in arrays]
+    out = [np.empty(columns[0].shape[1], dtype) for dtype in dtypes]
+    for start in range(0, columns[0].shape[1], slab):
         chosen = slice(start, start + slab)
-        part = columns[:, chosen].astype(np.float64)
-        for layer, found in zip(out, function(part), strict=True):
+        parts = [(c[:, chosen] if c.ndim else c).astype(np.float64) for c in columns]
+        for layer, found in zip(out, function(*parts), strict=True):
             layer[chosen] = found
-    return tuple(layer.reshape(heights.shape[:-1]) for layer in out)
+    return tuple(layer.reshape(arrays[0].shape[:-1]) for layer in out)
 
 
 def pick(rows: npt.NDArray[Any], index: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -73,6 +73,7 @@ from xchmv2.raster.labels import (
 )
 from xchmv2.raster.patches import (
     hold_packed,
+    keep_sure_patches,
     label_patches,
     map_neighbourhoods,
     sieve,

@@ -14,6 +14,8 @@ _Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Connectivity = Literal[4, 8]
+#: Name of the values that are 1 where a pixel is sure, and of those that patches have in common.
+SURE, KIND = "sure", "kind"
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,29 @@ class Rule:
     low: float
     high: float
 
-    def label(self, mask: _Bools) -> tuple[npt.NDArray[np.int32], int]:
-        """Label the patches of a mask in the order of their first pixels, row by row."""
-        structure = np.ones((3, 3), bool) if self.connectivity == 8 else None
-        labels, count = ndimage.label(mask, structure)
-        return labels, int(count)
+    def label(self, mask: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], int]:
+        """Label the patches of a mask in the order of their first pixels, row by row.
 
-    def keeps(self, area: Floats) -> _Bools:
-        """Return whether areas are within the bounds.
+        Of numbers above 0 instead, those of equal ones, one number after the other.
+        """
+        structure = np.ones((3, 3), bool) if self.connectivity == 8 else None
+        if mask.dtype == bool:
+            labels, count = ndimage.label(mask, structure)
+            return labels, int(count)
+        labels, count = np.zeros(mask.shape, np.int32), 0
+        for number in range(1, int(mask.max(initial=0)) + 1):
+            found, more = ndimage.label(mask == number, structure)
+            labels += np.where(found, found + np.int32(count), 0)
+            count += int(more)
+        return labels, count
+
+    def keeps(self, area: Floats, values: Mapping[str, Moments]) -> _Bools:
+        """Return whether areas are within the bounds, and at least half of the pixels SURE.
 
         The last digits of a sum depend on its order; the tolerance keeps them from deciding.
         """
-        return (area >= self.low * (1 - 1e-9)) & (area <= self.high * (1 + 1e-9))
+        kept: _Bools = (area >= self.low * (1 - 1e-9)) & (area <= self.high * (1 + 1e-9))
+        return kept & (values[SURE].mean >= 0.5 - 1e-9) if SURE in values else kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +80,14 @@ class Moments:
 class Summary:
     """The n patches of one block that may be kept: at its border, or within the area bounds.
 
-    `ids`: their labels in the block; `first`: (n, 2) row and column in the block of their first
-    pixels; `area` in m2; `values`: statistics of their values by name; `edges`: along the first and
-    last row and the first and last column, 1 + index in ``ids``, or 0.
+    `ids`: their labels in the block; `kinds`: only patches of the same are joined; `first`: (n, 2)
+    row and column in the block of their first pixels; `area` in m2; `values`: statistics of their
+    values by name; `edges`: along the first and last row and the first and last column, 1 + index
+    in ``ids``, or 0.
     """
 
     ids: Integers
+    kinds: Integers
     first: Integers
     pixels: Integers
     area: Floats
@@ -81,11 +96,12 @@ class Summary:
 
 
 def summarise(
-    mask: _Bools, area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
+    mask: npt.NDArray[Any], area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
 ) -> Summary:
-    """Summarise the patches of a block that reach its border or are within the area bounds.
+    """Summarise the patches of a block that reach its border or may be kept.
 
-    `mask`, `area` of each pixel [m2] and `values`, NaN where missing, are (rows, cols).
+    `mask`, bool or numbers of kinds, `area` of each pixel [m2] and `values`, NaN where missing, are
+    (rows, cols).
     """
     labels, count = rule.label(mask)
     inside = np.flatnonzero(labels)
@@ -93,23 +109,25 @@ def summarise(
     weight = area.ravel()[inside]
     areas = add_up(label, weight, count)
     edges = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    matters = rule.keeps(areas)
+    moments = {
+        name: _moments(label, value.ravel()[inside], weight, count)
+        for name, value in values.items()
+    }
+    matters = rule.keeps(areas, moments)
     for edge in edges:
         matters[edge[edge > 0] - 1] = True
     kept = np.flatnonzero(matters)
     place = np.zeros(count + 1, np.int64)
     place[kept + 1] = np.arange(1, len(kept) + 1)
-    # Labels run from 0 without gaps, in the order of their first pixels.
-    first = np.flatnonzero(np.diff(np.maximum.accumulate(label), prepend=-1))
+    first = np.empty(count, np.intp)
+    first[label[::-1]] = np.arange(len(label))[::-1]  # the last one assigned stays
     return Summary(
         ids=kept + 1,
+        kinds=mask.ravel()[inside[first]][kept].astype(np.int64),
         first=np.stack(np.divmod(inside[first][kept], labels.shape[1]), axis=1),
         pixels=np.bincount(label, minlength=count)[kept],
         area=areas[kept],
-        values={
-            name: _moments(label, value.ravel()[inside], weight, count).take(kept)
-            for name, value in values.items()
-        },
+        values={name: found.take(kept) for name, found in moments.items()},
         edges=(place[edges[0]], place[edges[1]], place[edges[2]], place[edges[3]]),
     )
 
@@ -144,7 +162,7 @@ class PatchNumbers:
     ids: Integers
     numbers: Integers
 
-    def apply(self, mask: _Bools, rule: Rule, dtype: Any) -> npt.NDArray[Any]:
+    def apply(self, mask: npt.NDArray[Any], rule: Rule, dtype: Any) -> npt.NDArray[Any]:
         """Assign the numbers to the patches of the block's mask; 0 outside them."""
         labels, count = rule.label(mask)
         number = np.zeros(count + 1, dtype)

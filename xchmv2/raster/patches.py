@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -20,6 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster.arguments import is_whole, show, validate_number
 from xchmv2.raster.components import (
+    KIND,
+    SURE,
     Connectivity,
     Floats,
     Integers,
@@ -139,6 +141,53 @@ def sieve(
     planes = _read_planes(mask, {})
     if rule.low <= 0 and math.isinf(rule.high):
         return mask.copy(deep=False)
+    return _keep(planes, mask, rule)
+
+
+def keep_sure_patches(
+    mask: xr.DataArray,
+    kind: xr.DataArray,
+    sure: xr.DataArray,
+    *,
+    connectivity: Connectivity = 8,
+) -> xr.DataArray:
+    """Keep the patches of one kind, such as of one date, of which at least half is sure.
+
+    Parameters
+    ----------
+    mask : DataArray
+        Boolean, of two spatial dims and any others.
+    kind : DataArray
+        Only neighbours of equal value belong to one patch: integers or dates.
+    sure : DataArray of bool
+        A patch stays if this is True in half of its pixels or more.
+    connectivity : {8, 4}
+        Whether pixels that touch only at corners are connected (8) or not (4).
+
+    Returns
+    -------
+    DataArray
+        Like the mask; lazy if it is. The result does not depend on the chunks.
+
+    Raises
+    ------
+    CHMv2Error
+        If the mask is not boolean, or the others lie on another grid.
+
+    Notes
+    -----
+    As in :func:`sieve`, all chunks are computed before the first of the result. A pixel is held at
+    as many bits as the number of kinds in its chunk has.
+    """
+    rule = _resolve_rule(connectivity, None, None)
+    planes = _read_planes(mask, {KIND: kind, SURE: sure})
+    # Not the true areas, which a sieve of the result would share: they would be held until then.
+    area = da.ones(planes.area.shape, chunks=planes.area.chunks)
+    return _keep(replace(planes, area=area), mask, rule)
+
+
+def _keep(planes: _Planes, mask: xr.DataArray, rule: Rule) -> xr.DataArray:
+    """Keep the patches of a mask that a rule keeps."""
     summaries, packed = _parts(planes.summaries(rule))
     rows_and_cols = {planes.mask.ndim - 2: -1, planes.mask.ndim - 1: -1}
     numbers = summaries.rechunk(rows_and_cols)
@@ -269,17 +318,24 @@ def _number(
     return found
 
 
-_Packed = tuple[tuple[int, ...], npt.NDArray[np.uint8]]
+_Packed = tuple[tuple[int, ...], Any, list[npt.NDArray[np.uint8]]]
 
 
 def _pack(mask: npt.NDArray[Any]) -> _Packed:
-    """Pack a mask into one bit per pixel."""
-    return mask.shape, np.packbits(mask)
+    """Pack a mask into one bit per pixel, or numbers into as many as the largest one needs."""
+    planes = [mask]
+    if mask.dtype != bool:
+        planes = [mask >> k & 1 > 0 for k in range(int(mask.max(initial=0)).bit_length())]
+    return mask.shape, mask.dtype, [np.packbits(plane) for plane in planes]
 
 
-def _unpack(packed: _Packed) -> npt.NDArray[np.bool_]:
-    shape, bits = packed
-    return np.unpackbits(bits, count=math.prod(shape)).view(bool).reshape(shape)
+def _unpack(packed: _Packed) -> npt.NDArray[Any]:
+    shape, dtype, planes = packed
+    found: npt.NDArray[Any] = np.zeros(shape, dtype)
+    for k, bits in enumerate(planes):
+        plane = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
+        found |= plane.view(bool) if found.dtype == bool else plane.astype(dtype) << k
+    return found
 
 
 def _pack_block(mask: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
@@ -466,7 +522,15 @@ def _summarise(
 ) -> npt.NDArray[np.object_]:
     """Task: summarise the patches of one block, and pack its mask."""
     planes = {n: v.reshape(area.shape) for n, v in zip(names, values, strict=True)}
-    return _boxed((summarise(mask.reshape(area.shape), area, planes, rule), _pack(mask)), mask.ndim)
+    plane, ndim = mask.reshape(area.shape), mask.ndim
+    if KIND not in planes:
+        return _boxed((summarise(plane, area, planes, rule), _pack(mask)), ndim)
+    kinds, number = np.unique(planes.pop(KIND)[plane], return_inverse=True)
+    numbers = np.zeros(plane.shape, np.uint32)
+    numbers[plane] = number + 1
+    found = summarise(numbers, area, planes, rule)
+    found = replace(found, kinds=kinds.astype(np.int64)[found.kinds - 1])
+    return _boxed((found, _pack(numbers.reshape(mask.shape))), ndim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -489,12 +553,17 @@ def _join_blocks(
     """
     summaries: list[Summary] = list(blocks.ravel())
     offsets = np.cumsum([0, *(len(summary.ids) for summary in summaries)])
-    part_of, count = _components(blocks, offsets, rule)
+    kinds = _all(summaries, "kinds", np.int64)
+    part_of, count = _components(blocks, offsets, kinds, rule)
     area = add_up(part_of, _all(summaries, "area", float), count)
+    values = {
+        name: _combine([s.values[name] for s in summaries], part_of, count)
+        for name in summaries[0].values
+    }
     first = np.full(count, np.iinfo(np.int64).max)
     np.minimum.at(first, part_of, _first_pixels(blocks, chunks))
     order = np.argsort(first)
-    order = order[rule.keeps(area[order])]
+    order = order[rule.keeps(area, values)[order]]
     number = np.zeros(count, np.int64)
     number[order] = np.arange(1, len(order) + 1)
     pixels = np.zeros(count, np.int64)
@@ -503,10 +572,7 @@ def _join_blocks(
         numbers=_numbers(blocks, offsets, number[part_of]),
         pixels=pixels[order],
         area=area[order],
-        values={
-            name: _combine([s.values[name] for s in summaries], part_of, count).take(order)
-            for name in summaries[0].values
-        },
+        values={name: found.take(order) for name, found in values.items()},
     )
 
 
@@ -527,9 +593,9 @@ def _first_pixels(
 
 
 def _components(
-    blocks: npt.NDArray[np.object_], offsets: Integers, rule: Rule
+    blocks: npt.NDArray[np.object_], offsets: Integers, kinds: Integers, rule: Rule
 ) -> tuple[npt.NDArray[Any], int]:
-    """Find the connected components among the patches of all blocks."""
+    """Find the connected components of equal kind among the patches of all blocks."""
     offset = offsets[:-1].reshape(blocks.shape)
     pairs = [
         pair
@@ -538,6 +604,8 @@ def _components(
         for pair in _touching(upper, lower, rule)
     ]
     one, other = np.concatenate([np.empty((2, 0), np.int64), *pairs], axis=1)
+    alike = kinds[one] == kinds[other]
+    one, other = one[alike], other[alike]
     size = int(offsets[-1])
     links = coo_array((np.ones(len(one), bool), (one, other)), shape=(size, size))
     count, part_of = connected_components(links, directed=False)

@@ -229,8 +229,9 @@ def test_sigma_is_measured_from_consecutive_dates():
     pairs = [stable_bias(heights[k : k + 2], apply=False)["nmad"][1] for k in range(5)]
     assert events(heights)["sigma"].item() == pytest.approx(np.median(pairs) / 2**0.5)
     apart = heights.where(heights["time"].dt.year % 2 == 0)
-    with pytest.raises(CHMv2Error, match="stable on two consecutive dates; pass other dates"):
+    with pytest.raises(CHMv2Error, match=r"no two consecutive dates share stable .*as sigma=4"):
         events(apart)
+    assert events(apart, sigma=4.0)["sigma"] == 4
     assert np.isnan(events(apart.chunk())["sigma"].values)
 
 

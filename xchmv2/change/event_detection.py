@@ -15,7 +15,7 @@ from dask.graph_manipulation import clone
 from xchmv2.change.dates import find_dates
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.change.pixel_series import map_series, pick
-from xchmv2.change.stable_ground import measure_spread, nothing_stable
+from xchmv2.change.stable_ground import measure_spread
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Raster,
@@ -111,8 +111,8 @@ def events(
     two levels; and the date itself is below it.
 
     A pixel has one loss; others before or after it are not reported. With ``sigma="measure"``
-    lazy heights are computed twice, once for the measurement, which no chunk is held for: store
-    the heights of a network first. Remove the offsets of the dates, too
+    lazy heights are computed twice, so that none are held until it is known: store the heights of
+    a network first. Remove the offsets of the dates, too
     (:func:`~xchmv2.change.stable_bias`).
 
     Examples
@@ -188,7 +188,10 @@ def _measure_sigma(array: xr.DataArray, dim: str) -> xr.DataArray:
     if array.chunks is None:
         found = _middle_error(np.stack(pairs))
         if np.isnan(found):
-            raise nothing_stable("two consecutive dates")
+            raise CHMv2Error(
+                "no two consecutive dates share stable pixels, so their error cannot be measured",
+                fix="pass it in metres, such as sigma=4.0",
+            )
         return xr.DataArray(found)
     table = da.stack(pairs).rechunk(-1)
     return xr.DataArray(
@@ -221,7 +224,8 @@ def _find(
     packed, when, n = _pack(heights)
     threes, fives = _medians(packed, n)
     index, found = _largest_drop(packed, n, threes, threshold)
-    step = _confirmed_step(packed, n, _pick_rows(sigma, when), fives, threshold)
+    error = np.take_along_axis(sigma, when, axis=0) if sigma.ndim else sigma
+    step = _confirmed_step(packed, n, error, fives, threshold)
     confirmed = step > 0
     index = np.where(confirmed, step, index)
     found |= confirmed
@@ -242,12 +246,8 @@ def _pack(heights: _Floats) -> tuple[_Floats, npt.NDArray[np.intp], npt.NDArray[
     """Move the valid heights of each column to its top, in order; return their dates and number."""
     missing = ~np.isfinite(heights)
     when = np.argsort(missing, axis=0, kind="stable")
-    packed = _pick_rows(np.where(missing, np.nan, heights), when)
+    packed = np.take_along_axis(np.where(missing, np.nan, heights), when, axis=0)
     return packed, when, (~missing).sum(axis=0)
-
-
-def _pick_rows(rows: _Floats, when: npt.NDArray[np.intp]) -> _Floats:
-    return np.take_along_axis(rows, when, axis=0) if rows.ndim else rows
 
 
 def _medians(packed: _Floats, n: npt.NDArray[np.intp]) -> tuple[_Floats, _Floats]:

@@ -170,7 +170,8 @@ def _clean(
     if mask is not None:
         found = found & ~read_left_out(mask, found)
     if isinstance(change, xr.Dataset) and set(change.variables) >= _OF_EVENTS:
-        found = _sure_patches(change, signed, found, confirmed, connectivity)
+        sure = _choose_sure(change, signed, confirmed)
+        found = keep_sure_patches(found, change["loss_date"], sure, connectivity=connectivity)
     elif confirmed is not None:
         raise CHMv2Error(
             "confirmed= chooses among the losses of a series",
@@ -198,22 +199,15 @@ def _candidates(kind: str, change: Change, signed: xr.DataArray, threshold: floa
     return (found & change["loss_date"].notnull()).drop_vars("sigma", errors="ignore")
 
 
-def _sure_patches(
-    events: xr.Dataset,
-    signed: xr.DataArray,
-    found: xr.DataArray,
-    confirmed: bool | None,
-    connectivity: Connectivity,
-) -> xr.DataArray:
-    """Choose among the losses of a series by patches of equal date."""
-    if confirmed is not None:
-        validate_flags(confirmed=confirmed)
+def _choose_sure(events: xr.Dataset, signed: xr.DataArray, confirmed: bool | None) -> xr.DataArray:
+    """Return the pixels that speak for their patch of a series."""
+    validate_flags(confirmed=True if confirmed is None else confirmed)
     sure = events["confirmed"]
     if confirmed is False:
         sure = sure | (-signed >= _SURE * events["sigma"])
     else:
         _warn_of_dates(events.attrs.get("confirmable"), asked=confirmed is not None)
-    return keep_sure_patches(found, events["loss_date"], sure, connectivity=connectivity)
+    return sure
 
 
 def _warn_of_dates(confirmable: str | None, *, asked: bool) -> None:

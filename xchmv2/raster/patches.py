@@ -151,33 +151,11 @@ def keep_sure_patches(
     *,
     connectivity: Connectivity = 8,
 ) -> xr.DataArray:
-    """Keep the patches of one kind, such as of one date, of which at least half is sure.
+    """Keep the patches of a boolean mask of which at least half of the pixels are `sure`.
 
-    Parameters
-    ----------
-    mask : DataArray
-        Boolean, of two spatial dims and any others.
-    kind : DataArray
-        Only neighbours of equal value belong to one patch: integers or dates.
-    sure : DataArray of bool
-        A patch stays if this is True in half of its pixels or more.
-    connectivity : {8, 4}
-        Whether pixels that touch only at corners are connected (8) or not (4).
-
-    Returns
-    -------
-    DataArray
-        Like the mask; lazy if it is. The result does not depend on the chunks.
-
-    Raises
-    ------
-    CHMv2Error
-        If the mask is not boolean, or the others lie on another grid.
-
-    Notes
-    -----
-    As in :func:`sieve`, all chunks are computed before the first of the result. A pixel is held at
-    as many bits as the number of kinds in its chunk has.
+    Only neighbours of equal `kind`, integers or dates, belong to one patch. Lazy if the mask is,
+    and the same for any chunks. As in :func:`sieve`, all chunks are computed before the first of
+    the result, and a pixel is held at as many bits as the number of kinds in its chunk has.
     """
     rule = _resolve_rule(connectivity, None, None)
     planes = _read_planes(mask, {KIND: kind, SURE: sure})

@@ -18,25 +18,3 @@ from xchmv2.imagery.sampling import (
     take_pixels,
 )
 from xchmv2.imagery.scene import Scene, read_scene, resolve_imagery
-
-__all__ = [
-    "COLOURS",
-    "COLOUR_NAMES",
-    "TRAINED_COLOUR",
-    "Scene",
-    "ValueRange",
-    "WindowReader",
-    "advise_order",
-    "describe_object",
-    "looks_exchanged",
-    "map_axes",
-    "propose_value_range",
-    "read_colour",
-    "read_scene",
-    "resolve_imagery",
-    "resolve_target",
-    "resolve_value_range",
-    "sample_windows",
-    "take_pixels",
-    "validate_source",
-]

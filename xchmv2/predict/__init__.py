@@ -8,18 +8,3 @@ from xchmv2.predict.planning import PredictionPlan, plan
 from xchmv2.predict.prediction import predict
 from xchmv2.predict.progress import Progress, progress_bar
 from xchmv2.predict.sinks import blocks_of, compute_keys, delayed_sinks, leaves_process, run_sinks
-
-__all__ = [
-    "Prediction",
-    "PredictionPlan",
-    "Progress",
-    "blocks_of",
-    "compute_keys",
-    "delayed_sinks",
-    "find_prediction",
-    "leaves_process",
-    "plan",
-    "predict",
-    "progress_bar",
-    "run_sinks",
-]

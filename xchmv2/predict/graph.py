@@ -24,24 +24,10 @@ from xchmv2.raster import Chunks, Source, assemble
 
 
 def predict_blocks(scene: Scene, job: Job) -> dict[Layer, da.Array]:
-    """Build the graph of a prediction; nothing is computed, no model is loaded.
+    """Build the graph of a prediction: (..., y, x) float32 [m] of each layer, in uniform blocks.
 
-    Parameters
-    ----------
-    scene : Scene
-        Bands and mask.
-    job : Job
-        What to do with them.
-
-    Returns
-    -------
-    dict of dask.array.Array
-        Per layer (..., y, x) float32 [m] in uniform square blocks.
-
-    Raises
-    ------
-    CHMv2Error
-        If dask's experimental array query planning is on.
+    Nothing is computed, no model is loaded. A CHMv2Error refuses dask's experimental array query
+    planning.
     """
     _validate_dask()
     sources, leading = _sources(scene), scene.leading_chunks
@@ -50,7 +36,13 @@ def predict_blocks(scene: Scene, job: Job) -> dict[Layer, da.Array]:
     tasks = _group_tasks(groups, sources, job, leading)
     layer = MaterializedLayer(tasks, annotations=_forward_annotations())
     graph = HighLevelGraph.from_collections(groups, layer, [s.array for s in sources])
-    graph = _with_samples(graph, groups, f"chmv2-samples-{token}", sources, job, leading)
+    # Nothing depends on the digests of the imagery, so they run only on request.
+    samples = f"chmv2-samples-{token}"
+    tasks = _sample_tasks(samples, sources, job, leading)
+    graph = HighLevelGraph(
+        {**graph.layers, samples: MaterializedLayer(tasks)},
+        {**graph.dependencies, samples: graph.dependencies[groups]},
+    )
     chunks = (*leading, *job.chunks)
     return {
         layer: _layer_array(graph, groups, f"chmv2-{layer}-{token}", layer, job, chunks)
@@ -59,18 +51,7 @@ def predict_blocks(scene: Scene, job: Job) -> dict[Layer, da.Array]:
 
 
 def find_prediction(array: da.Array) -> Prediction | None:
-    """Recognise a layer of a prediction that was not changed since.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        Any array.
-
-    Returns
-    -------
-    Prediction or None
-        The array's origin; None for any other array.
-    """
+    """Recognise a layer of a prediction that was not changed since; None for any other array."""
     named, layer = _PREDICTED.fullmatch(array.name), array.dask.layers.get(array.name)
     if named is None or layer is None:
         return None
@@ -85,18 +66,9 @@ def find_prediction(array: da.Array) -> Prediction | None:
 class Prediction:
     """What a prediction's array is computed from.
 
-    Parameters
-    ----------
-    job : Job
-        All that determines it besides the pixels of the imagery.
-    layer : str
-        Which layer of the prediction it is.
-    token : str
-        The same for all layers of one prediction.
-    samples : mapping
-        Tasks that return a digest of each date's imagery, one per date chunk.
-    graph : HighLevelGraph
-        The graph that those tasks belong to.
+    `job`: all that determines it besides the pixels of the imagery; `token`: the same for all
+    layers of one prediction; `samples`: tasks of the `graph` that return a digest of each date's
+    imagery, one per date chunk.
     """
 
     job: Job
@@ -138,22 +110,6 @@ def _forward_annotations() -> dict[str, Any] | None:
     """Choose resources for tasks that run the network; the user's annotations take precedence."""
     resources = forward_resources()
     return {"resources": resources, **dask.get_annotations()} if resources else None
-
-
-def _with_samples(
-    graph: HighLevelGraph,
-    groups: str,
-    name: str,
-    sources: Sequence[Source],
-    job: Job,
-    leading: tuple[tuple[int, ...], ...],
-) -> HighLevelGraph:
-    """Add the digests of the imagery; nothing depends on them, so they run only on request."""
-    samples = MaterializedLayer(_sample_tasks(name, sources, job, leading))
-    return HighLevelGraph(
-        {**graph.layers, name: samples},
-        {**graph.dependencies, name: graph.dependencies[groups]},
-    )
 
 
 def _group_tasks(
@@ -224,14 +180,9 @@ _Span = tuple[int, int]
 class _SampleSource:
     """Task: digests of a few source windows, one digest for each date of a chunk.
 
-    Parameters
-    ----------
-    spans : tuple of (y span, x span)
-        Source pixels of each window.
-    offsets : tuple of tuple of (int, int)
-        For each window and source, the span's start in the chunks over it.
-    bands : tuple of (int or None)
-        Index along the band dimension of each source's chunks.
+    `spans`: source pixels of each window along y and x; `offsets`: of each window and source, the
+    span's start in the chunks over it; `bands`: index along the band dimension of each source's
+    chunks.
     """
 
     spans: tuple[tuple[_Span, _Span], ...]
@@ -251,20 +202,8 @@ class _SampleSource:
 
 def _sample_tasks(
     name: str, sources: Sequence[Source], job: Job, leading: tuple[tuple[int, ...], ...]
-) -> Mapping[Hashable, Any]:
-    """One task per date chunk; it reads nine small windows.
-
-    Parameters
-    ----------
-    name : str
-        Name of the graph's layer.
-    sources : sequence of Source
-        Bands and mask.
-    job : Job
-        Its tile grid fixes the windows, whatever the chunks of the source.
-    leading : tuple of tuple of int
-        Chunks of the dims before y and x.
-    """
+) -> dict[Hashable, Any]:
+    """One task per date chunk; it reads nine small windows, which the job's tile grid fixes."""
     spans = tuple(dict.fromkeys(_span(job, place) for place in _PLACES))
     over = [
         [tuple(s.covering(axis, [span[axis]])[0] for axis in (0, 1)) for s in sources]

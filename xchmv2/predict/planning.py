@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from xchmv2.errors import CheckpointError, CHMv2Error, warn
+from xchmv2.errors import CheckpointError, require_library, warn
 from xchmv2.imagery import (
     COLOURS,
     TRAINED_COLOUR,
@@ -29,12 +29,12 @@ from xchmv2.inference import (
     ModelLike,
     ModelSpec,
     active_client,
+    get_predictor,
     resolve_batch,
     resolve_device,
     resolve_model,
     rough_seconds_per_tile,
     seconds_per_tile,
-    time_tiles,
 )
 from xchmv2.model.files import MODEL, OVERLAP, TILE
 from xchmv2.predict.prediction import prepare
@@ -160,7 +160,8 @@ def plan(
     )
     here = not (scene.lazy and active_client() is not None)
     if time and here and not problems:
-        time_tiles(job.model, (job.rows.window, job.cols.window), job.batch_size, job.layers)
+        window = (job.rows.window, job.cols.window)
+        get_predictor(job.model).time_tiles(window, job.batch_size, job.layers)
     found = _count(scene, target, job, problems)
     return found if not job.unnamed else replace(found, colour=_look(scene, job))
 
@@ -357,14 +358,9 @@ class PredictionPlan:
 
 @dataclass(frozen=True)
 class _Skipped:
-    """Tiles that hold no valid pixel, and so never reach the network.
+    """Tiles of all dates that hold no valid pixel, and so never reach the network.
 
-    Parameters
-    ----------
-    tiles : int
-        How many, over all dates.
-    exact : bool
-        False where only a mask is known, so that there may be more.
+    Not `exact` where only a mask is known, so that there may be more.
     """
 
     tiles: int
@@ -375,18 +371,11 @@ class _Skipped:
 class _TaskMemory:
     """Arrays of the largest task of each kind [bytes], without the network and its batches.
 
-    Parameters
-    ----------
-    chunks : int
-        Chunks of the imagery over the largest tile group; 0 for imagery in memory.
-    window : int
-        The pixels cut from them, and the temporary arrays of preparing and adding them up.
-    sums : int
-        The weighted sums of the group's tiles, which it returns.
-    gathered : int
-        The sums of all groups that reach into one block.
-    block : int
-        One block of one layer, which is the output, and the temporary arrays of deriving it.
+    `chunks`: of the imagery, over the largest tile group, 0 for imagery in memory; `window`: the
+    pixels cut from them, and the temporary arrays of preparing and adding them up; `sums`: the
+    weighted sums of the group's tiles, which it returns; `gathered`: the sums of all groups that
+    reach into one block; `block`: one block of one layer, which is the output, and the temporary
+    arrays of deriving it.
     """
 
     chunks: int
@@ -419,6 +408,7 @@ def _count(
     scene: Scene, target: Grid, job: Job, problems: Sequence[CheckpointError]
 ) -> PredictionPlan:
     valid, exact = _count_valid(scene, job)
+    dates = math.prod(scene.template.shape[:-2])
     sizes = dict(zip(scene.template.dims, scene.template.shape, strict=True))
     source = {str(dim): sizes[dim] for dim in scene.dims}
     known = target.crs is not None or target.side is not None
@@ -434,7 +424,7 @@ def _count(
         source_pixel=ground_pixel(scene.grid) if known else None,
         pixel=ground_pixel(target) if known else None,
         date_chunks=math.prod(len(chunks) for chunks in scene.leading_chunks),
-        skipped=None if valid is None else _skipped(valid, scene, exact=exact),
+        skipped=None if valid is None else _Skipped(int(dates * valid.size - valid.sum()), exact),
         valid_tiles=valid,
         memory=_estimate_memory(scene, job),
         model_problem=str(problems[0]) if problems else None,
@@ -459,11 +449,6 @@ def _find_device(job: Job, *, lazy: bool, found: bool) -> dict[str, Any]:
         ),
         "seconds_per_tile": measured or rough,
     }
-
-
-def _skipped(valid: npt.NDArray[np.intp], scene: Scene, *, exact: bool) -> _Skipped:
-    dates = math.prod(scene.template.shape[:-2])
-    return _Skipped(int(dates * valid.size - valid.sum()), exact)
 
 
 def _look(scene: Scene, job: Job) -> tuple[float, float, float] | None:
@@ -513,15 +498,11 @@ def _count_valid(scene: Scene, job: Job) -> tuple[npt.NDArray[np.intp] | None, b
             seen = None if mask is None else mask.values[index]
             bands = [np.broadcast_to(np.uint8(0), [cut.stop - cut.start for cut in where])] * 3
             if known:
-                bands = [_without_band(b.array.values, b.index)[index] for b in scene.bands]
+                bands = [b.plane.values[index] for b in scene.bands]
             valid = reader.valid(bands, seen, target)
             for (i, (y, _)), (j, (x, _)) in product(enumerate(rows.tiles), enumerate(cols.tiles)):
                 count[rows.first + i, cols.first + j] += valid[y, x].any()
     return count, known or never
-
-
-def _without_band(values: Any, index: int | None) -> Any:
-    return values if index is None else values[..., index, :, :]
 
 
 def _in_memory(array: xr.DataArray) -> bool:
@@ -675,14 +656,11 @@ def _write_time(plan: PredictionPlan) -> str:
 
 def _plot(plan: PredictionPlan, ax: Any) -> Any:
     """Draw the outline, the blocks, and the tiles, those without a valid pixel in grey."""
-    try:
-        import matplotlib.pyplot as plt
-        from matplotlib.collections import PatchCollection
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise CHMv2Error(
-            "matplotlib, to draw a plan", "none installed", 'pip install "xchmv2[plot]"'
-        ) from error
+    require_library("matplotlib", "draws a plan", "plot")
+    import matplotlib.pyplot as plt
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
     job = plan.job
     if ax is None:
         _, ax = plt.subplots(figsize=(6, 6), layout="constrained")
@@ -690,15 +668,11 @@ def _plot(plan: PredictionPlan, ax: Any) -> Any:
     unit = "px" if plan.pixel is None else "km"
     height, width = job.rows.size * tall, job.cols.size * wide
     if plan.valid_tiles is not None:
+        high = min(job.rows.window, job.rows.size) * tall
+        across = min(job.cols.window, job.cols.size) * wide
         empty = [
-            Rectangle((job.cols.starts[x] * wide, job.rows.starts[y] * tall), *sides)
+            Rectangle((job.cols.starts[x] * wide, job.rows.starts[y] * tall), across, high)
             for y, x in np.argwhere(plan.valid_tiles == 0)
-            for sides in [
-                (
-                    min(job.cols.window, job.cols.size) * wide,
-                    min(job.rows.window, job.rows.size) * tall,
-                )
-            ]
         ]
         ax.add_collection(PatchCollection(empty, facecolor="0.85", edgecolor="none"))
     tiles = [axis.starts[1:] for axis in (job.rows, job.cols)]

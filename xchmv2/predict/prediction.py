@@ -254,27 +254,9 @@ def prepare(
 ) -> tuple[Scene, Grid, Job]:
     """Validate what was asked for and resolve every default; nothing is computed.
 
-    Parameters
-    ----------
-    imagery, model, bands, value_range, nodata, valid, erode, resolution, pixel_size, tile, \
-    overlap, block, layers, device, dtype, batch_size, compile
-        As for :func:`predict`.
-    describe : callable, optional
-        Names the model; called like ``resolve_model``.
-
-    Returns
-    -------
-    scene : Scene
-        The imagery, lazy where it was.
-    target : Grid
-        The grid of the prediction.
-    job : Job
-        All else that the tasks need.
-
-    Raises
-    ------
-    CHMv2Error
-        And its subclasses, as ``predict`` does.
+    The options are those of :func:`predict`; `describe` names the model, called like
+    ``resolve_model``. Returns the imagery, lazy where it was, the grid of the prediction, and all
+    else that the tasks need. Raises as ``predict`` does.
     """
     validate_model(model)
     validate_grid(tile, overlap, block)

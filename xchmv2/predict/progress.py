@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from xchmv2.inference import tiles_done
 
@@ -26,14 +25,9 @@ _EVERY, _DELAY = 0.5, 1.0
 
 @contextmanager
 def show_tiles(total: int, *, show: bool | None) -> Iterator[None]:
-    """Show the tiles that this process forwards or skips inside as a bar.
+    """Show the tiles that this process forwards or skips inside as a bar, of `total` in all.
 
-    Parameters
-    ----------
-    total : int
-        Tiles that will be forwarded or skipped.
-    show : bool or None
-        Whether to draw; None draws in terminals and notebooks alone.
+    With `show` of None in terminals and notebooks alone.
     """
     before, over = tiles_done(), threading.Event()
     with progress_bar(
@@ -62,17 +56,7 @@ def show_tiles(total: int, *, show: bool | None) -> Iterator[None]:
 
 
 class Progress:
-    """The progress of writing a store's regions, as a bar in a terminal or notebook.
-
-    Parameters
-    ----------
-    total : int
-        Regions of the store.
-    done : int
-        Those already written.
-    show : bool
-        Whether to draw.
-    """
+    """The progress of writing a store's `total` regions, `done` before, as a bar."""
 
     def __init__(self, total: int, done: int, *, show: bool) -> None:
         self.pixels = 0
@@ -85,12 +69,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._bar.close()
 
     @property

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import get_scheduler
 from dask.callbacks import Callback
+from dask.core import literal
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
@@ -65,29 +65,15 @@ def run_sinks(
 ) -> None:
     """Compute blocks and write them, on the scheduler that dask is set to.
 
-    A block whose tasks fail is reported, and the others are written.
+    `arrays` have equal chunks. `sinks` holds by place the function that writes its blocks; other
+    places are not computed. `name` is the prefix of the writing tasks' keys: no two simultaneous
+    runs may share it. `done` is called in this process with the place of each written block and
+    what its sink returned, `failed` with the place of each block that cannot be written and the
+    error, while the others are written.
 
-    Parameters
-    ----------
-    arrays : sequence of dask.array.Array
-        Arrays of equal chunks.
-    sinks : mapping
-        By place, the function that writes its blocks; other places are not computed.
-    name : str
-        Prefix of the writing tasks' keys; no two simultaneous runs may share it.
-    done : callable
-        Called in this process with the place of each written block and what its sink returned.
-    failed : callable
-        Called in this process with the place of each block that cannot be written, and the error;
-        by default the first one ends the run.
-
-    Raises
-    ------
-    Exception
-        If a task fails and ``failed`` is not given, or with an error of the store or the model; the
-        other tasks are cancelled.
-    CHMv2Error
-        If a cluster gives up its work, or has had no worker for long.
+    Without ``failed`` the first error ends the run, as one of the store or the model always does;
+    the other tasks are cancelled. A CHMv2Error says that a cluster gave up its work, or has had no
+    worker for long.
     """
     graph = _sink_graph(arrays, sinks, name)
     client = _validated_client()
@@ -130,19 +116,14 @@ def _end(place: _Index, error: Exception) -> None:
 
 
 def delayed_sinks(arrays: Sequence[da.Array], sinks: Mapping[_Index, _Sink], name: str) -> Any:
-    """Return a Delayed that writes all blocks and returns the number of pixels written.
-
-    Parameters
-    ----------
-    arrays, sinks, name
-        As for :func:`run_sinks`.
-    """
+    """Return a Delayed that writes all blocks and returns the number of pixels written."""
     from dask.delayed import Delayed
 
     graph = _sink_graph(arrays, sinks, name)
     total = f"{name}-pixels"
     last = {total: (sum, [(name, *index) for index in sinks])}
-    return Delayed(total, HighLevelGraph.from_collections(total, last, [_Ends(graph, name)]))
+    layers = {**graph.layers, total: MaterializedLayer(last)}
+    return Delayed(total, HighLevelGraph(layers, {**graph.dependencies, total: {name}}))
 
 
 def leaves_process() -> bool:
@@ -180,30 +161,6 @@ def _validated_client() -> Any:
     if client is not None:
         validate_versions(client)
     return client
-
-
-@dataclass(frozen=True)
-class _Ends:
-    """A graph as a dask collection, for others to depend on."""
-
-    graph: HighLevelGraph
-    name: str
-
-    def __dask_graph__(self) -> HighLevelGraph:
-        return self.graph
-
-    def __dask_layers__(self) -> tuple[str]:
-        return (self.name,)
-
-
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """Task: return a value that was computed before."""
-
-    value: Any
-
-    def __call__(self) -> Any:
-        return self.value
 
 
 def _sink_graph(
@@ -298,7 +255,7 @@ def _with_held(graph: HighLevelGraph, held: Mapping[Hashable, Any]) -> HighLevel
     layers = dict(graph.layers)
     for name, layer in graph.layers.items():
         if name.startswith(GROUPS):
-            tasks = {key: (_Held(held[key]),) if key in held else layer[key] for key in layer}
+            tasks = {key: (literal(held[key]),) if key in held else layer[key] for key in layer}
             layers[name] = MaterializedLayer(tasks)
     return HighLevelGraph(layers, graph.dependencies)
 

@@ -35,28 +35,11 @@ from xchmv2.raster import Chunks, FloatArray, TileAxis, TileRun, assemble, runs_
 class Job:
     """All that determines a prediction besides its pixels; small, hashable, in every task.
 
-    Parameters
-    ----------
-    model : ModelSpec
-        The model, its device and its precision.
-    reader : WindowReader
-        From source pixels to windows.
-    rows, cols : TileAxis
-        The tile grid.
-    block : int
-        Side of an output chunk [px].
-    scaling : Scaling
-        Value range of the source.
-    layers : tuple of str
-        Layers to derive.
-    batch_size : int or "auto"
-        Tiles per forward.
-    bands : tuple of str
-        Names of red, green and blue in the source.
-    masked : bool
-        Whether a mask of valid pixels was given.
-    unnamed : tuple of Hashable
-        What ``bands=`` calls the three bands, if no name tells that they are red, green and blue.
+    `reader` leads from source pixels to windows; `rows` and `cols` are the tile grid; `block` is
+    the side of an output chunk [px]; `scaling` the value range of the source; `batch_size` the
+    tiles per forward; `bands` are the names of red, green and blue in the source; `masked` is
+    whether a mask of valid pixels was given; `unnamed` what ``bands=`` calls the three bands, if no
+    name tells that they are red, green and blue.
     """
 
     model: ModelSpec
@@ -95,16 +78,9 @@ class Job:
 class SumGroup:
     """Task: the weighted sums of one group's tiles, for each date of a chunk.
 
-    Parameters
-    ----------
-    job : Job
-        The prediction.
-    iy, ix : int
-        The group: indices of its runs.
-    offsets : tuple of (int, int)
-        The window's start in the chunks of each source.
-    bands : tuple of (int or None)
-        Index along the band dimension of each source's chunks; a fourth source is a mask.
+    `iy`, `ix`: the group, by the indices of its runs; `offsets`: the window's start in the chunks
+    of each source; `bands`: index along the band dimension of each source's chunks. A fourth source
+    is a mask.
     """
 
     job: Job
@@ -165,18 +141,9 @@ class SumGroup:
 
 @dataclass(frozen=True)
 class BlendBlock:
-    """Task: add up the groups that reach into one block.
+    """Task: add up the groups that reach into one block, `by` and `bx`, and derive a layer.
 
-    Parameters
-    ----------
-    job : Job
-        The prediction.
-    layer : str
-        The layer to derive.
-    by, bx : int
-        The block.
-    shape : tuple of int
-        Shape of the result, (..., height, width).
+    `shape` is that of the result, (..., height, width).
     """
 
     job: Job

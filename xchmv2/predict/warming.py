@@ -322,18 +322,8 @@ _log = logging.getLogger(__name__)
 class _LoadModel(WorkerPlugin):  # type: ignore[misc]
     """Checks versions and loads the model in a worker before it takes its first task.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model.
-    versions : mapping
-        The client's versions by package.
-    only_gpus : bool
-        Whether workers that declare no GPU need no model.
-
-    Notes
-    -----
-    One per cluster: workers that join must have the model that was warmed up last.
+    `versions`: the client's, by package; `only_gpus`: whether workers that declare no GPU need no
+    model. One per cluster: workers that join must have the model that was warmed up last.
     """
 
     name = "xchmv2-load-model"

@@ -15,7 +15,6 @@ from xchmv2.inference.models import (
     resolve_model,
     rough_seconds_per_tile,
     seconds_per_tile,
-    time_tiles,
     validate_config,
     validate_model,
     warn_of_demo,

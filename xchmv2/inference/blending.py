@@ -7,7 +7,7 @@ that covers them, and stay NaN in the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,12 +27,7 @@ Sums = Mapping[str, FloatArray]
 class Accumulator:
     """Adds up the tiles of one group, one at a time.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        (H, W) of the group's extent [px].
-    layers : sequence of str
-        Layers that will be derived.
+    `shape` is (H, W) of the group's extent [px]; `layers` are those that will be derived.
     """
 
     def __init__(self, shape: tuple[int, int], layers: Sequence[Layer]) -> None:
@@ -71,19 +66,9 @@ class Accumulator:
 
 
 def stack_dates(dates: Sequence[Sums | None], shape: tuple[int, ...]) -> Sums | None:
-    """Join the sums of several dates along leading dims.
+    """Join the sums of several dates along leading dims of a shape: ``(*shape, H, W)``.
 
-    Parameters
-    ----------
-    dates : sequence of Sums or None
-        One entry per date; None where the date holds no valid pixel in this group.
-    shape : tuple of int
-        Shape of the leading dims, with as many elements as dates.
-
-    Returns
-    -------
-    Sums or None
-        Arrays of shape ``(*shape, H, W)``; None if no date holds a valid pixel.
+    None for a date without a valid pixel in this group, and if no date has one.
     """
     some = next((sums for sums in dates if sums is not None), None)
     if some is None:
@@ -103,14 +88,8 @@ def stack_dates(dates: Sequence[Sums | None], shape: tuple[int, ...]) -> Sums | 
 class BlockPart:
     """The part of one group that lies in one block.
 
-    Parameters
-    ----------
-    rows, cols : TileRun
-        The group.
-    top, left : int
-        First pixel of the block along each axis.
-    height, width : int
-        Size of the block [px].
+    `rows`, `cols`: the group; `top`, `left`: first pixel of the block; `height`, `width`: its size
+    [px].
     """
 
     rows: TileRun
@@ -145,23 +124,14 @@ class BlockPart:
 
 
 def blend(layer: Layer, parts: Sequence[BlockPart], sums: Sequence[Sums | None]) -> FloatArray:
-    """Add up the groups that reach into one block, in the order given.
+    """Add up the groups that reach into one block, in the order given: (..., height, width) [m].
 
-    Parameters
-    ----------
-    layer : {"height", "bin_spread", "overlap_disagreement"}
-        The layer to derive.
-    parts : sequence of BlockPart
-        The groups' parts in this block; together they cover it.
-    sums : sequence of Sums or None
-        The groups' sums, (..., H, W); None where a group holds no valid pixel.
-
-    Returns
-    -------
-    numpy.ndarray
-        (..., height, width) float32 [m], NaN where invalid.
+    `parts` of the groups cover the block. `sums` (..., H, W) are None where a group holds no valid
+    pixel. The result is float32, NaN where invalid.
     """
-    return _BLENDERS[layer](parts, sums)
+    if layer == "overlap_disagreement":
+        return _disagreement(parts, sums)
+    return _add_up(layer, parts, sums)
 
 
 def _shared(run: TileRun, first: int, length: int, zero: int) -> slice:
@@ -194,12 +164,3 @@ def _disagreement(parts: Sequence[BlockPart], sums: Sequence[Sums | None]) -> Fl
     count_x = first.cols.axis.coverage(first.left, first.left + first.width)
     variance[..., (count_y[:, None] * count_x[None, :]) == 1] = np.nan
     return np.sqrt(variance)
-
-
-_BLENDERS: dict[
-    Layer, Callable[[Sequence[BlockPart], Sequence[Sums | None]], npt.NDArray[np.float32]]
-] = {
-    "height": lambda parts, sums: _add_up("height", parts, sums),
-    "bin_spread": lambda parts, sums: _add_up("bin_spread", parts, sums),
-    "overlap_disagreement": _disagreement,
-}

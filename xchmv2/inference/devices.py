@@ -14,19 +14,9 @@ _DType = Literal["auto", "float32", "bfloat16"]
 
 
 def validate_device(device: str, *, remote: bool = False) -> None:
-    """Check a device's name and, if this process does the work, that it is present.
+    """Refuse a device, by a DeviceError, whose name torch does not know, or that is not here.
 
-    Parameters
-    ----------
-    device : str
-        Torch device, or "auto".
-    remote : bool, default False
-        Whether other machines do the work.
-
-    Raises
-    ------
-    DeviceError
-        If the name is unknown to torch, or this machine has no such device.
+    If other machines do the work (`remote`), only its name is checked.
     """
     if device == "auto":
         return
@@ -51,38 +41,18 @@ def validate_device(device: str, *, remote: bool = False) -> None:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """Turn "auto" into the precision for a device.
-
-    Raises
-    ------
-    DeviceError
-        If the dtype is not one of the three.
-    """
+    """Turn "auto" into the precision for a device; a DeviceError refuses an unknown one."""
     validate_choice("dtype", dtype, get_args(_DType), error=DeviceError)
     if dtype != "auto":
         return dtype
-    on_cuda = device == "auto" or device.startswith("cuda")
-    return "bfloat16" if on_cuda and _computes_bfloat16() else "float32"
-
-
-def _computes_bfloat16() -> bool:
-    """Whether the CUDA device computes in bfloat16; emulation is slower than float32."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    on_cuda = (device == "auto" or device.startswith("cuda")) and torch.cuda.is_available()
+    # Emulation is slower than float32.
+    fast = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
 
 
 def resolve_device(device: str) -> str:
-    """Name a device of this process exactly, so that 'cuda' and 'cuda:0' are one.
-
-    Parameters
-    ----------
-    device : str
-        Torch device, or "auto" for CUDA if available.
-
-    Returns
-    -------
-    str
-        For example "cpu" or "cuda:0".
-    """
+    """Name a device of this process exactly, so that "cuda" and "cuda:0" are one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device

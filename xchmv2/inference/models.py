@@ -8,15 +8,13 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from xchmv2.errors import CheckpointError, DemoModelWarning, warn
-from xchmv2.inference.blending import Layer
 from xchmv2.inference.devices import resolve_device, resolve_dtype, validate_device
 from xchmv2.inference.predictor import Predictor
 from xchmv2.inference.versions import validate_versions
@@ -156,42 +154,17 @@ def resolve_model(
     in_process: bool = False,
     weights: bool = True,
 ) -> ModelSpec:
-    """Find a model's files and describe it, without loading it.
+    """Find a model's files and describe it for graphs, without loading it.
 
-    Parameters
-    ----------
-    model : str, path, CHMv2ForDepthEstimation or ModelSpec
-        Hub id, checkpoint folder, "demo", live model, or the result of ``xchmv2.warmup``.
-    device : str, default "auto"
-        Torch device; "auto" is CUDA if the computing process has it, else the CPU.
-    dtype : {"auto", "float32", "bfloat16"}
-        "auto" is bfloat16 where this process, or under a distributed client every worker that
-        will forward tiles, has a CUDA card that supports it, else float32.
-    compile : bool, default False
-        Whether the network is compiled before it is used.
-    spread : bool, default False
-        Whether the spread of the height bins will be computed.
-    in_process : bool, default False
-        Whether this process will do the work, even under a distributed client.
-    weights : bool, default True
-        Whether weights on the hub are fetched, if this process may need them.
+    `model`, `device`, `dtype` and `compile` are those of :func:`xchmv2.predict.predict`. `spread`
+    is whether the spread of the height bins will be computed, `in_process` whether this process
+    will do the work, even under a distributed client, `weights` whether weights on the hub are
+    fetched, if this process may need them.
 
-    Returns
-    -------
-    ModelSpec
-        The description that goes into graphs.
-
-    Raises
-    ------
-    CheckpointError
-        If the files are missing or damaged, the model does not take three bands, or a live model
-        is used under a distributed client.
-    ConfigError
-        If the spread is requested from a model without bins.
-    DeviceError
-        If the device or dtype is unknown, or this machine has no such device.
-    CHMv2Error
-        If scheduler or workers of a distributed client have another version of this package.
+    A CheckpointError refuses files that are missing or damaged, a model that does not take three
+    bands, and a live model under a distributed client; a ConfigError the spread of a model without
+    bins; a DeviceError an unknown device or dtype, and a device that this machine lacks; a
+    CHMv2Error a cluster with another version of this package.
     """
     validate_model(model)
     validate_flags(compile=compile)
@@ -235,13 +208,7 @@ def _resolve(
 
 
 def validate_model(model: object) -> None:
-    """Check that a model is a name, a folder, a live model or a spec, before it is looked for.
-
-    Raises
-    ------
-    CheckpointError
-        If it is anything else.
-    """
+    """Refuse what is no name, folder, live model or spec, by a CheckpointError."""
     if not isinstance(model, str | os.PathLike | CHMv2ForDepthEstimation | ModelSpec):
         raise CheckpointError(
             "a hub id, a checkpoint folder, a CHMv2ForDepthEstimation or what warmup() returned",
@@ -251,13 +218,7 @@ def validate_model(model: object) -> None:
 
 
 def refuse_live(model: object) -> None:
-    """Refuse a model that exists in one process only.
-
-    Raises
-    ------
-    CheckpointError
-        If the model is live.
-    """
+    """Refuse a model that exists in one process only, by a CheckpointError."""
     name = model.model if isinstance(model, ModelSpec) else ""
     if isinstance(model, CHMv2ForDepthEstimation) or name.startswith(_LIVE):
         raise CheckpointError(
@@ -268,19 +229,9 @@ def refuse_live(model: object) -> None:
 
 
 def validate_config(config: CHMv2Config, *, spread: bool = False) -> None:
-    """Check that a model takes three bands and can compute what is requested.
+    """Check that a model takes three bands, and has bins if their spread will be computed.
 
-    Parameters
-    ----------
-    config : CHMv2Config
-        The model's configuration.
-    spread : bool, default False
-        Whether the spread of the height bins will be computed.
-
-    Raises
-    ------
-    CheckpointError, ConfigError
-        If it does not.
+    Else a CheckpointError, or a ConfigError.
     """
     channels = config.backbone.num_channels
     if channels != 3:
@@ -350,20 +301,7 @@ _T = TypeVar("_T")
 def get_predictor(spec: ModelSpec) -> Predictor:
     """Return this process's predictor for a spec, loading its model on the first call.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        From :func:`resolve_model`, maybe in another process.
-
-    Returns
-    -------
-    Predictor
-        Shared by all threads.
-
-    Raises
-    ------
-    CheckpointError
-        If the weights found here are not those of the spec.
+    All threads share it. A CheckpointError refuses weights that are not those of the spec.
     """
     device = resolve_device(spec.device)
     key = _key(spec, device)
@@ -374,42 +312,14 @@ def get_predictor(spec: ModelSpec) -> Predictor:
 
 
 def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
-    """Return the mean time of tiles of a size in this process, without loading anything.
+    """Return the mean time of tiles of a size [px] in this process [s], without loading anything.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model, with its precision and device.
-    window : tuple of int
-        Height and width of a tile [px].
-
-    Returns
-    -------
-    float or None
-        Time per tile [s], with batching and blending, without reading and writing; None if this
-        process has forwarded no such tile, or no longer holds the model.
+    With batching and blending, without reading and writing; None if this process has forwarded no
+    such tile, or no longer holds the model.
     """
     with _load_lock:
         found = _predictors.get(_key(spec, resolve_device(spec.device)))
     return None if found is None else found.seconds_per_tile(window)
-
-
-def time_tiles(
-    spec: ModelSpec,
-    window: tuple[int, int],
-    batch_size: int | Literal["auto"],
-    layers: Sequence[Layer],
-) -> None:
-    """Load a model and forward a few tiles, so that :func:`seconds_per_tile` knows their time.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model, with its precision and device.
-    window, batch_size, layers
-        As for ``Predictor.time_tiles``.
-    """
-    get_predictor(spec).time_tiles(window, batch_size, layers)
 
 
 #: Operations of the published network for one tile of 448 px, and the share of its backbone.
@@ -426,19 +336,10 @@ _LEAST_SECONDS = 2e-3
 
 
 def rough_seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
-    """Estimate the time of a tile from the size of the network and the kind of device.
+    """Estimate the time of a tile [s] from the size of the network and the kind of device.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model, with its precision and device.
-    window : tuple of int
-        Height and width of a tile [px].
-
-    Returns
-    -------
-    float or None
-        Time per tile [s], by a factor of two or three; None if the configuration is not here.
+    By a factor of two or three; None if the model's configuration is not here. `window` is (height,
+    width) of a tile [px].
     """
     try:
         backbone = _find_config(spec).backbone
@@ -474,12 +375,7 @@ def _key(spec: ModelSpec, device: str) -> tuple[Any, ...]:
 def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
     """Set the predictor that this process uses for a spec, instead of loading one.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        Names the predictor in graphs.
-    predictor : Predictor
-        Returned by :func:`get_predictor`; dropped like those that were loaded.
+    It is dropped like those that were loaded.
     """
     key = _key(spec, resolve_device(spec.device))
     with _load_lock:
@@ -490,8 +386,6 @@ def hold_predictor(spec: ModelSpec, predictor: Predictor) -> None:
 def clear_models() -> None:
     """Forget all models this process holds, live ones too, and free their memory.
 
-    Notes
-    -----
     Lazy results of live models cannot be computed afterwards; others load their files again.
     """
     with _load_lock:

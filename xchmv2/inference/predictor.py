@@ -36,13 +36,7 @@ _device_locks: dict[torch.device, threading.Lock] = {}
 
 
 def tiles_forwarded() -> int:
-    """Count the tiles this process has put through a model since it started.
-
-    Returns
-    -------
-    int
-        Tiles forwarded; take the difference of two calls to count those of one computation.
-    """
+    """Count the tiles this process has put through a model since it started."""
     return _tiles_forwarded
 
 
@@ -66,12 +60,9 @@ def skip_tiles(tiles: int) -> None:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The values that stand for black and for full brightness, per band.
+    """The values of red, green and blue that stand for black and for full brightness.
 
-    Parameters
-    ----------
-    low, high : tuple of float
-        One value for each of red, green and blue; values outside are clipped.
+    Values outside are clipped.
     """
 
     low: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -81,25 +72,11 @@ class Scaling:
 class Predictor:
     """A model on a device, ready for windows.
 
-    Parameters
-    ----------
-    model : CHMv2ForDepthEstimation
-        The model; it is moved to the device. For bfloat16 it is copied, with its weights in
-        bfloat16.
-    device : str
-        A torch device.
-    dtype : {"float32", "bfloat16"}
-        Precision of the network. Logits to height is always float32.
-    mean, std : tuple of float
-        Normalisation of red, green and blue in the range 0 to 1; finite, and std above 0.
-    compile : bool, default False
-        Whether the network is compiled. All batches then have one size, the last of a window is
-        filled up, so that it is compiled once for each tile size.
-
-    Raises
-    ------
-    ConfigError
-        If mean or std cannot be used.
+    The model is moved to the `device`; for a `dtype` of bfloat16 it is copied, with its weights in
+    bfloat16. Logits to height is always float32. `mean` and `std` normalise red, green and blue in
+    the range 0 to 1; a ConfigError refuses those that are not finite, and a std of 0. If the
+    network is to `compile`, all batches have one size, the last of a window is filled up, so that
+    it is compiled once for each tile size.
     """
 
     def __init__(
@@ -128,17 +105,9 @@ class Predictor:
         self._watches: dict[tuple[int, int], _Stopwatch] = {}
 
     def seconds_per_tile(self, window: tuple[int, int]) -> float | None:
-        """Return the mean time of a tile so far, with batching and blending.
+        """Return the mean time of a tile so far [s], of all threads together, with blending.
 
-        Parameters
-        ----------
-        window : tuple of int
-            Height and width of the tile [px].
-
-        Returns
-        -------
-        float or None
-            Time per tile [s], of all threads together; None before such a tile was forwarded.
+        `window` is (height, width) of the tile [px]; None before such a tile was forwarded.
         """
         watch = self._watches.get(window)
         return None if watch is None else watch.seconds_per_tile
@@ -148,14 +117,7 @@ class Predictor:
     ) -> None:
         """Forward two batches of black tiles, so that the time of a tile is known.
 
-        Parameters
-        ----------
-        window : tuple of int
-            Height and width of a tile [px], multiples of 32.
-        batch_size : int or "auto"
-            Tiles per forward; 64 at most.
-        layers : sequence of str
-            Layers that are derived from the sums.
+        `window` is (height, width) of a tile [px], multiples of 32; a batch is of 64 tiles at most.
         """
         height, width = window
         compiled = self._compiled is not None
@@ -188,31 +150,11 @@ class Predictor:
     ) -> dict[str, FloatArray] | None:
         """Forward the tiles of a group that hold a valid pixel and add them up.
 
-        Parameters
-        ----------
-        image : numpy.ndarray
-            (3, H, W) red, green and blue over the group's extent, in the source's values.
-        valid : numpy.ndarray of bool
-            (H, W) pixels that hold imagery.
-        rows, cols : TileRun
-            The group; H and W are the lengths of their extents.
-        scaling : Scaling
-            Value range of the source.
-        layers : sequence of str
-            Layers that will be derived from the sums.
-        batch_size : int or "auto"
-            Tiles per forward.
-
-        Returns
-        -------
-        dict of numpy.ndarray or None
-            Weighted sums over the extent, (H, W) float32 [m], NaN where invalid; None if no
-            pixel is valid.
-
-        Raises
-        ------
-        CHMv2Error
-            If a height or spread at a valid pixel is not finite.
+        `image` (3, H, W) holds red, green and blue over the extent of the group `rows`, `cols`, in
+        the source's values, which `scaling` tells; `valid` (H, W) the pixels of imagery. Returns
+        the weighted sums over the extent that `layers` are derived from, (H, W) float32 [m], NaN
+        where invalid; None if no pixel is valid. A CHMv2Error refuses a height or spread that is
+        not finite at a valid pixel.
         """
         tiles = [(y, x) for y, x in product(rows.tiles, cols.tiles) if valid[y[0], x[0]].any()]
         skip_tiles(len(rows.tiles) * len(cols.tiles) - len(tiles))
@@ -433,23 +375,10 @@ _COMPILED_BATCH = 8
 def resolve_batch(
     batch_size: int | Literal["auto"], pixels: int, device: torch.device, *, compiled: bool
 ) -> int:
-    """Turn "auto" into a number of tiles for a device of this process.
+    """Turn a batch size of "auto" into a number of tiles for a device of this process.
 
-    Parameters
-    ----------
-    batch_size : int or "auto"
-        As requested; "auto" fills half of a GPU's free memory, up to the batch that keeps it busy.
-    pixels : int
-        Pixels of one tile, padding included.
-    device : torch.device
-        Where the network runs.
-    compiled : bool
-        Whether it is compiled.
-
-    Returns
-    -------
-    int
-        Tiles per forward, 1 or more.
+    It fills half of a GPU's free memory, up to the batch that keeps it busy. `pixels` are those of
+    one tile, padding included.
     """
     if batch_size != "auto":
         return batch_size
@@ -579,8 +508,6 @@ class _CompiledFeatures:
 class _Stopwatch:
     """Measures work that several threads do at once.
 
-    Notes
-    -----
     Time runs while at least one thread works, so that simultaneous work counts once. Each spell,
     from the first thread to begin to the last to end, is added when it is over. The very first
     includes setting up the device: it counts only until there is another.

@@ -20,24 +20,10 @@ _MOST_NAMED = 3
 
 
 def validate_versions(client: Any, packages: Sequence[str] = ("xchmv2",)) -> dict[str, str]:
-    """Compare versions between client, scheduler and workers; no task is sent for it.
+    """Compare versions between client, scheduler and workers; returns the client's, by package.
 
-    Parameters
-    ----------
-    client : distributed.Client
-        The cluster. One used in coroutines cannot be asked, and is not.
-    packages : sequence of str
-        What to compare; by default this package alone.
-
-    Returns
-    -------
-    dict
-        The client's versions by package.
-
-    Raises
-    ------
-    CHMv2Error
-        If they differ; it names the packages, their versions and where they were found.
+    No task is sent for it. A client used in coroutines cannot be asked, and is not. A CHMv2Error
+    names the packages that differ, their versions and where they were found.
     """
     if client.asynchronous:
         return {}
@@ -58,19 +44,9 @@ def validate_versions(client: Any, packages: Sequence[str] = ("xchmv2",)) -> dic
 
 
 def validate_own_versions(theirs: Mapping[str, str], name: str) -> None:
-    """Compare the versions in this process with a client's.
+    """Compare the versions in this process, the worker of a name, with a client's.
 
-    Parameters
-    ----------
-    theirs : mapping
-        The client's versions by package.
-    name : str
-        The name of the worker that this process is.
-
-    Raises
-    ------
-    CHMv2Error
-        If they differ.
+    A CHMv2Error names those that differ.
     """
     from distributed.versions import get_versions
 

@@ -26,11 +26,6 @@ def active_client() -> Any | None:
     return _ask_distributed("default_client")
 
 
-def _active_worker() -> Any | None:
-    """Return the worker whose task this is; never imports distributed."""
-    return _ask_distributed("get_worker")
-
-
 def _ask_distributed(function: str) -> Any | None:
     """Call a function of distributed; None where it raises a ValueError or is not imported."""
     if "distributed" not in sys.modules:
@@ -57,31 +52,17 @@ def forwarding_workers(workers: Workers) -> Workers:
 
 
 def gpu_share(declared: Iterable[float]) -> float | None:
-    """Choose how much of the resource one tile group takes.
+    """Choose how much of the resource one tile group takes, by what each worker declares.
 
-    Parameters
-    ----------
-    declared : iterable of float
-        The amount that each worker declares.
-
-    Returns
-    -------
-    float or None
-        Half of the smallest amount declared, so that one group is prepared while another is on
-        the GPU; None where no worker declares any.
+    Half of the smallest amount, so that one group is prepared while another is on the GPU; None
+    where no worker declares any.
     """
     least = min((amount for amount in declared if amount > 0), default=None)
     return None if least is None else least / 2
 
 
 def forward_resources() -> dict[str, float] | None:
-    """Resources that a task which forwards tiles needs on the active cluster.
-
-    Returns
-    -------
-    dict or None
-        None without a cluster, or where none of its workers declares a GPU.
-    """
+    """Resources that a task which forwards tiles needs on the active cluster; None for none."""
     client = active_client()
     if client is None:
         return None
@@ -92,19 +73,7 @@ def forward_resources() -> dict[str, float] | None:
 def workers_dtype(client: Any, device: str, dtype: str) -> str:
     """Turn "auto" into a precision that every worker which will forward tiles computes in.
 
-    Parameters
-    ----------
-    client : distributed.Client
-        The cluster.
-    device : str
-        Torch device, or "auto".
-    dtype : {"auto", "float32", "bfloat16"}
-        As requested; only "auto" asks the workers.
-
-    Returns
-    -------
-    str
-        "float32" where there is no worker yet, or the client is asynchronous.
+    It is "float32" where there is no worker yet, or the client is asynchronous.
     """
     if dtype != "auto" or device == "cpu":
         return resolve_dtype(dtype, device)
@@ -125,28 +94,8 @@ def ask_workers(
 ) -> dict[str, Any]:
     """Run a coroutine function once in each worker process, outside its tasks.
 
-    Parameters
-    ----------
-    client : distributed.Client
-        The cluster.
-    workers : mapping
-        The workers to ask, by address.
-    function : coroutine function
-        Defined in a module, so that it is pickled by name.
-    *args
-        Its arguments.
-    task : str
-        Names what the workers are asked to do, for the message.
-
-    Returns
-    -------
-    dict
-        Answers by address.
-
-    Raises
-    ------
-    CHMv2Error
-        If one or more cannot; names each, its host and its reason.
+    The function is defined in a module, so that it is pickled by name. Returns the answers by
+    address; a CHMv2Error names each worker that cannot do the `task`, its host and its reason.
     """
     answers = client.run(function, *args, workers=list(workers), on_error="return")
     failed = {address: found for address, found in answers.items() if isinstance(found, Exception)}
@@ -184,31 +133,20 @@ async def _fastest_dtype(device: str) -> str:
     return await asyncio.to_thread(lambda: resolve_dtype("auto", resolve_device(device)))
 
 
-_NANNYS = "1"
-
-
 def forward_threads(worker: Any | None) -> int:
-    """Count the threads that a forward gets.
+    """Count the threads that a forward gets, in the process of a worker if there is one.
 
-    Parameters
-    ----------
-    worker : distributed.Worker or None
-        The worker of this process, if any.
-
-    Returns
-    -------
-    int
-        The worker's threads where its nanny limited torch to one, else the setting of torch. Any
-        other ``OMP_NUM_THREADS`` that the worker was started with is kept.
+    The worker's threads where its nanny limited torch to one, else the setting of torch. Any other
+    ``OMP_NUM_THREADS`` that the worker was started with is kept.
     """
     nannied = worker is not None and worker.nanny is not None
-    if nannied and os.environ.get("OMP_NUM_THREADS") == _NANNYS:
+    if nannied and os.environ.get("OMP_NUM_THREADS") == "1":
         return int(worker.state.nthreads)  # type: ignore[union-attr]
     return torch.get_num_threads()
 
 
 def use_forward_threads() -> None:
     """Give the forward that this thread is about to run the threads of its worker."""
-    threads = forward_threads(_active_worker())
+    threads = forward_threads(_ask_distributed("get_worker"))
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)

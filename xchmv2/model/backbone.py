@@ -34,16 +34,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DINOv3ViTBackbone(nn.Module):
-    """Vision transformer that returns the tokens of the configured stages.
-
-    Parameters
-    ----------
-    config : DINOv3ViTConfig
-
-    References
-    ----------
-    DINOv3, arXiv 2508.10104.
-    """
+    """Vision transformer (DINOv3, arXiv 2508.10104): pixels to tokens of the configured stages."""
 
     def __init__(self, config: DINOv3ViTConfig) -> None:
         super().__init__()
@@ -58,16 +49,8 @@ class DINOv3ViTBackbone(nn.Module):
     ) -> BackboneOutput:
         """Run the blocks that are needed and keep what is asked for.
 
-        Parameters
-        ----------
-        pixels : Tensor [B, bands, H, W]
-            Normalised image; rows and columns beyond the last whole patch are left out.
-        hidden_states, attentions : bool
-            Whether to keep all hidden states and attention weights.
-
-        Returns
-        -------
-        BackboneOutput
+        `pixels` [B, bands, H, W] are normalised; rows and columns beyond the last whole patch are
+        left out. `hidden_states` and `attentions` are whether to keep all of these.
         """
         (high, wide), last = self.config.patch_shape, self.config.stages[-1]
         grid = (pixels.shape[-2] // high, pixels.shape[-1] // wide)
@@ -96,16 +79,10 @@ class DINOv3ViTBackbone(nn.Module):
 class BackboneOutput:
     """Result of one pass through the backbone.
 
-    Attributes
-    ----------
-    stages : tuple of Tensor [B, 1 + registers + patches, C]
-        Tokens of the configured stages, normalised as configured.
-    grid : tuple of int
-        Rows and columns of patches.
-    hidden_states : tuple of Tensor [B, N, C] or None
-        Embedding and output of every block, not normalised, if asked for.
-    attentions : tuple of Tensor [B, heads, N, N] or None
-        Attention weights of every block, if asked for.
+    `stages`: tokens of the configured stages, normalised as configured, each [B, 1 + registers +
+    patches, C]; `grid`: rows and columns of patches; `hidden_states`: embedding and output of every
+    block, not normalised, each [B, N, C], and `attentions`: attention weights of every block, each
+    [B, heads, N, N], if asked for.
     """
 
     stages: tuple[Tensor, ...]

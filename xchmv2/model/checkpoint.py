@@ -54,19 +54,10 @@ _file_hashes: dict[tuple[str, int, int, int], str] = {}
 class Checkpoint:
     """A checkpoint folder, identified by its content.
 
-    Attributes
-    ----------
-    model_id : str
-        Hub id, or absolute path of a local folder.
-    revision : str or None
-        Commit on the hub; ``None`` for a local folder.
-    folder : Path
-        Where the files are.
-    weights_sha256 : str
-        SHA-256 of ``model.safetensors``; for a sharded checkpoint, of the shards' names and
-        hashes.
-    config_sha256 : str
-        SHA-256 of ``config.json`` and ``preprocessor_config.json``, whatever their layout.
+    `model_id`: hub id, or absolute path of a local folder; `revision`: commit on the hub, None for
+    a local folder; `weights_sha256`: of ``model.safetensors``, or for a sharded checkpoint of the
+    shards' names and hashes; `config_sha256`: of ``config.json`` and ``preprocessor_config.json``,
+    whatever their layout.
     """
 
     model_id: str
@@ -83,17 +74,10 @@ class Checkpoint:
     def mean_std(self) -> tuple[_Colour, _Colour]:
         """Mean and standard deviation of red, green and blue between 0 (black) and 1 (white).
 
-        Returns
-        -------
-        tuple of two tuples of 3 float
-            From ``preprocessor_config.json`` where present, else those of CHMv2; for another
-            ``rescale_factor`` than 1 / 255 they are converted to that range.
-
-        Raises
-        ------
-        CheckpointError, ConfigError
-            If the file cannot be read, a setting in it is not allowed, or it does not hold one
-            number or three of each.
+        From ``preprocessor_config.json`` where present, else those of CHMv2; for another
+        ``rescale_factor`` than 1 / 255 they are converted to that range. A CheckpointError or
+        ConfigError refuses a file that cannot be read, a setting that is not allowed, and other
+        counts than one or three numbers of each.
         """
         path = self.folder / PREPROCESSOR_NAME
         # The device that a file names is the processor's alone.
@@ -114,31 +98,14 @@ def resolve_checkpoint(
 ) -> Checkpoint:
     """Find a checkpoint's files, downloading them if they are on the hub, and hash them.
 
-    Parameters
-    ----------
-    model : str or path
-        Folder with ``config.json`` and ``model.safetensors`` (or shards and their index), or an
-        id on the Hugging Face hub.
-    revision : str, optional
-        Branch, tag or commit on the hub; a local folder has none and ignores it.
-    **hub
-        ``token``, ``cache_dir``, ``local_files_only`` and ``subfolder``, see `HubOptions`.
+    `model` is a folder with ``config.json`` and ``model.safetensors`` (or shards and their index),
+    or an id on the Hugging Face hub, of which `revision` is a branch, tag or commit. Hashes are
+    kept per file (path, size, time, inode), so a second call costs little and an overwritten folder
+    gives a new hash.
 
-    Returns
-    -------
-    Checkpoint
-
-    Raises
-    ------
-    CheckpointError
-        If files are missing, damaged or not safetensors, or the hub cannot be reached or refuses.
-    ConfigError
-        If a file of settings or an argument holds a value that is not allowed.
-
-    Notes
-    -----
-    Hashes are kept per file (path, size, time, inode), so a second call costs little and an
-    overwritten folder gives a new hash.
+    A CheckpointError refuses files that are missing, damaged or not safetensors, and a hub that
+    cannot be reached or refuses; a ConfigError a setting in a file or an argument that is not
+    allowed.
     """
     folder, is_local = find_folder(model, revision, _FILES, **hub)
     if is_local:
@@ -151,10 +118,7 @@ def describe(
 ) -> Checkpoint:
     """Describe the checkpoint in a folder, whose weights need not be there if their hash is known.
 
-    Raises
-    ------
-    CheckpointError, ConfigError
-        As `resolve_checkpoint` does.
+    Raises as `resolve_checkpoint` does.
     """
     preprocessor = folder / PREPROCESSOR_NAME
     settings = {
@@ -168,7 +132,8 @@ def describe(
     _ = found.config, found.mean_std()
     if weights_sha256 is None:
         _validate_blocks(found.config.backbone.num_hidden_layers, folder)
-        weights_sha256 = _weights_sha256(_weight_files(folder))
+        hashes = {path.name: _file_sha256(path) for path in _weight_files(folder)}
+        weights_sha256 = join_sha256(hashes)
     return replace(found, weights_sha256=weights_sha256)
 
 
@@ -184,20 +149,9 @@ class _Stored(NamedTuple):
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's tensors into a model, whatever data type they are stored in.
 
-    Parameters
-    ----------
-    model : nn.Module with a CHMv2Config as ``config``
-    checkpoint : Checkpoint
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor does not fit, see `validate_weights`, or holds a value that is not finite.
-
-    Warns
-    -----
-    UserWarning
-        If ``config.json`` says ``key_bias: true`` and no block has one: they are zeros then.
+    A CheckpointError refuses a tensor that does not fit, see `validate_weights`, or holds a value
+    that is not finite. A UserWarning tells that ``config.json`` says ``key_bias: true`` and no
+    block has one: they are zeros then.
     """
     stored, current = validate_weights(model, checkpoint.folder), model.state_dict()
     found: dict[str, Tensor] = {}
@@ -221,11 +175,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 def save_checkpoint(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write ``config.json`` and ``model.safetensors``, each replaced in one step.
 
-    Parameters
-    ----------
-    model : nn.Module with a CHMv2Config as ``config``
-    folder : str or path
-        Made if it does not exist; other files in it are kept.
+    The folder is made if it does not exist; other files in it are kept.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -266,10 +216,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 def read_shards(index: Path) -> list[str]:
     """Read the names of a checkpoint's shards.
 
-    Raises
-    ------
-    CheckpointError
-        If the index is damaged, or names something else than safetensors files beside it.
+    A CheckpointError refuses a damaged index, and one of anything but safetensors files beside it.
     """
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
@@ -352,11 +299,8 @@ def _validate_blocks(count: int, folder: Path) -> None:
 def validate_weights(model: nn.Module, folder: Path) -> dict[str, _Stored]:
     """Read a header, and check it against a model, on any device, "meta" too.
 
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, unexpected, of another shape or not floating point; the message
-        names the first of them.
+    A CheckpointError names the first tensors that are missing, unexpected, of another shape or not
+    floating point.
     """
     found = _read_header(folder)
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -415,20 +359,13 @@ def _packed(tensor: Tensor) -> Tensor:
 def state_dict_sha256(model: nn.Module) -> str:
     """Hash a live model's configuration and weights.
 
-    Returns
-    -------
-    str
-        Equal for equal content: for copies, and on any device; not equal to a file's hash.
+    Equal for equal content: for copies, and on any device; not equal to a file's hash.
     """
     digest = hashlib.sha256(repr(model.config).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_packed(tensor).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _weights_sha256(files: tuple[Path, ...]) -> str:
-    return join_sha256({path.name: _file_sha256(path) for path in files})
 
 
 def join_sha256(hashes: Mapping[str, str]) -> str:

@@ -48,16 +48,10 @@ _SOURCE: dict[str, tuple[type | tuple[type, ...], str, str]] = {
 class HubOptions(TypedDict, total=False):
     """Where a checkpoint's files are, in the words of ``huggingface_hub``.
 
-    Attributes
-    ----------
-    token : str or bool
-        Access token; True for the stored one, False for none.
-    cache_dir : str or path
-        Folder of downloaded files, instead of the hub's own cache.
-    local_files_only : bool
-        Whether to use downloaded files alone, without asking the hub.
-    subfolder : str
-        Folder inside the repository, or inside a local folder, that holds the files.
+    `token`: True for the stored one, False for none; `cache_dir`: folder of downloaded files,
+    instead of the hub's own cache; `local_files_only`: whether to use downloaded files alone,
+    without asking the hub; `subfolder`: inside the repository, or inside a local folder, that which
+    holds the files.
     """
 
     token: str | bool | None
@@ -74,31 +68,14 @@ def find_folder(
 ) -> tuple[Path, bool]:
     """Find a checkpoint's folder, downloading its files if they are on the hub.
 
-    Parameters
-    ----------
-    model : str or path
-        A folder, an id ``"owner/name"`` on the Hugging Face hub, or "demo" for the model that
-        comes with the package. A folder takes precedence over an id; "~" is the home folder.
-    revision : str or None
-        Branch, tag or commit on the hub; a local folder has none and ignores it.
-    files : sequence of str
-        Names or patterns of the files wanted; error messages name the first.
-    **hub
-        See `HubOptions`; for a local folder only ``subfolder`` counts.
+    `model` is a folder, an id ``"owner/name"`` on the Hugging Face hub, of which `revision` is a
+    branch, tag or commit, or "demo" for the model that comes with the package. A folder takes
+    precedence over an id; "~" is the home folder. `files` are names or patterns of the files
+    wanted; error messages name the first. Returns the absolute path, in which some of the files may
+    be missing, and whether it is a local folder, for which of `hub` only ``subfolder`` counts.
 
-    Returns
-    -------
-    folder : Path
-        Absolute. Some of the files may be missing in it.
-    is_local : bool
-        Whether `model` is a local folder.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no such folder, or the hub cannot be reached or refuses.
-    ConfigError
-        If another argument is unknown or of the wrong type.
+    A CheckpointError tells that there is no such folder, or that the hub cannot be reached or
+    refuses; a ConfigError refuses another argument that is unknown or of the wrong type.
     """
     options = _checked_options({**hub, "revision": revision})
     subfolder = PurePosixPath(options.pop("subfolder", ""))
@@ -192,12 +169,7 @@ def _download(model: str, files: list[str], options: dict[str, Any]) -> Path:
 def validate_file(path: Path, most: float = math.inf) -> None:
     """Check that a path is a file of at most `most` bytes; opening a pipe would wait for ever.
 
-    Raises
-    ------
-    CheckpointError
-        If it is something else, or larger.
-    OSError
-        If it cannot be looked at.
+    Else a CheckpointError; an OSError if it cannot be looked at.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > most:
@@ -225,11 +197,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a checkpoint file.
 
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, larger than 1 MiB, not JSON, or not an object, or an object in it
-        has a key twice.
+    A CheckpointError refuses a file that is missing, larger than 1 MiB, not JSON, or not an object,
+    and an object in it that has a key twice.
     """
     try:
         validate_file(path, _MOST_JSON)
@@ -273,12 +242,7 @@ def naming(path: Path) -> Iterator[None]:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object with sorted keys; the file appears whole or not at all.
 
-    Parameters
-    ----------
-    path : Path
-        Its folder is made if it does not exist.
-    data : mapping
-        Of values that JSON can hold.
+    Its folder is made if it does not exist.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, indent=2, sort_keys=True) + "\n"

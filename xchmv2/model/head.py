@@ -19,16 +19,7 @@ _STRIP_ROWS, _STEP_COLUMNS = 32, 16
 
 
 class DPTHead(nn.Module):
-    """Dense prediction head of CHMv2.
-
-    Parameters
-    ----------
-    config : CHMv2Config
-
-    References
-    ----------
-    DPT, arXiv 2103.13413.
-    """
+    """Dense prediction head of CHMv2 (DPT, arXiv 2103.13413)."""
 
     def __init__(self, config: CHMv2Config) -> None:
         super().__init__()
@@ -48,32 +39,17 @@ class DPTHead(nn.Module):
     def forward(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> Tensor:
         """Fuse the stages from coarse to fine.
 
-        Parameters
-        ----------
-        stages : tuple of Tensor [B, 1 + registers + patches, C]
-            Tokens of the backbone's stages, shallow to deep.
-        grid : tuple of int
-            Rows and columns of patches.
-
-        Returns
-        -------
-        Tensor [B, head_hidden_size, H, W]
-            Features, not negative; ``conv_depth.last`` makes the logits from them.
+        Tokens of the backbone's `stages`, shallow to deep, are [B, 1 + registers + patches, C];
+        `grid` are rows and columns of patches. Returns features [B, head_hidden_size, H, W], not
+        negative; ``conv_depth.last`` makes the logits from them.
         """
         return cast(Tensor, self.conv_depth(self._fuse(stages, grid)))
 
     def strips(self, stages: tuple[Tensor, ...], grid: tuple[int, int]) -> Iterator[Tensor]:
         """Yield the same features in parts, each of which can be freed before the next.
 
-        Parameters
-        ----------
-        stages, grid
-            As `forward` takes them.
-
-        Yields
-        ------
-        Tensor [b, head_hidden_size, rows, W]
-            On a CPU image by image, from top to bottom; on a GPU all at once.
+        [b, head_hidden_size, rows, W]: on a CPU image by image, from top to bottom; on a GPU all at
+        once.
         """
         return self.conv_depth.strips(self._fuse(stages, grid))
 

@@ -36,10 +36,6 @@ class FeaturesToHeight(nn.Module):
     """Last convolution and bins: features to height, and optionally the spread of the bins.
 
     It has no parameters of its own; the convolution belongs to the head.
-
-    Parameters
-    ----------
-    config : CHMv2Config
     """
 
     def __init__(self, config: CHMv2Config) -> None:
@@ -53,26 +49,10 @@ class FeaturesToHeight(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Make logits and reduce them to height, some pixels at a time.
 
-        Parameters
-        ----------
-        features : Tensor [B, C, H, W]
-            In any data type.
-        convolution : nn.Conv2d
-            1x1 convolution from features to logits.
-        spread : bool
-            Whether to return the standard deviation of the distribution over the bins too.
-
-        Returns
-        -------
-        height : Tensor [B, H, W], float32
-            Height [m].
-        spread : Tensor [B, H, W], float32, or None
-            Standard deviation [m].
-
-        Raises
-        ------
-        ConfigError
-            If the spread is asked for and the model has one output channel.
+        `features` [B, C, H, W] are of any data type; `convolution` is the 1x1 convolution from them
+        to logits. Returns heights [m], and the standard deviation of the distribution over the bins
+        [m] if the `spread` is asked for, both [B, H, W] float32. A ConfigError refuses the spread
+        of a model with one output channel.
         """
         if spread:
             validate_spread(self.config)
@@ -151,13 +131,7 @@ class FeaturesToHeight(nn.Module):
 
 
 def validate_spread(config: CHMv2Config) -> None:
-    """Check that the model has bins, without which there is no spread.
-
-    Raises
-    ------
-    ConfigError
-        If the model has one output channel.
-    """
+    """Check that the model has bins, without which there is no spread; else a ConfigError."""
     if config.number_output_channels == 1:
         raise ConfigError(
             "a model with bins for the layer 'bin_spread'",
@@ -249,7 +223,6 @@ def _is_power(size: int, least: int, most: int) -> bool:
 
 @functools.cache
 def _has_triton() -> bool:
-    """Tell whether triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -392,20 +392,10 @@ _CONVERTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Attention)
 
 
 def convert_weights(model: _Model, dtype: torch.dtype) -> _Model:
-    """Copy a model, with the weights of its matrix products in another data type.
+    """Copy a model for inference, with the weights of its matrix products in another data type.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model; it stays as it is.
-    dtype : torch.dtype
-        Precision of the autocast that the copy will run under.
-
-    Returns
-    -------
-    nn.Module
-        For inference. Norms, scales and tokens keep their data type, so that under autocast its
-        results equal those of the model to the bit.
+    That is the precision of the autocast that the copy will run under. Norms, scales and tokens
+    keep their data type, so that under autocast its results equal those of the model to the bit.
     """
     # Parameters in the memo are not copied: the converted weights are the only new ones.
     memo: dict[int, object] = {}

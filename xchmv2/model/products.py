@@ -18,21 +18,11 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply by a weight and add a bias, as `torch.nn.functional.linear`.
+    """Multiply [..., C] by a weight [K, C] and add a bias [K], as `torch.nn.functional.linear`.
 
     In float32 torch gives matrix products to MKL and convolutions to oneDNN. A 1x1 convolution of
     maps in channels_last is the same product on the same memory, and it is faster: oneDNN adds the
     bias on the way, while for MKL the output is filled with it first.
-
-    Parameters
-    ----------
-    x : Tensor [..., C]
-    weight : Tensor [K, C]
-    bias : Tensor [K], optional
-
-    Returns
-    -------
-    Tensor [..., K]
     """
     if not _convolves(x):
         return F.linear(x, weight, bias)
@@ -51,11 +41,9 @@ def infers_on_cpu(x: Tensor) -> bool:
 def _convolves(x: Tensor) -> bool:
     """Tell whether the product goes to oneDNN: float32 inference on a CPU."""
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and infers_on_cpu(x) and _has_both()
+    return plain and infers_on_cpu(x) and _has_mkl_and_onednn()
 
 
 @functools.cache
-def _has_both() -> bool:
-    """Tell whether this torch has MKL and oneDNN."""
-    libraries = torch.backends.mkl, torch.backends.mkldnn
-    return all(library.is_available() for library in libraries)
+def _has_mkl_and_onednn() -> bool:
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()

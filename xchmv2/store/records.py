@@ -55,22 +55,12 @@ Region = tuple[int, int, int]
 class Manifest:
     """The metadata of a store, which lie in a group beside the data, validated.
 
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        The store.
-    fingerprint : dict
-        Everything that determines the pixels except the dates.
-    dates : dict
-        By label, in order of the slots: entries of the dates. An entry holds the ``slot``, the
-        index along the dates for ever; the index in the ``record``; source ``items``; digest of the
-        ``imagery``; number of ``unreadable`` files.
-    parts : tuple of int
-        Objects of a block along y and x: chunks, or one shard.
-    copy : str or None
-        Name of the copy of the template; None in format 1 and in icechunk.
-    is_of_first_format : bool
-        Whether dates have no slots of their own yet.
+    `fingerprint`: everything that determines the pixels except the dates; `dates`: by label, in
+    order of the slots, entries of the ``slot``, the index along the dates for ever, the index in
+    the ``record``, source ``items``, digest of the ``imagery`` and number of ``unreadable`` files;
+    `parts`: objects of a block along y and x, chunks or one shard; `copy`: name of the copy of the
+    template, None in format 1 and in icechunk; `is_of_first_format`: whether dates have no slots of
+    their own yet.
     """
 
     store: Store
@@ -182,12 +172,10 @@ class Manifest:
 def open_manifest(store: Store, *, half_removed: bool = False) -> Manifest | None:
     """Open the metadata of a store; None if it is empty or its template is incomplete.
 
-    Raises
-    ------
-    StoreError
-        If it holds something else, was written by a later version, a former version was killed
-        while it moved dates, it is damaged, or it was half removed; with ``half_removed`` the last
-        two count as empty, and moved dates do not matter.
+    A StoreError refuses a store that holds something else, was written by a later version, is
+    damaged or half removed, or in which a former version was killed while it moved dates; with
+    ``half_removed`` these last three are no errors: the first two count as empty, and moved dates
+    do not matter.
     """
     data = read_object(store, MARKER)
     attrs = _attributes(data)

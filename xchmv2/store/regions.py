@@ -43,22 +43,10 @@ class _DatePlace:
 class WriteBlock:
     """Task: encode one block of each variable, write it, record it.
 
-    Parameters
-    ----------
-    store : zarr.abc.store.Store
-        The store.
-    identity : int
-        That of the manifest for which this was planned.
-    arrays, encodings : tuple
-        Arrays of the store, (date, y, x) or (y, x), and how each is stored.
-    dates : tuple of _DatePlace
-        Dates of the block that are not written yet.
-    block : tuple of int
-        Index of the block along y and x.
-    rows, cols : slice
-        Its pixels.
-    fsync : bool
-        Whether pixels have to be on a local disk before they are recorded.
+    `identity`: that of the manifest for which this was planned; `arrays` of the store, (date, y, x)
+    or (y, x), and `encodings`, how each is stored; `dates` of the block that are not written yet;
+    `block`: its index along y and x; `rows`, `cols`: its pixels; `fsync`: whether these have to be
+    on a local disk before they are recorded.
     """
 
     store: Store
@@ -198,15 +186,7 @@ def missing_blocks(
         present += len(places) - len(missing)
         if missing:
             found[index] = WriteBlock(
-                manifest.store,
-                identity,
-                arrays,
-                each,
-                missing,
-                (by, bx),
-                rows,
-                cols,
-                fsync,
+                manifest.store, identity, arrays, each, missing, (by, bx), rows, cols, fsync
             )
     return found, present
 

@@ -35,11 +35,8 @@ def resolve_store(
 ) -> Store:
     """Turn the address that a user gives into a zarr store; nothing is written or read.
 
-    Raises
-    ------
-    StoreError
-        If it is no :data:`StoreLike`, cannot be written, or lies on a file system that is not
-        installed.
+    A StoreError refuses what is no :data:`StoreLike`, cannot be written, or lies on a file system
+    that is not installed.
     """
     if not isinstance(storage_options, Mapping | None):
         raise StoreError(

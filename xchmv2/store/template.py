@@ -206,20 +206,10 @@ def _undated(codec: Any) -> Any:
 class Encoding:
     """How one variable is stored.
 
-    Parameters
-    ----------
-    dtype : str
-        Data type of the stored numbers.
-    fill : number or None
-        Stored number that means "missing".
-    scale : float or None
-        Metres per unit of stored integers.
-    step : float or None
-        Step that values stored as floating point are rounded to [m].
-    attrs : tuple of (str, str)
-        Further attributes for decoding.
-    compressor : str
-        "blosc", with zstd and bit shuffling, or "gzip".
+    `dtype`: of the stored numbers; `fill`: the stored number that means "missing"; `scale`: metres
+    per unit of stored integers; `step` that values stored as floating point are rounded to [m];
+    `attrs`: further attributes for decoding; `compressor`: "blosc", with zstd and bit shuffling, or
+    "gzip".
     """
 
     dtype: str
@@ -326,14 +316,8 @@ _LONGEST_CHUNK = 1024
 class Cube:
     """Variables on one grid, dask-backed, with equal blocks.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        Variables of dims ``(date, y, x)`` or ``(y, x)``, with coordinates in memory.
-    date_dim : str or None
-        Name of the dim before y and x.
-    dims : tuple of str
-        Names of the vertical and the horizontal dim.
+    `dataset`: variables of dims ``(date, y, x)`` or ``(y, x)``, with coordinates in memory;
+    `date_dim`: name of the dim before y and x, if any; `dims`: those of y and x.
     """
 
     dataset: xr.Dataset

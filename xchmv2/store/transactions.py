@@ -36,20 +36,10 @@ def transactions(
 ) -> Generator[tuple[Writes, Store, Any], None, None]:
     """Divide the work into the parts that are committed together.
 
-    Parameters
-    ----------
-    user : object
-        The store that a user gave. To a repository each date is committed by itself.
-    store : zarr Store
-        That store, ready for all dates.
-    sinks : mapping
-        The tasks that write into it.
-
-    Yields
-    ------
-    tuple
-        Tasks, the store that they write to, and the function that takes what a task returns and
-        returns the number of its pixels.
+    `user` is the store that a user gave, `store` the same ready for all dates, `sinks` are the
+    tasks that write into it. To a repository each date is committed by itself. Yields tasks, the
+    store that they write to, and the function that takes what a task returns and returns the number
+    of its pixels.
     """
     if not is_repository(user):
         yield _forked(store, sinks)

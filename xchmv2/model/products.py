@@ -46,4 +46,4 @@ def _convolves(x: Tensor) -> bool:
 
 @functools.cache
 def _has_mkl_and_onednn() -> bool:
-    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return all(part.is_available() for part in (torch.backends.mkl, torch.backends.mkldnn))

@@ -126,12 +126,12 @@ class CHMv2Accessor:
         self._obj = obj
 
     def __repr__(self) -> str:
-        return str(self._overview().text)
+        return self._describe(html=False)
 
     def _repr_html_(self) -> str:
-        return str(self._overview().html)
+        return self._describe(html=True)
 
-    def _overview(self) -> Any:
+    def _describe(self, *, html: bool) -> str:
         from xchmv2.imagery import describe_object
 
-        return describe_object(self._obj)
+        return describe_object(self._obj, html=html)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 
 import xarray as xr
 
@@ -62,26 +61,8 @@ _METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Overview:
-    """What is told of an object: a title, and what was found in it."""
-
-    title: str
-    rows: tuple[Row, ...]
-
-    @property
-    def text(self) -> str:
-        """The overview as aligned text."""
-        return as_text(f"<{self.title}>", self.rows)
-
-    @property
-    def html(self) -> str:
-        """The overview as a table for notebooks."""
-        return as_html(self.title, self.rows)
-
-
-def describe_object(obj: xr.Dataset | xr.DataArray) -> _Overview:
-    """Look at an object without computing anything; never raises.
+def describe_object(obj: xr.Dataset | xr.DataArray, *, html: bool) -> str:
+    """Look at an object without computing anything, as text or in HTML; never raises.
 
     Tells bands, values, dates, CRS, ground resolution, whether ``predict`` can run, and the methods
     that fit this object; the others are named in a last row.
@@ -98,12 +79,12 @@ def describe_object(obj: xr.Dataset | xr.DataArray) -> _Overview:
     obj = with_crs_variables(obj)
     with warnings.catch_warnings():  # predict() and plan() give them
         warnings.simplefilter("ignore")
-        rows = [(name, _told(look, obj)) for name, look in looks]
+        rows = [(name, _told(look, obj)) for name, look in looks] + _list_methods(obj)
     title = f"xchmv2 accessor of a {type(obj).__name__} ({write_sizes(obj.sizes)})"
-    return _Overview(title, (*rows, *_list_methods(obj)))
+    return as_html(title, rows) if html else as_text(f"<{title}>", rows)
 
 
-def _list_methods(obj: xr.Dataset | xr.DataArray) -> tuple[Row, ...]:
+def _list_methods(obj: xr.Dataset | xr.DataArray) -> list[Row]:
     """List the methods that fit an object by topic, and all others in one row."""
     fitting = _by_topic(topic for kind in _kinds(obj) for topic in _METHODS[kind])
     known = _by_topic(topic for topics in _METHODS.values() for topic in topics)
@@ -111,7 +92,7 @@ def _list_methods(obj: xr.Dataset | xr.DataArray) -> tuple[Row, ...]:
     others = dict.fromkeys(name for names in known.values() for name in names if name not in here)
     told = [f"{topic}: {', '.join(names)}" for topic, names in fitting.items()] or ["none fits"]
     rows = [("" if i else "methods", topic) for i, topic in enumerate(told)]
-    return (*rows, ("others", ", ".join(others)))
+    return [*rows, ("others", ", ".join(others))]
 
 
 def _by_topic(topics: Iterable[str]) -> dict[str, dict[str, None]]:

@@ -41,20 +41,10 @@ _LONGEST = 1_000_000
 class Grid:
     """The regular pixel grid of an image.
 
-    Parameters
-    ----------
-    dims : tuple of str
-        Names of the vertical and the horizontal dimension.
-    shape : tuple of int
-        (height, width) [px].
-    crs : odc.geo CRS or None
-        Coordinate reference system.
-    edges : tuple of float
-        Coordinates of the outer edges of the first row and the first column.
-    pixel : tuple of float
-        Signed pixel sizes (vertical, horizontal) in the coordinates' units.
-    side : float or None
-        Side of a pixel on the ground [m], where it is stated because there is no CRS.
+    `dims`: names of the vertical and the horizontal dimension; `shape`: (height, width) [px];
+    `crs`: an odc-geo CRS, if any; `edges`: coordinates of the outer edges of the first row and the
+    first column; `pixel`: signed sizes (vertical, horizontal) in the coordinates' units; `side`: of
+    a pixel on the ground [m], where it is stated because there is no CRS.
     """
 
     dims: tuple[str, str]

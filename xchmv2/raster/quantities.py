@@ -63,7 +63,8 @@ def tell_kind(array: xr.DataArray) -> _Kind:
         return "other"
     if array.sizes.get("band", 1) > 1:
         return "imagery"
-    if array.name in _LENGTHS or not _is_length(array):
+    unit = _unit(array)
+    if array.name in _LENGTHS or (unit is not None and unit.lower() not in _FACTORS):
         return "other"
     if array.name in CHANGE_NAMES or _long_name(array).startswith("change of canopy height"):
         return "change"
@@ -74,87 +75,52 @@ def tell_kind(array: xr.DataArray) -> _Kind:
 
 
 def read_heights(height: Raster) -> xr.DataArray:
-    """Read canopy heights from a DataArray or a Dataset.
+    """Read canopy heights [m] from a DataArray, or from a Dataset of one or with ``canopy_height``.
 
-    Parameters
-    ----------
-    height : DataArray or Dataset
-        Heights, or a Dataset with a variable ``canopy_height`` or with one variable only.
+    Floats of the same dims; integers become float32. NaN replaces the declared nodata value and
+    impossible heights: below -5 m, above 150 m, or infinite. Lazy if the input is. ``units`` of m,
+    dm, cm, mm and ft are converted, and ``scale_factor`` and ``add_offset`` that remain in the
+    attributes are applied. Heights without ``units`` are read as metres: undeclared feet cannot be
+    recognised.
 
-    Returns
-    -------
-    DataArray
-        Heights [m] of the same dims, floats; integers become float32. NaN replaces the declared
-        nodata value and impossible heights: below -5 m, above 150 m, or infinite. Lazy if the
-        input is.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is not a raster of numbers, the variable is ambiguous, the quantity is not a height,
-        or the unit is unknown. When values are read: if most values of a block are impossible
-        heights.
-
-    Warns
-    -----
-    UserWarning
-        If a ``scale_factor`` stands on floats, which may be scaled already. When values are read:
-        with the number of impossible heights.
-
-    Notes
-    -----
-    ``units`` of m, dm, cm, mm and ft are converted, and ``scale_factor`` and ``add_offset`` that
-    remain in the attributes are applied. Heights without ``units`` are read as metres: undeclared
-    feet cannot be recognised.
+    A CHMv2Error refuses what is no raster of numbers, an ambiguous variable, a quantity that is not
+    a height, an unknown unit and, when values are read, a block most of whose values are impossible
+    heights. A UserWarning tells of a ``scale_factor`` on floats, which may be scaled already, and,
+    when values are read, the number of impossible heights.
     """
     array = choose_heights(height)
     kind = tell_kind(array)
     if kind not in ("height", "unknown"):
         raise _wrong_kind("canopy heights", array, kind)
-    return _possible(_in_metres(array, offset=True), _LOWEST, _HIGHEST, "heights")
+    found = _in_metres(array, offset=True)
+    return _by_block(_drop_impossible, found, _LOWEST, _HIGHEST, "heights")
 
 
 def read_change(change: Raster) -> xr.DataArray:
-    """Read a change of canopy height from a DataArray or a Dataset.
+    """Read a change of canopy height [m], after minus before, from a DataArray or a Dataset.
 
-    Parameters
-    ----------
-    change : DataArray or Dataset
-        Height change, after minus before; the Dataset of ``difference``, or of ``events``, which is
-        a loss. A DataArray without metadata of its own, such as ``after - before``, is read as a
-        change.
+    That is the Dataset of ``difference``, or of ``events``, which is a loss; a DataArray without
+    metadata of its own, such as ``after - before``, is read as a change. Floats of the same dims,
+    negative where height was lost. NaN replaces the declared nodata value and impossible changes:
+    beyond 155 m either way, or infinite. Lazy if the input is. Units and ``scale_factor`` are
+    treated as by :func:`read_heights`; an ``add_offset`` is not applied, because it cancels in a
+    difference.
 
-    Returns
-    -------
-    DataArray
-        Change [m] of the same dims, floats, negative where height was lost. NaN replaces the
-        declared nodata value and impossible changes: beyond 155 m either way, or infinite. Lazy if
-        the input is.
-
-    Raises
-    ------
-    CHMv2Error
-        If it is not a raster of numbers, the Dataset holds no change, the quantity is not a change
-        but, for example, a height, or the unit is unknown. When values are read: if most values of
-        a block are impossible changes.
-
-    Warns
-    -----
-    UserWarning
-        When values are read: with the number of impossible changes; or if the values look like
-        heights, because the metadata of a height do not show whether two were subtracted.
-
-    Notes
-    -----
-    Units and ``scale_factor`` are treated as by :func:`read_heights`; an ``add_offset`` is not
-    applied, because it cancels in a difference.
+    A CHMv2Error refuses what is no raster of numbers, a Dataset without a change, a quantity that
+    is not a change but, for example, a height, an unknown unit and, when values are read, a block
+    most of whose values are impossible changes. A UserWarning tells, when values are read, the
+    number of impossible changes, or that the values look like heights, because the metadata of a
+    height do not show whether two were subtracted.
     """
     array = _choose_change(change)
     kind = tell_kind(array)
-    if kind not in ("change", "height", "unknown") or (kind == "height" and _is_original(array)):
+    # Arithmetic keeps name and attributes of heights, but drops the encoding that predict() and
+    # files set.
+    if kind not in ("change", "height", "unknown") or (kind == "height" and array.encoding):
         raise _wrong_kind("a change of canopy height", array, kind)
     most = _HIGHEST - _LOWEST
-    found = _possible(_in_metres(array, offset=False), -most, most, "changes of height")
+    found = _in_metres(array, offset=False)
+    found = _by_block(_drop_impossible, found, -most, most, "changes of height")
     if kind == "height":
         found = _by_block(_warn_of_heights, found)
     return -abs(found) if array.name == "magnitude" else found
@@ -228,13 +194,7 @@ def name_contents(raster: Any) -> str:
 
 
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
-    """Return the names of the vertical and the horizontal dim.
-
-    Raises
-    ------
-    ImageryError
-        If there are no spatial dims, or the pixels are not on a regular grid.
-    """
+    """Return the names of the vertical and the horizontal dim of a raster on a regular grid."""
     return find_grid(array).dims
 
 
@@ -280,21 +240,8 @@ def _choose_change(change: Raster) -> xr.DataArray:
     )
 
 
-def _is_original(height: xr.DataArray) -> bool:
-    """Return whether heights come unmodified from predict() or a file.
-
-    Arithmetic keeps name and attributes, but drops the encoding that both of these set.
-    """
-    return bool(height.encoding)
-
-
 def _long_name(array: xr.DataArray) -> str:
     return str(array.attrs.get("long_name", "")).lower()
-
-
-def _is_length(array: xr.DataArray) -> bool:
-    unit = _unit(array)
-    return unit is None or unit.lower() in _FACTORS
 
 
 def _unit(array: xr.DataArray) -> str | None:
@@ -385,11 +332,6 @@ def _by_block(function: Any, array: xr.DataArray, *args: Any) -> xr.DataArray:
     else:
         data = array.data.map_blocks(function, *args, dtype=array.dtype, meta=array.data._meta)
     return array.copy(deep=False, data=data)
-
-
-def _possible(array: xr.DataArray, low: float, high: float, what: str) -> xr.DataArray:
-    """Replace impossible values with NaN, when they are read."""
-    return _by_block(_drop_impossible, array, low, high, what)
 
 
 def _drop_impossible(

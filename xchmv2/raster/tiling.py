@@ -35,19 +35,12 @@ class TileAxis:
 
     The nominal tile starts are the multiples of the stride counted in pixels from the CRS origin,
     so the same ground gets the same tiles in every area of interest. A tile that would cross the
-    image's edge is moved inward. An axis shorter than one tile has a single window, rounded up to
-    a multiple of 32 px and padded beyond the image.
+    image's edge is moved inward. An axis shorter than one tile has a single window, rounded up to a
+    multiple of 32 px and padded beyond the image.
 
-    Parameters
-    ----------
-    size : int
-        Pixels of the image along this axis.
-    tile : int
-        Side of the square window the network sees [px].
-    overlap : int
-        Pixels shared by two neighbouring tiles.
-    origin : int, default 0
-        Index of the image's first pixel, counted from the CRS origin.
+    `size`: pixels of the image along this axis; `tile`: side of the square window the network sees
+    [px]; `overlap`: pixels shared by two neighbouring tiles; `origin`: index of the image's first
+    pixel, counted from the CRS origin.
     """
 
     size: int

@@ -79,8 +79,7 @@ def _write_error(error: Exception) -> str:
 
 
 @click.group(
-    cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @click.version_option(__version__, prog_name="xchmv2")
 def main() -> None:

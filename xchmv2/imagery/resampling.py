@@ -63,9 +63,7 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap
 
 
 def refuse_geographic(
-    grid: Grid,
-    band: xr.DataArray | None = None,
-    imagery: xr.DataArray | xr.Dataset | None = None,
+    grid: Grid, band: xr.DataArray | None = None, imagery: xr.DataArray | xr.Dataset | None = None
 ) -> None:
     """Refuse degrees; the advice keeps the nodata of a band where it and the imagery are given."""
     if grid.crs is None or not grid.crs.geographic:

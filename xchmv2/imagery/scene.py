@@ -17,12 +17,7 @@ from xchmv2.imagery.bands import (
     resolve_value_range,
     select_bands,
 )
-from xchmv2.imagery.resampling import (
-    LONGEST_SIDE,
-    WindowReader,
-    refuse_geographic,
-    resolve_target,
-)
+from xchmv2.imagery.resampling import LONGEST_SIDE, WindowReader, refuse_geographic, resolve_target
 from xchmv2.raster import (
     Grid,
     ValidPixels,
@@ -118,9 +113,7 @@ class Scene:
 
 
 def read_scene(
-    imagery: xr.Dataset | xr.DataArray,
-    bands: Sequence[Hashable] | None,
-    valid: xr.DataArray | None,
+    imagery: xr.Dataset | xr.DataArray, bands: Sequence[Hashable] | None, valid: xr.DataArray | None
 ) -> Scene:
     """Find bands and grid, turn the imagery north up, bring dims into one order; lazily.
 

@@ -176,13 +176,7 @@ def resolve_model(
 
 
 def _resolve(
-    model: ModelLike,
-    device: str,
-    dtype: str,
-    client: Any | None,
-    *,
-    spread: bool,
-    weights: bool,
+    model: ModelLike, device: str, dtype: str, client: Any | None, *, spread: bool, weights: bool
 ) -> ModelSpec:
     remote = client is not None
     if isinstance(model, ModelSpec):

@@ -128,13 +128,7 @@ class Predictor:
         image, valid = np.zeros((3, height, length), np.uint8), np.ones((height, length), bool)
         for _ in range(2):  # the first sets up the device, and no longer counts then
             self.accumulate(
-                image,
-                valid,
-                rows,
-                cols,
-                scaling=Scaling(),
-                layers=layers,
-                batch_size=batch_size,
+                image, valid, rows, cols, scaling=Scaling(), layers=layers, batch_size=batch_size
             )
 
     def accumulate(

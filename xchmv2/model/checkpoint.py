@@ -92,9 +92,7 @@ class Checkpoint:
 
 
 def resolve_checkpoint(
-    model: str | os.PathLike[str] = MODEL,
-    revision: str | None = None,
-    **hub: Unpack[HubOptions],
+    model: str | os.PathLike[str] = MODEL, revision: str | None = None, **hub: Unpack[HubOptions]
 ) -> Checkpoint:
     """Find a checkpoint's files, downloading them if they are on the hub, and hash them.
 

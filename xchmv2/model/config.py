@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack, cast
 
 from xchmv2.errors import ConfigError
-from xchmv2.model.files import (
-    CONFIG_NAME,
-    HubOptions,
-    find_folder,
-    naming,
-    read_json,
-    write_json,
-)
+from xchmv2.model.files import CONFIG_NAME, HubOptions, find_folder, naming, read_json, write_json
 
 _READOUT_TYPES = ("ignore", "add", "project")
 _BINS_STRATEGIES = ("linear", "log", "chmv2_mixlog")

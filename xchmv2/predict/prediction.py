@@ -340,10 +340,7 @@ def _default_block(scene: Scene, tile: int, ratio: float) -> int:
 
 _ATTRS: dict[Layer, dict[str, str]] = {
     "height": HEIGHT_ATTRS,
-    "bin_spread": {
-        "long_name": "standard deviation of the height bin distribution",
-        "units": "m",
-    },
+    "bin_spread": {"long_name": "standard deviation of the height bin distribution", "units": "m"},
     "overlap_disagreement": {
         "long_name": "standard deviation of canopy height between overlapping tiles",
         "units": "m",

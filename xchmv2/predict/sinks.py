@@ -104,10 +104,7 @@ def _one_pool() -> Iterator[None]:
     from dask.multiprocessing import get_context
 
     workers = dask.config.get("num_workers", None) or CPU_COUNT
-    with (
-        ProcessPoolExecutor(workers, mp_context=get_context()) as pool,
-        dask.config.set(pool=pool),
-    ):
+    with ProcessPoolExecutor(workers, mp_context=get_context()) as pool, dask.config.set(pool=pool):
         yield
 
 

@@ -193,11 +193,7 @@ def _find_here(model: str, revision: str | None, device: str, dtype: str) -> _Fo
 
 
 def _agreed(
-    model: ModelLike,
-    workers: Workers,
-    found: Mapping[str, _Found],
-    device: str,
-    dtype: str,
+    model: ModelLike, workers: Workers, found: Mapping[str, _Found], device: str, dtype: str
 ) -> ModelSpec:
     """Make one spec of what the workers found; refuse files that differ."""
     holders = defaultdict(list)

@@ -295,9 +295,7 @@ def _from_cube(like: Any) -> _Area:
     grid = find_grid(array)
     if grid.crs is None:
         raise CHMv2Error(
-            "a cube with a CRS",
-            "like= without one",
-            "write it: cube.rio.write_crs('EPSG:...')",
+            "a cube with a CRS", "like= without one", "write it: cube.rio.write_crs('EPSG:...')"
         )
     coords = dict(
         xr_coords(grid.geobox, crs_coord_name=array.attrs["grid_mapping"], dims=grid.dims)

@@ -111,10 +111,7 @@ def find_grid(array: xr.DataArray) -> Grid:
 
 
 def validate_plane(
-    array: xr.DataArray,
-    what: str,
-    name: str = "height",
-    error: type[CHMv2Error] = CHMv2Error,
+    array: xr.DataArray, what: str, name: str = "height", error: type[CHMv2Error] = CHMv2Error
 ) -> Grid:
     """Read the grid of an array that must have no dims beside y and x.
 

@@ -19,11 +19,7 @@ HEIGHT_NAME = "canopy_height"
 #: [degrees] (arXiv:2603.06382).
 LOWEST_SUN, LARGEST_OFF_NADIR = 45.0, 25.0
 #: CF attributes of a canopy height [m].
-HEIGHT_ATTRS = {
-    "standard_name": "canopy_height",
-    "long_name": "canopy height",
-    "units": "m",
-}
+HEIGHT_ATTRS = {"standard_name": "canopy_height", "long_name": "canopy height", "units": "m"}
 
 
 def label_quantity(array: xr.DataArray, name: str, attrs: Mapping[str, Any]) -> xr.DataArray:

@@ -257,10 +257,7 @@ def _wrong_kind(expected: str, array: xr.DataArray, kind: _Kind) -> CHMv2Error:
             f"canopy heights{called}",
             "subtract two dates: height.chmv2.difference('2019', '2024'), or after - before",
         ),
-        "change": (
-            f"a change of canopy height{called}",
-            "pass the heights that were subtracted",
-        ),
+        "change": (f"a change of canopy height{called}", "pass the heights that were subtracted"),
         "mask": (f"a mask{called} (bool)", "pass the heights that it was made from"),
         "imagery": (
             f"{array.sizes.get('band', 0)} bands{called}",

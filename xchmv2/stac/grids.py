@@ -156,11 +156,7 @@ def overlaps(one: Geometry, other: Geometry) -> bool:
 
 
 def resolve_area(
-    boxes: Sequence[GeoBox],
-    *,
-    crs: Any,
-    resolution: float | None,
-    place: Mapping[str, Any],
+    boxes: Sequence[GeoBox], *, crs: Any, resolution: float | None, place: Mapping[str, Any]
 ) -> GeoBox:
     """Choose the grid to load on.
 

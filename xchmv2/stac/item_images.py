@@ -130,9 +130,7 @@ class ItemImage:
         return None if shape is None else Geometry(shape, DEGREES).to_crs(crs)
 
     def completed(
-        self,
-        headers: Mapping[str, Header | Unreadable],
-        typical: Mapping[tuple[str, str], Header],
+        self, headers: Mapping[str, Header | Unreadable], typical: Mapping[tuple[str, str], Header]
     ) -> ItemImage:
         """Add the headers of files that were opened, else those of files of the same kind."""
         own = {asset: headers.get(href) for asset, href in self.hrefs.items()}

@@ -33,13 +33,7 @@ from xchmv2.raster import (
     validate_number,
     write_bbox,
 )
-from xchmv2.stac.asset_bands import (
-    BandNames,
-    ClearRule,
-    ClearValues,
-    class_names,
-    resolve_clear,
-)
+from xchmv2.stac.asset_bands import BandNames, ClearRule, ClearValues, class_names, resolve_clear
 from xchmv2.stac.grids import (
     BBOX_MARGIN,
     DEGREES,
@@ -55,12 +49,7 @@ from xchmv2.stac.grids import (
     validate_place,
 )
 from xchmv2.stac.image_files import Sign, gdal_settings, without_query
-from xchmv2.stac.item_images import (
-    ItemImage,
-    find_images,
-    resolve_values,
-    validate_scales,
-)
+from xchmv2.stac.item_images import ItemImage, find_images, resolve_values, validate_scales
 from xchmv2.stac.items import StacItem, find_items, time_coordinates
 from xchmv2.stac.mosaics import Access, Block, BlockReader, ImageFiles, Span
 

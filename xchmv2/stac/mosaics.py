@@ -28,15 +28,7 @@ from xchmv2.errors import ImageryError
 from xchmv2.imagery import WindowReader, map_axes
 from xchmv2.raster import ValidPixels, can_hold
 from xchmv2.stac.grids import grid_of, pixel_offset, pixel_on_ground, pixel_step
-from xchmv2.stac.image_files import (
-    FileBands,
-    Header,
-    Sign,
-    Unreadable,
-    gdal,
-    open_file,
-    unreadable,
-)
+from xchmv2.stac.image_files import FileBands, Header, Sign, Unreadable, gdal, open_file, unreadable
 
 _T = TypeVar("_T")
 #: A half-open range of pixels along one axis.

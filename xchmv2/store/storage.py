@@ -28,10 +28,7 @@ StoreLike = Any
 
 
 def resolve_store(
-    store: StoreLike,
-    storage_options: Mapping[str, Any] | None = None,
-    *,
-    read_only: bool = False,
+    store: StoreLike, storage_options: Mapping[str, Any] | None = None, *, read_only: bool = False
 ) -> Store:
     """Turn the address that a user gives into a zarr store; nothing is written or read.
 

@@ -433,9 +433,7 @@ def _validate_dims(dataset: xr.Dataset, wanted: tuple[Hashable, ...]) -> None:
         )
     if any(dataset.sizes[dim] == 0 for dim in wanted):
         raise StoreError(
-            "at least one pixel and one date",
-            f"sizes {dict(dataset.sizes)}",
-            "widen the selection",
+            "at least one pixel and one date", f"sizes {dict(dataset.sizes)}", "widen the selection"
         )
 
 

@@ -16,14 +16,7 @@ from xchmv2.errors import StoreError
 from xchmv2.raster import show, validate_flags
 from xchmv2.store.copies import find_changed, read_template, root
 from xchmv2.store.lock import WriterLock
-from xchmv2.store.records import (
-    MARKER,
-    NO_CHECKSUM,
-    Manifest,
-    Region,
-    find_store,
-    read_copy,
-)
+from xchmv2.store.records import MARKER, NO_CHECKSUM, Manifest, Region, find_store, read_copy
 from xchmv2.store.regions import resolve_regions, touches, write_pixels
 from xchmv2.store.storage import (
     DamagedError,

@@ -21,13 +21,7 @@ from xchmv2.store.copies import collect, in_memory, publish, read_template
 from xchmv2.store.fingerprint import fingerprint, imagery_digests, validate_same
 from xchmv2.store.lock import WriterLock
 from xchmv2.store.records import Manifest, Region, begin, open_manifest, remove_all
-from xchmv2.store.regions import (
-    Regions,
-    WriteBlock,
-    missing_blocks,
-    resolve_regions,
-    write_pixels,
-)
+from xchmv2.store.regions import Regions, WriteBlock, missing_blocks, resolve_regions, write_pixels
 from xchmv2.store.storage import (
     StoreLike,
     address,

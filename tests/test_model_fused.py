@@ -13,7 +13,7 @@ import torch
 from reference_model import tiny_config
 
 from xchmv2.model import height as fused
-from xchmv2.model.config import _BINS_STRATEGIES, _NORM_STRATEGIES
+from xchmv2.model.config import _CHOICES
 from xchmv2.model.height import FeaturesToHeight
 
 # Private imports: the kernel alone is held against the plain way.
@@ -26,7 +26,7 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton: pip install triton"
 )
-COMBINATIONS = list(itertools.product(_BINS_STRATEGIES, _NORM_STRATEGIES))
+COMBINATIONS = list(itertools.product(_CHOICES["bins_strategy"], _CHOICES["norm_strategy"]))
 
 
 def stage(bins="chmv2_mixlog", norm="chmv2_mixlog", count=256):
@@ -70,7 +70,7 @@ def test_kernel_is_the_plain_way(bins, norm):
 
 
 @needs_triton
-@pytest.mark.parametrize("norm", _NORM_STRATEGIES)
+@pytest.mark.parametrize("norm", _CHOICES["norm_strategy"])
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -95,7 +95,7 @@ def test_sizes(channels, count, pixels):
 
 
 @needs_triton
-@pytest.mark.parametrize("norm", _NORM_STRATEGIES)
+@pytest.mark.parametrize("norm", _CHOICES["norm_strategy"])
 @pytest.mark.parametrize("shift", [-1e4, 300.0, 1e6])
 def test_extreme_logits(norm, shift):
     found, expected = both(stage(norm=norm), random_layer(shift=shift))
@@ -106,7 +106,7 @@ def test_extreme_logits(norm, shift):
 
 @needs_triton
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
-@pytest.mark.parametrize("norm", _NORM_STRATEGIES)
+@pytest.mark.parametrize("norm", _CHOICES["norm_strategy"])
 def test_not_a_number_stays_one(norm):
     features, weight, bias = random_layer()
     features[3, 5] = torch.nan

@@ -10,7 +10,7 @@ from reference_model import published, tiny_config, tiny_settings
 
 from xchmv2.errors import ConfigError
 from xchmv2.model import height as module
-from xchmv2.model.config import _BINS_STRATEGIES, _NORM_STRATEGIES
+from xchmv2.model.config import _CHOICES
 from xchmv2.model.height import FeaturesToHeight, _height_bins, validate_spread
 
 # Private imports: the last step alone is held against float64.
@@ -18,7 +18,7 @@ from xchmv2.model.height import FeaturesToHeight, _height_bins, validate_spread
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
-COMBINATIONS = list(itertools.product(_BINS_STRATEGIES, _NORM_STRATEGIES))
+COMBINATIONS = list(itertools.product(_CHOICES["bins_strategy"], _CHOICES["norm_strategy"]))
 
 
 def reducer(bins="chmv2_mixlog", norm="chmv2_mixlog", count=256):
@@ -103,7 +103,7 @@ def test_spread_of_two_bins_is_half_their_distance():
     assert float(height) == pytest.approx(0.001 + 100.5 * step, rel=1e-6)
 
 
-@pytest.mark.parametrize("strategy", _BINS_STRATEGIES)
+@pytest.mark.parametrize("strategy", _CHOICES["bins_strategy"])
 def test_bins_span_the_range(strategy):
     bins = _height_bins(strategy, 256, 0.001, 96.0, CPU)
     top = 12.0 if strategy == "chmv2_mixlog" else 96.0

@@ -21,13 +21,17 @@ from reference_model import (
 
 from xchmv2.errors import ConfigError, ImageryError
 from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, DepthEstimatorOutput
-from xchmv2.model.config import _BINS_STRATEGIES, _NORM_STRATEGIES, _READOUT_TYPES
+from xchmv2.model.config import _CHOICES
 
 # Private imports: layers alone are held against published ones.
 
 torch.set_num_threads(1)
 
-COMBINATIONS = list(itertools.product(_BINS_STRATEGIES, _NORM_STRATEGIES, _READOUT_TYPES))
+COMBINATIONS = list(
+    itertools.product(
+        *(_CHOICES[name] for name in ("bins_strategy", "norm_strategy", "readout_type"))
+    )
+)
 BACKBONES = {
     "gated": {"use_gated_mlp": True},
     "no key bias": {"key_bias": False},

@@ -7,19 +7,19 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, Unpack, cast
+from typing import Any, ClassVar, Literal, Self, Unpack, cast, get_args
 
 from xchmv2.errors import ConfigError
 from xchmv2.model.files import CONFIG_NAME, HubOptions, find_folder, naming, read_json, write_json
 
-_READOUT_TYPES = ("ignore", "add", "project")
-_BINS_STRATEGIES = ("linear", "log", "chmv2_mixlog")
-_NORM_STRATEGIES = ("linear", "softmax", "sigmoid", "chmv2_mixlog")
+_ReadoutType = Literal["ignore", "add", "project"]
+BinsStrategy = Literal["linear", "log", "chmv2_mixlog"]
+_NormStrategy = Literal["linear", "softmax", "sigmoid", "chmv2_mixlog"]
 _HIDDEN_ACTS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "readout_type": _READOUT_TYPES,
-    "bins_strategy": _BINS_STRATEGIES,
-    "norm_strategy": _NORM_STRATEGIES,
+    "readout_type": get_args(_ReadoutType),
+    "bins_strategy": get_args(BinsStrategy),
+    "norm_strategy": get_args(_NormStrategy),
     "hidden_act": _HIDDEN_ACTS,
 }
 # Where the smallest allowed value is neither 1 for a count nor 0 for a number.
@@ -34,9 +34,6 @@ _LEAST = {
 _MOST = {"num_hidden_layers": 1_000, "patch_size": 1_000, "min_depth": 1e6, "max_depth": 1e6}
 _MOST_COUNT = 100_000
 _RATES = ("attention_dropout", "drop_path_rate")
-_ReadoutType = Literal["ignore", "add", "project"]
-BinsStrategy = Literal["linear", "log", "chmv2_mixlog"]
-_NormStrategy = Literal["linear", "softmax", "sigmoid", "chmv2_mixlog"]
 
 
 class _Settings:

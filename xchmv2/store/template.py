@@ -343,12 +343,6 @@ class Cube:
         return y, x
 
     @property
-    def blocks(self) -> tuple[int, int]:
-        """Number of blocks along y and x."""
-        y, x = (len(self.dataset.chunksizes[dim]) for dim in self.dims)
-        return y, x
-
-    @property
     def chunk(self) -> tuple[int, int]:
         """Sides of a chunk of the store [px]: a block, or an equal part of one."""
         return _chunk(self.block[0]), _chunk(self.block[1])

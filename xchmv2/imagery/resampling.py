@@ -44,6 +44,7 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap
     for, pixels much longer than wide that are not resampled, a geographic CRS, and `resolution`
     without a CRS or the size of a pixel.
     """
+    rows, cols = (_AxisMap(size, size) for size in grid.shape)
     if grid.crs is None and grid.side is None:
         if resolution is not None:
             raise ImageryError(
@@ -52,12 +53,12 @@ def resolve_target(grid: Grid, resolution: float | None) -> tuple[Grid, _AxisMap
                 "write it: imagery.rio.write_crs('EPSG:...'), or state the size in metres: "
                 ".predict(..., pixel_size=0.6)",
             )
-        return grid, _AxisMap.identity(grid.shape[0]), _AxisMap.identity(grid.shape[1])
+        return grid, rows, cols
     refuse_geographic(grid)
     native = ground_pixel(grid)
     if resolution is None:
         _validate_native(native)
-        return grid, _AxisMap.identity(grid.shape[0]), _AxisMap.identity(grid.shape[1])
+        return grid, rows, cols
     _validate_wanted(native, resolution)
     return _aligned(grid, resolution)
 
@@ -165,17 +166,16 @@ def _aligned(grid: Grid, resolution: float) -> tuple[Grid, _AxisMap, _AxisMap]:
 
 def map_axes(source: Grid, target: Grid) -> tuple[_AxisMap, _AxisMap]:
     """Map rows and columns of a target grid to those of a source in the same CRS and directions."""
-    return _axis_map(source, target, 0), _axis_map(source, target, 1)
-
-
-def _axis_map(grid: Grid, target: Grid, axis: int) -> _AxisMap:
-    pixel = grid.pixel[axis]
-    return _AxisMap(
-        source_size=grid.shape[axis],
-        size=target.shape[axis],
-        ratio=round(target.pixel[axis] / pixel, 9),
-        offset=round((target.edges[axis] - grid.edges[axis]) / pixel, 6),
+    rows, cols = (
+        _AxisMap(
+            source_size=source.shape[axis],
+            size=target.shape[axis],
+            ratio=round(target.pixel[axis] / source.pixel[axis], 9),
+            offset=round((target.edges[axis] - source.edges[axis]) / source.pixel[axis], 6),
+        )
+        for axis in (0, 1)
     )
+    return rows, cols
 
 
 # Overlaps below this share of a source pixel are rounding of coordinates.
@@ -193,11 +193,6 @@ class _AxisMap:
     size: int
     ratio: float = 1.0
     offset: float = 0.0
-
-    @classmethod
-    def identity(cls, size: int) -> _AxisMap:
-        """Map an axis onto itself."""
-        return cls(size, size)
 
     @property
     def is_identity(self) -> bool:

@@ -452,22 +452,22 @@ _ASK_WORKERS = (
 )
 
 
-def _find_unloaded(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:
+def _find_unloaded(model: str | os.PathLike[str]) -> Checkpoint:
     """Describe a checkpoint; of one on the hub, whose hash it tells, no weights are fetched."""
     small = (CONFIG_NAME, PREPROCESSOR_NAME, INDEX_NAME)
     try:
-        folder, is_local = find_folder(model, revision, small)
+        folder, is_local = find_folder(model, None, small)
     except CheckpointError as error:
         raise CheckpointError(
             error.expected, error.found, f"{_ASK_WORKERS}; otherwise {error.fix}"
         ) from error
     if is_local or (folder / WEIGHTS_NAME).exists():
-        return resolve_checkpoint(model, revision)
-    commit = find_commit(folder, revision)
+        return resolve_checkpoint(model)
+    commit = find_commit(folder, None)
     # None for weights that the hub stores inside the repository, without a hash: fetch them.
     weights = _published_sha256(str(model), commit, folder)
     if weights is None:
-        return resolve_checkpoint(model, revision)
+        return resolve_checkpoint(model)
     return describe(str(model), commit, folder, weights)
 
 

@@ -109,23 +109,17 @@ def cell_sides(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
         If coordinates are outside the CRS's domain.
     """
     grid = find_grid(array)
-    true = _earthbound(grid.crs)
-    if true:
-        sides = _measure_sides(grid)
+    if true := _earthbound(grid.crs):
+        tall, wide = _measure_sides(grid)
     else:
-        sides = (_Nodes.constant(abs(grid.pixel[0])), _Nodes.constant(abs(grid.pixel[1])))
+        tall, wide = (_Nodes.constant(abs(side)) for side in grid.pixel)
     plane = _plane(array, grid)
-    units = {"units": "m"} if true else {}
-    tall, wide = (
-        label_quantity(plane.copy(data=_fill(side, plane)), name, {"long_name": words, **units})
-        for side, name, words in zip(
-            sides,
-            ("cell_height", "cell_width"),
-            ("height of a cell", "width of a cell"),
-            strict=True,
-        )
-    )
-    return tall, wide
+
+    def label(nodes: _Nodes, what: str) -> xr.DataArray:
+        attrs = {"long_name": f"{what} of a cell"} | ({"units": "m"} if true else {})
+        return label_quantity(plane.copy(data=_fill(nodes, plane)), f"cell_{what}", attrs)
+
+    return label(tall, "height"), label(wide, "width")
 
 
 def ground_pixel(grid: Grid) -> tuple[float, float]:

@@ -306,7 +306,6 @@ def _is_grown_forest(seed: int, y: Floats, x: Floats, year: Floats) -> npt.NDArr
 
 
 def _random_event(h: Hashes, epoch: int, y: float, x: float, kinds: Sequence[Kind]) -> Disturbance:
-    """Return the event of one cell and epoch."""
     u = [float(draw(h, k)[0]) for k in range(3, 8)]
     first = np.datetime64(f"{_FIRST_EPOCH + _EPOCH_YEARS * epoch}-01-01", "D")
     lots = [kind for kind in kinds for _ in range(_LOTS[kind])]

@@ -81,7 +81,6 @@ def eager_layers(scene: Forest) -> dict[str, npt.NDArray[Any]]:
 
 
 def _cover_of(scene: Forest, block: Cutout) -> npt.NDArray[np.uint8]:
-    """Return the land cover of a block."""
     return ground_of(scene.seed, site_of(scene.seed, block), block).cover
 
 

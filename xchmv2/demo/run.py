@@ -77,12 +77,10 @@ class _Demonstration:
 
     @property
     def tables(self) -> str:
-        """The scores as text."""
         return _write_tables(self.heights, self.losses, self.megapixels, self.seconds)
 
     @property
     def next_steps(self) -> str:
-        """Three examples to try, ready to paste."""
         return _write_next_steps(self.store)
 
 

@@ -201,8 +201,6 @@ def parameters(name: str) -> npt.NDArray[np.float64]:
 def growth_height(species: npt.NDArray[np.intp], age: Floats) -> Floats:
     """Return the height [m] of dominant trees from their age [year], 0 below age 0.
 
-    References
-    ----------
     Chapman-Richards: Richards (1959), J. Exp. Bot. 10, 290-300.
     """
     grown = 1.0 - np.exp(-parameters("rate")[species] * np.maximum(age, 0.0))

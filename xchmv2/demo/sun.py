@@ -50,13 +50,10 @@ def _day_of_year(time: np.datetime64) -> float:
 def solar_position(time: np.datetime64, latitude: float) -> tuple[float, float]:
     """Return the sun's elevation and its azimuth from north [degree], without refraction.
 
-    A time of day is local solar time, and midnight means mid-morning (10:30).
-
-    References
-    ----------
-    NOAA Global Monitoring Laboratory, "General Solar Position Calculations": declination after
-    Spencer (1971), zenith and azimuth from hour angle and latitude. Solar time is taken as given,
-    so the equation of time is not needed.
+    A time of day is local solar time, and midnight means mid-morning (10:30). After NOAA Global
+    Monitoring Laboratory, "General Solar Position Calculations": declination after Spencer (1971),
+    zenith and azimuth from hour angle and latitude. Solar time is taken as given, so the equation
+    of time is not needed.
     """
     since = time.astype("datetime64[s]") - time.astype("datetime64[D]").astype("datetime64[s]")
     hour = int(since.astype(int)) / 3600.0 or _MID_MORNING

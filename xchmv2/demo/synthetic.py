@@ -147,7 +147,6 @@ def synthetic_forest(
 
 
 def _error(expected: str, found: str, argument: str) -> CHMv2Error:
-    """Return an error that ends with the call that fixes it."""
     return CHMv2Error(expected, found, f"pass {argument}")
 
 
@@ -232,7 +231,6 @@ def _moment(
     growth: bool,
     sun: tuple[float, float] | None,
 ) -> Moment:
-    """Return one date."""
     elevation, azimuth = solar_position(instant, latitude) if sun is None else sun
     if not LOWEST_SUN <= elevation <= 90.0:
         raise _error(
@@ -246,7 +244,6 @@ def _moment(
 
 
 def _per_date(value: Any, n: int, name: str) -> tuple[float, ...]:
-    """Return one number for each date."""
     values = (value,) * n if isinstance(value, Real) else tuple(value)
     if len(values) != n:
         raise _error(
@@ -353,7 +350,6 @@ def _space(scene: Forest, crs: Any) -> dict[str, Any]:
 
 
 def _time(scene: Forest) -> dict[str, Any]:
-    """Return dates, sun and misregistration."""
     suns = [m.sun for m in scene.moments]
     return {
         "time": np.array([m.instant for m in scene.moments], "datetime64[ns]"),
@@ -365,12 +361,10 @@ def _time(scene: Forest) -> dict[str, Any]:
 
 
 def _along_time(values: Sequence[float], name: str, units: str) -> Any:
-    """Return a coordinate along time."""
     return "time", np.array(values, np.float64), {"long_name": name, "units": units}
 
 
 def _events(scene: Forest) -> dict[str, Any]:
-    """Return the table of events."""
     events = [event for interval in scene.events for event in interval]
 
     def column(values: list[Any], dtype: npt.DTypeLike) -> Any:

@@ -99,7 +99,6 @@ def population(seed: int, site: Site, window: Cutout, events: Sequence[Disturban
 
 
 def _overstorey(seed: int, site: Site, window: Cutout) -> Trees:
-    """Return the trees of the overstorey."""
     y, x, h, k, traits = _planting_places(seed, site, window)
     open_place = noise_at(stream(seed, "gaps"), y, x, 21.0) > np.where(traits.planted, 2.6, 1.45)[k]
     keep = (draw(h, 2) < traits.stocking[k]) & ~(open_place & ~traits.meadow[k])

@@ -141,7 +141,6 @@ def _shared(run: TileRun, first: int, length: int, zero: int) -> slice:
 def _add_up(
     name: str, parts: Sequence[BlockPart], sums: Sequence[Sums | None]
 ) -> npt.NDArray[np.float32]:
-    """Sum one quantity over the groups."""
     leading = next((s["height"].shape[:-2] for s in sums if s is not None), ())
     total = np.zeros((*leading, parts[0].height, parts[0].width), np.float32)
     for part, group in zip(parts, sums, strict=True):

@@ -402,7 +402,6 @@ class _Fetch:
         self._tensor, self._arrived = tensor, arrived
 
     def result(self) -> FloatArray:
-        """Wait for the result and return it."""
         if self._arrived is not None:
             self._arrived.synchronize()
         array: FloatArray = self._tensor.numpy()
@@ -462,7 +461,6 @@ class _CompiledFeatures:
         self._shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return the features; callers take turns."""
         if self._failed:
             return self._plain(pixels)
         if tuple(pixels.shape) not in self._shapes:

@@ -190,7 +190,6 @@ class _SampleSource:
     bands: tuple[int | None, ...]
 
     def __call__(self, windows: Sequence[Sequence[Chunks]]) -> list[str]:
-        """Digest the windows of each date."""
         pixels = [
             assemble(chunks, offset, band, span)
             for span, offsets, sources in zip(self.spans, self.offsets, windows, strict=True)

@@ -565,7 +565,6 @@ def _chunk_bytes(scene: Scene, spans: Sequence[Sequence[tuple[int, int]]]) -> in
 
 
 def _write_rows(plan: PredictionPlan) -> list[Row]:
-    """Write a plan as named lines."""
     job, memory = plan.job, plan.memory
     kind = "dask-backed" if plan.lazy else "not dask-backed: predicted at once"
     ground = "" if plan.area is None else f", {plan.area:.3g} km2"

@@ -190,7 +190,6 @@ def _read_chunk(target: Target, layer: _Layer, block_info: Any = None) -> npt.ND
 
 
 def _open_reader(mirror: Mirror, area: _Area) -> Reader:
-    """Find the tiles that exist under an area, and their size."""
     grid = TileGrid(_TILE)
     tiles = _existing_tiles(mirror, grid, area.window(grid))
     size = tile_size(mirror, tiles[0])
@@ -259,7 +258,6 @@ def _whole(start: float, stop: float) -> tuple[int, int]:
 
 
 def _resolve_area(bbox: Any, like: Any, geobox: Any) -> _Area:
-    """Validate the one of the three that is given."""
     choices = {"bbox": bbox, "like": like, "geobox": geobox}
     given = [name for name, value in choices.items() if value is not None]
     if len(given) != 1:

@@ -263,7 +263,6 @@ def _order_in(name: str) -> tuple[str, ...] | None:
 def _complete(
     item: StacItem, asset: Asset, infos: Sequence[BandInfo]
 ) -> dict[str, AssetBand] | None:
-    """Find all three colours in one asset."""
     if any(info.doubtful for info in infos):
         raise _no_colours(item, [asset], "whose names contradict each other")
     found = {colour: _band_of(item, asset, infos, colour) for colour in COLOURS}

@@ -302,7 +302,6 @@ def _validate_readable(images: Sequence[ItemImage]) -> None:
 
 
 def _wrong(name: str, value: object, expected: str, example: object) -> CHMv2Error:
-    """Error about one option."""
     fix = f"leave it out, or for example xchmv2.load(..., {name}={example!r})"
     return CHMv2Error(f"{name} as {expected}", f"{name}={show(value)}", fix)
 
@@ -347,7 +346,6 @@ def _validate_options(
 
 
 def _resolve_dtype(options: Mapping[str, Any]) -> tuple[str | None, float | None]:
-    """Check the user's data type and nodata value."""
     dtype, nodata = options.get("dtype"), options.get("nodata")
     try:
         name = None if dtype is None else np.dtype(dtype).name

@@ -89,7 +89,6 @@ def _moved(sinks: Writes, store: Store) -> Writes:
 
 
 def _commit(session: Any, message: str) -> None:
-    """Commit the changes of a session, if there are any."""
     from icechunk import ConflictError
 
     if not session.has_uncommitted_changes:

@@ -241,7 +241,6 @@ def _begin(
     *,
     shards: bool,
 ) -> Manifest:
-    """Write the template of a store."""
     ordered = replace(cube, dataset=in_order(cube.dataset, cube.date_dim))
     entries = {
         label: {**dates[label], "slot": i, "record": i} for i, label in enumerate(ordered.labels)

@@ -235,13 +235,6 @@ def prepare(
     imagery: xr.Dataset | xr.DataArray,
     model: ModelLike,
     *,
-    bands: Sequence[Hashable] | None,
-    value_range: ValueRange | None,
-    nodata: float | None,
-    valid: xr.DataArray | None,
-    erode: int,
-    resolution: float | None,
-    pixel_size: float | None,
     tile: int,
     overlap: int,
     block: int | None,
@@ -251,26 +244,19 @@ def prepare(
     batch_size: int | Literal["auto"],
     compile: bool,
     describe: Callable[..., ModelSpec] = resolve_model,
+    **options: Any,
 ) -> tuple[Scene, Grid, Job]:
     """Validate what was asked for and resolve every default; nothing is computed.
 
-    The options are those of :func:`predict`; `describe` names the model, called like
+    The arguments are those of :func:`predict`, `options` those that
+    :func:`xchmv2.imagery.resolve_imagery` takes; `describe` names the model, called like
     ``resolve_model``. Returns the imagery, lazy where it was, the grid of the prediction, and all
     else that the tasks need. Raises as ``predict`` does.
     """
     validate_model(model)
     validate_grid(tile, overlap, block)
     wanted = _validate_options(layers, batch_size)
-    scene, target, reader, ranges = resolve_imagery(
-        imagery,
-        bands=bands,
-        value_range=value_range,
-        nodata=nodata,
-        valid=valid,
-        erode=erode,
-        resolution=resolution,
-        pixel_size=pixel_size,
-    )
+    scene, target, reader, ranges = resolve_imagery(imagery, **options)
     if target.crs is None and target.side is None:
         warn(
             "imagery without a CRS, so that the size of its pixels is not known and not checked; "

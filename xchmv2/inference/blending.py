@@ -66,9 +66,10 @@ class Accumulator:
 
 
 def stack_dates(dates: Sequence[Sums | None], shape: tuple[int, ...]) -> Sums | None:
-    """Join the sums of several dates along leading dims of a shape: ``(*shape, H, W)``.
+    """Join the sums of several dates along leading dims: arrays of ``(*shape, H, W)``.
 
-    None for a date without a valid pixel in this group, and if no date has one.
+    An entry is None where the date holds no valid pixel in this group; so is the result if no date
+    has one.
     """
     some = next((sums for sums in dates if sums is not None), None)
     if some is None:
@@ -126,8 +127,8 @@ class BlockPart:
 def blend(layer: Layer, parts: Sequence[BlockPart], sums: Sequence[Sums | None]) -> FloatArray:
     """Add up the groups that reach into one block, in the order given: (..., height, width) [m].
 
-    `parts` of the groups cover the block. `sums` (..., H, W) are None where a group holds no valid
-    pixel. The result is float32, NaN where invalid.
+    `parts` are those of the groups in this block; together they cover it. `sums` (..., H, W) are
+    None where a group holds no valid pixel. The result is float32, NaN where invalid.
     """
     if layer == "overlap_disagreement":
         return _disagreement(parts, sums)

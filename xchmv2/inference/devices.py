@@ -14,9 +14,9 @@ _DType = Literal["auto", "float32", "bfloat16"]
 
 
 def validate_device(device: str, *, remote: bool = False) -> None:
-    """Refuse a device, by a DeviceError, whose name torch does not know, or that is not here.
+    """Refuse a device that torch does not know or this machine lacks, by a DeviceError.
 
-    If other machines do the work (`remote`), only its name is checked.
+    Where other machines do the work (`remote`), only its name is checked.
     """
     if device == "auto":
         return
@@ -41,7 +41,7 @@ def validate_device(device: str, *, remote: bool = False) -> None:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """Turn "auto" into the precision for a device; a DeviceError refuses an unknown one."""
+    """Turn "auto" into the precision for a device; a DeviceError refuses an unknown precision."""
     validate_choice("dtype", dtype, get_args(_DType), error=DeviceError)
     if dtype != "auto":
         return dtype

@@ -202,7 +202,7 @@ def _resolve(
 
 
 def validate_model(model: object) -> None:
-    """Refuse what is no name, folder, live model or spec, by a CheckpointError."""
+    """Refuse, by a CheckpointError, what is neither a name, a folder, a live model nor a spec."""
     if not isinstance(model, str | os.PathLike | CHMv2ForDepthEstimation | ModelSpec):
         raise CheckpointError(
             "a hub id, a checkpoint folder, a CHMv2ForDepthEstimation or what warmup() returned",
@@ -225,7 +225,7 @@ def refuse_live(model: object) -> None:
 def validate_config(config: CHMv2Config, *, spread: bool = False) -> None:
     """Check that a model takes three bands, and has bins if their spread will be computed.
 
-    Else a CheckpointError, or a ConfigError.
+    A CheckpointError or ConfigError refuses it else.
     """
     channels = config.backbone.num_channels
     if channels != 3:
@@ -295,7 +295,7 @@ _T = TypeVar("_T")
 def get_predictor(spec: ModelSpec) -> Predictor:
     """Return this process's predictor for a spec, loading its model on the first call.
 
-    All threads share it. A CheckpointError refuses weights that are not those of the spec.
+    All threads share it. A CheckpointError refuses files that are not those of the spec.
     """
     device = resolve_device(spec.device)
     key = _key(spec, device)
@@ -308,8 +308,8 @@ def get_predictor(spec: ModelSpec) -> Predictor:
 def seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
     """Return the mean time of tiles of a size [px] in this process [s], without loading anything.
 
-    With batching and blending, without reading and writing; None if this process has forwarded no
-    such tile, or no longer holds the model.
+    It includes batching and blending, not reading and writing, and is None if this process has
+    forwarded no such tile, or no longer holds the model.
     """
     with _load_lock:
         found = _predictors.get(_key(spec, resolve_device(spec.device)))
@@ -332,8 +332,8 @@ _LEAST_SECONDS = 2e-3
 def rough_seconds_per_tile(spec: ModelSpec, window: tuple[int, int]) -> float | None:
     """Estimate the time of a tile [s] from the size of the network and the kind of device.
 
-    By a factor of two or three; None if the model's configuration is not here. `window` is (height,
-    width) of a tile [px].
+    It is right by a factor of two or three, and None if the model's configuration is not here.
+    `window` is (height, width) of the tile [px].
     """
     try:
         backbone = _find_config(spec).backbone

@@ -44,7 +44,7 @@ def validate_versions(client: Any, packages: Sequence[str] = ("xchmv2",)) -> dic
 
 
 def validate_own_versions(theirs: Mapping[str, str], name: str) -> None:
-    """Compare the versions in this process, the worker of a name, with a client's.
+    """Compare the versions in this process, which is the worker called `name`, with a client's.
 
     A CHMv2Error names those that differ.
     """

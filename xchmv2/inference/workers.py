@@ -52,17 +52,17 @@ def forwarding_workers(workers: Workers) -> Workers:
 
 
 def gpu_share(declared: Iterable[float]) -> float | None:
-    """Choose how much of the resource one tile group takes, by what each worker declares.
+    """Choose how much of the resource one tile group takes, from what each worker declares.
 
-    Half of the smallest amount, so that one group is prepared while another is on the GPU; None
-    where no worker declares any.
+    That is half of the smallest amount, so that one group is prepared while another is on the GPU;
+    None where no worker declares any.
     """
     least = min((amount for amount in declared if amount > 0), default=None)
     return None if least is None else least / 2
 
 
 def forward_resources() -> dict[str, float] | None:
-    """Resources that a task which forwards tiles needs on the active cluster; None for none."""
+    """Resources that a task which forwards tiles needs on the active cluster, if any."""
     client = active_client()
     if client is None:
         return None
@@ -134,9 +134,9 @@ async def _fastest_dtype(device: str) -> str:
 
 
 def forward_threads(worker: Any | None) -> int:
-    """Count the threads that a forward gets, in the process of a worker if there is one.
+    """Count the threads that a forward gets in this process, which may be that of a worker.
 
-    The worker's threads where its nanny limited torch to one, else the setting of torch. Any other
+    They are the worker's where its nanny limited torch to one, else the setting of torch. Any other
     ``OMP_NUM_THREADS`` that the worker was started with is kept.
     """
     nannied = worker is not None and worker.nanny is not None

@@ -169,7 +169,7 @@ def _download(model: str, files: list[str], options: dict[str, Any]) -> Path:
 def validate_file(path: Path, most: float = math.inf) -> None:
     """Check that a path is a file of at most `most` bytes; opening a pipe would wait for ever.
 
-    Else a CheckpointError; an OSError if it cannot be looked at.
+    A CheckpointError refuses anything else, an OSError what cannot be looked at.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > most:

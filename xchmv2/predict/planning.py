@@ -360,7 +360,7 @@ class PredictionPlan:
 class _Skipped:
     """Tiles of all dates that hold no valid pixel, and so never reach the network.
 
-    Not `exact` where only a mask is known, so that there may be more.
+    They are not `exact` where only a mask is known, so that there may be more.
     """
 
     tiles: int

@@ -179,10 +179,10 @@ def _keep(planes: _Planes, mask: xr.DataArray, rule: Rule) -> xr.DataArray:
 def map_neighbourhoods(operation: Any, mask: da.Array, reach: int) -> da.Array:
     """Apply an operation to each plane of a mask (..., y, x), across the borders of chunks.
 
-    The operation leads from a mask to one of the same shape; pixels beyond the raster's edge are
-    False, and those farther than `reach` [px] from each other do not matter to each other. The
-    result has the same chunks. Unlike in ``dask.array.map_overlap``, a chunk that waits for its
-    neighbours is held in memory at one bit per pixel.
+    The operation turns a mask into one of the same shape; pixels beyond the raster's edge are
+    False. `reach` is the distance over which pixels matter to each other [px]. The result has the
+    same chunks. Unlike in ``dask.array.map_overlap``, a chunk that waits for its neighbours is held
+    in memory at one bit per pixel.
     """
     sizes = {axis: mask.chunks[axis] for axis in (mask.ndim - 2, mask.ndim - 1)}
     roomy = mask.rechunk(
@@ -210,11 +210,11 @@ def _operate(near: npt.NDArray[np.object_], operation: Any, reach: int) -> npt.N
 
 
 def hold_packed(mask: xr.DataArray) -> xr.DataArray:
-    """Compute a lazy mask now, and hold it in memory at one bit per pixel; lazily unpacked.
+    """Compute a lazy mask now, and hold it in memory at one bit per pixel.
 
-    On a cluster its bits are in the memory of the workers. A graph of a mask and of the values that
-    it was made from would hold these until the mask is known. With the mask at hand they are read
-    again, block by block.
+    The result is unpacked lazily; on a cluster its bits are in the memory of the workers. A graph
+    of a mask and of the values that it was made from would hold these until the mask is known. With
+    the mask at hand they are read again, block by block.
     """
     if mask.chunks is None:
         return mask

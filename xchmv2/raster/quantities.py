@@ -75,18 +75,18 @@ def tell_kind(array: xr.DataArray) -> _Kind:
 
 
 def read_heights(height: Raster) -> xr.DataArray:
-    """Read canopy heights [m] from a DataArray, or from a Dataset of one or with ``canopy_height``.
+    """Read canopy heights [m] from a DataArray or a Dataset.
 
-    Floats of the same dims; integers become float32. NaN replaces the declared nodata value and
-    impossible heights: below -5 m, above 150 m, or infinite. Lazy if the input is. ``units`` of m,
-    dm, cm, mm and ft are converted, and ``scale_factor`` and ``add_offset`` that remain in the
-    attributes are applied. Heights without ``units`` are read as metres: undeclared feet cannot be
-    recognised.
+    Of a Dataset ``canopy_height`` is read, or its only variable. The result has the same dims and
+    is lazy if the input is; integers become float32. NaN replaces the declared nodata value and
+    impossible heights: below -5 m, above 150 m, or infinite. ``units`` of m, dm, cm, mm and ft are
+    converted, and ``scale_factor`` and ``add_offset`` that remain in the attributes are applied.
+    Heights without ``units`` are read as metres: undeclared feet cannot be recognised.
 
     A CHMv2Error refuses what is no raster of numbers, an ambiguous variable, a quantity that is not
     a height, an unknown unit and, when values are read, a block most of whose values are impossible
-    heights. A UserWarning tells of a ``scale_factor`` on floats, which may be scaled already, and,
-    when values are read, the number of impossible heights.
+    heights. A UserWarning says that a ``scale_factor`` stands on floats, which may be scaled
+    already, and, when values are read, how many heights are impossible.
     """
     array = choose_heights(height)
     kind = tell_kind(array)
@@ -99,18 +99,18 @@ def read_heights(height: Raster) -> xr.DataArray:
 def read_change(change: Raster) -> xr.DataArray:
     """Read a change of canopy height [m], after minus before, from a DataArray or a Dataset.
 
-    That is the Dataset of ``difference``, or of ``events``, which is a loss; a DataArray without
-    metadata of its own, such as ``after - before``, is read as a change. Floats of the same dims,
-    negative where height was lost. NaN replaces the declared nodata value and impossible changes:
-    beyond 155 m either way, or infinite. Lazy if the input is. Units and ``scale_factor`` are
-    treated as by :func:`read_heights`; an ``add_offset`` is not applied, because it cancels in a
-    difference.
+    A Dataset is that of ``difference``, or of ``events``, which is a loss; a DataArray without
+    metadata of its own, such as ``after - before``, is read as a change. The result has the same
+    dims, is lazy if the input is, and negative where height was lost. NaN replaces the declared
+    nodata value and impossible changes: beyond 155 m either way, or infinite. Units and
+    ``scale_factor`` are treated as by :func:`read_heights`; an ``add_offset`` is not applied,
+    because it cancels in a difference.
 
     A CHMv2Error refuses what is no raster of numbers, a Dataset without a change, a quantity that
     is not a change but, for example, a height, an unknown unit and, when values are read, a block
-    most of whose values are impossible changes. A UserWarning tells, when values are read, the
-    number of impossible changes, or that the values look like heights, because the metadata of a
-    height do not show whether two were subtracted.
+    most of whose values are impossible changes. A UserWarning says, when values are read, how many
+    changes are impossible, or that the values look like heights, because the metadata of a height
+    do not show whether two were subtracted.
     """
     array = _choose_change(change)
     kind = tell_kind(array)
@@ -194,7 +194,7 @@ def name_contents(raster: Any) -> str:
 
 
 def spatial_dims(array: xr.DataArray) -> tuple[str, str]:
-    """Return the names of the vertical and the horizontal dim of a raster on a regular grid."""
+    """Return the names of the vertical and the horizontal dim; raises as :func:`find_grid`."""
     return find_grid(array).dims
 
 

@@ -629,3 +629,10 @@ class TestPlot:
         assert "valid" not in axes.get_title()
         lines = [c for c in axes.collections if hasattr(c, "get_segments")]
         assert len(lines[0].get_segments()) == 0  # 62 rows of tiles are more than can be seen
+
+    def test_a_missing_library_is_named(self, monkeypatch):
+        planned = cube((64, 96)).chmv2.plan(MODEL, **GRID)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        message = r'matplotlib, which draws a plan, is not installed; pip install "xchmv2\[plot\]"'
+        with pytest.raises(CHMv2Error, match=message):
+            planned.plot()

@@ -34,7 +34,7 @@ STOREYS = (
 BESIDE = {
     "zonal": {"change"},
     "training": {"change", "validation"},
-    "plotting": {"validation", "zonal"},
+    "plotting": {"change", "validation", "zonal"},
 }
 #: Rooms that know no network.
 APART = {"raster", "imagery", "change", "structure", "zonal", "validation", "stac", "published"}

@@ -6,16 +6,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.graph_manipulation import clone
 
 from xchmv2.change.dates import find_dates
+from xchmv2.change.error_model import measure_errors
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.change.pixel_series import map_series, pick
-from xchmv2.change.stable_ground import measure_spread
 from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Raster,
@@ -168,8 +166,6 @@ def _confirmable(times: npt.NDArray[np.datetime64]) -> str:
 def _resolve_sigma(sigma: Any, height: Raster, array: xr.DataArray, dim: str) -> xr.DataArray:
     """Return the error of one date: one number, or the spread of each pixel and date."""
     if isinstance(sigma, str) and sigma == "measure":
-        if array.chunks is not None:  # computed twice, rather than held until sigma is known
-            array = array.copy(data=clone(array.data, seed=array.data.name))
         return _measure_sigma(array, dim)
     if isinstance(sigma, str) and sigma == "bin_spread":
         return _read_spread(height, array)
@@ -184,26 +180,13 @@ def _resolve_sigma(sigma: Any, height: Raster, array: xr.DataArray, dim: str) ->
 def _measure_sigma(array: xr.DataArray, dim: str) -> xr.DataArray:
     """Measure the error of one date from all pairs of consecutive dates; lazy if they are."""
     planes = [array.isel({dim: k}).transpose(*spatial_dims(array)) for k in range(array.sizes[dim])]
-    pairs = [measure_spread(before, after) for before, after in pairwise(planes)]
-    if array.chunks is None:
-        found = _middle_error(np.stack(pairs))
-        if np.isnan(found):
-            raise CHMv2Error(
-                "no two consecutive dates share stable pixels, so their error cannot be measured",
-                fix="pass it in metres, such as sigma=4.0",
-            )
-        return xr.DataArray(found)
-    table = da.stack(pairs).rechunk(-1)
-    return xr.DataArray(
-        table.map_blocks(_middle_error, drop_axis=(0, 1), dtype=np.float64, meta=np.empty(()))
-    )
-
-
-def _middle_error(pairs: _Floats) -> _Floats:
-    """Return the error of one date from the stable ground of pairs; NaN if there is none."""
-    known = pairs[~np.isnan(pairs[:, 1]), 1]  # NMAD
-    middle = np.median(known) / np.sqrt(2) if len(known) else np.nan
-    return np.asarray(np.maximum(middle, _LEAST_SIGMA))
+    errors = measure_errors(list(pairwise(planes)), None)
+    if errors.computed and not errors.pixels:
+        raise CHMv2Error(
+            "no two consecutive dates share stable pixels, so their error cannot be measured",
+            fix="pass it in metres, such as sigma=4.0",
+        )
+    return xr.DataArray(np.maximum(errors.nmad / np.sqrt(2), _LEAST_SIGMA))
 
 
 def _read_spread(height: Raster, array: xr.DataArray) -> xr.DataArray:

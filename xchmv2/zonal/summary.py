@@ -88,9 +88,9 @@ def zonal(
         takes the variable of that name beside ``canopy_height``. Default: the one that
         ``difference`` worked with; without it there are no standard errors.
     correlation_length : float, optional
-        Radius of the disc that counts as one independent error [m], 0 for independent pixels: errors
-        of one range. Default: the one that ``difference`` was given, else estimated from the change as by
-        :func:`xchmv2.change.correlation_length`.
+        Radius of the disc that counts as one independent error [m], 0 for independent pixels:
+        errors of one range. Default: the errors that ``difference`` measured or was given, else
+        those that the change shows on unchanged pixels, at several ranges.
 
     Returns
     -------

@@ -280,7 +280,7 @@ def _sum_pieces(
     numbers: _Read,
     read: _Read,
 ) -> dict[str, Any]:
-    """Add up the pixels in each piece at each date: arrays (pieces, D), lists of lists for `_KEPT`."""
+    """Add up the pixels in each piece at each date: arrays (pieces, D), or lists of `_KEPT`."""
     from xchmv2.zonal.coverage import measure_coverage, weigh_pieces
 
     layers = {**numbers, **read}

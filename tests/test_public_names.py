@@ -29,8 +29,8 @@ PUBLIC = {
         silog""",
     "xchmv2.plotting": """
         CHANGE_COLOURS HEIGHT_COLOURS add_scale_bar missing_patch new_figure plot_change
-        plot_errors plot_height plot_series plot_validation require_matplotlib show_change show_height
-        show_imagery""",
+        plot_errors plot_height plot_series plot_validation require_matplotlib show_change
+        show_height show_imagery""",
     "xchmv2.datasets": "Disturbance synthetic_forest",
     "xchmv2.stac": "load quality_flags",
     "xchmv2.store": "Problem Verified Written open_zarr remove_store to_zarr verify",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.special import ndtri
 
+from xchmv2.change.error_model import ErrorModel, errors_of, spread_of
 from xchmv2.change.gross_change import (
     CLASSES,
     DIFFERENCES,
@@ -66,9 +67,9 @@ def loss_area(
         :func:`~xchmv2.change.loss`.
     correlation_length : float, optional
         Distance over which errors are correlated [m], as from
-        :func:`~xchmv2.change.correlation_length`, 0 for independent pixels; by default that in
-        `change.attrs`. It is taken for a single range: errors that are correlated over longer
-        distances too make the interval too narrow.
+        :func:`~xchmv2.change.correlation_length`, 0 for independent pixels: errors of a single
+        range. By default that in `change.attrs`, or the :class:`~xchmv2.change.ErrorModel` that
+        the change carries; else the correlation is measured on its unchanged pixels.
     confidence : float, default 0.95
         Confidence of the intervals.
 
@@ -84,8 +85,8 @@ def loss_area(
     Raises
     ------
     CHMv2Error
-        If it is not the Dataset of ``difference``, there is no correlation length, `mask` is not
-        boolean or on another grid, or a number is out of range.
+        If it is not the Dataset of ``difference``, `mask` is not boolean or on another grid, or a
+        number is out of range.
 
     Notes
     -----
@@ -98,11 +99,10 @@ def loss_area(
     `threshold` and more, however small their patches. The standard error is its half width over z.
     :func:`~xchmv2.change.gross_change.gross_change` gives the formulas.
 
-    The standard deviation of each error is its level of detection over z, known to 5 %; errors are
-    normal, and correlated by a spherical variogram of the range sqrt(5) `correlation_length`, whose
-    sum is the area of the disc of that radius. If the counts contradict normal errors (their mean
-    square deviation is above 10 standard errors squared), the distribution of the errors is
-    taken from the quieter of the sides of loss and gain, and intervals are twice as wide.
+    The standard deviation of each error is that behind its level of detection, known to 5 %; errors
+    are normal, and correlated as the error model says. If the counts contradict normal errors
+    (their mean square deviation is above 10 standard errors squared), the distribution of the
+    errors is taken from the quieter of the sides of loss and gain, and intervals are twice as wide.
     ``misfit`` is that mean square in the end. Where it is far above 1, the errors are not what the
     change says, or loss and gain both reach into their tails: intervals are then widened by its
     square root, but trust them less.
@@ -117,57 +117,31 @@ def loss_area(
     >>> hectares = [float(found[name]) / 1e4 for name in ("lower", "area", "upper")]
     """
     change = _require_difference(change)
-    length = _resolve_length(change, correlation_length)
-    _validate(confidence, threshold)
-    drop = read_change(change)
-    errors = _errors_of(change, length)
-    unit = math.prod(pixel_size(drop))
-    layers = [drop, errors.sd, cell_areas(drop) / unit]
+    _validate(confidence, threshold, correlation_length)
+    errors = (
+        errors_of(change)
+        if correlation_length is None
+        else ErrorModel.of_one_range(correlation_length)
+    )
+    drop, sd = read_change(change), spread_of(change)
+    assert sd is not None
+    layers = [drop, sd, cell_areas(drop) / math.prod(pixel_size(drop))]
     if mask is not None:
         layers.append(read_left_out(mask, drop))
     counts = _count([layer.transpose(*drop.dims) for layer in layers])
     finish = partial(
         _finish,
-        errors=errors.over(drop, unit),
-        whole=drop.size,
-        unit=unit,
+        shape=(drop.shape[0], drop.shape[1]),
+        cell=pixel_size(drop),
         threshold=float(threshold),
         confidence=confidence,
     )
-    found = finish(counts) if isinstance(counts, np.ndarray) else _delay(finish, counts)
+    if isinstance(counts, np.ndarray):
+        found = finish(counts, errors.compute())
+    else:
+        found = _delay(finish, counts, errors)
     attrs = {"threshold": float(threshold), "confidence": confidence}
-    attrs["correlation_length"] = length
     return _label(found, has_true_areas(drop)).assign_attrs(attrs)
-
-
-@dataclass(frozen=True)
-class _Errors:
-    """What is known about the errors of a change."""
-
-    sd: xr.DataArray  #: of each pixel [m]
-    sd_doubt: float  #: standard error of `sd`, as a share of it
-    offset_doubt: float  #: standard error of the offset between the dates [m]
-    correlation: Callable[[_Floats], _Floats]  #: of two errors at a distance [m]
-
-    def over(self, drop: xr.DataArray, pixel: float) -> PixelErrors:
-        """Describe the errors of a whole raster; `sd` and `pixels` come with its counts."""
-        tall, wide = (n * side for n, side in zip(drop.shape, pixel_size(drop), strict=True))
-        cells = [min(64, n) for n in drop.shape]
-        sides = (tall / cells[0], wide / cells[1])
-        alike = pair_shares(self.correlation, np.ones(cells), sides, pixel)
-        return PixelErrors(np.empty(0), 0, alike, self.sd_doubt, self.offset_doubt)
-
-
-def _errors_of(change: xr.Dataset, length: float) -> _Errors:
-    """Read the errors of a change from its level of detection and its correlation length."""
-    error = change["level_of_detection"] / ndtri(0.5 + change.attrs["confidence"] / 2)
-    reach = math.sqrt(5) * length
-
-    def spherical(distance: _Floats) -> _Floats:
-        near = np.minimum(distance / max(reach, 1e-9), 1.0)
-        return np.asarray(1 - 1.5 * near + 0.5 * near**3)
-
-    return _Errors(error, _SD_DOUBT, 0.0, spherical)
 
 
 def _count(layers: list[xr.DataArray]) -> Any:
@@ -211,22 +185,17 @@ def _count_block(
     return found
 
 
-def _delay(finish: Callable[[npt.NDArray[np.int64]], _Floats], counts: da.Array) -> da.Array:
-    return counts.rechunk(-1).map_blocks(
-        finish,
-        drop_axis=(0, 1),
-        new_axis=0,
-        chunks=(len(_FOUND),),
-        dtype=np.float64,
-        meta=np.empty(0, np.float64),
-    )
+def _delay(finish: Callable[..., _Floats], counts: da.Array, errors: ErrorModel) -> da.Array:
+    known = dask.delayed(errors.with_numbers, pure=True)(*errors.numbers)
+    found = dask.delayed(finish, pure=True)(counts, known)
+    return da.from_delayed(found, (len(_FOUND),), np.float64)
 
 
 def _finish(
     table: npt.NDArray[np.int64],
-    errors: PixelErrors,
-    whole: int,
-    unit: float,
+    errors: ErrorModel,
+    shape: tuple[int, int],
+    cell: tuple[float, float],
     threshold: float,
     confidence: float,
 ) -> _Floats:
@@ -234,15 +203,18 @@ def _finish(
     sd, counts, pixels = read_counts(table)
     if not pixels:
         return np.full(len(_FOUND), np.nan)
+    cells = [min(64, size) for size in shape]
+    sides = [size * side / n for size, side, n in zip(shape, cell, cells, strict=True)]
+    alike = pair_shares(errors.correlation, np.ones(cells), (sides[0], sides[1]), math.prod(cell))
     # The pixels that have a change may lie close together.
-    alike = np.minimum(errors.alike * whole / pixels, 1.0)
-    errors = replace(errors, sd=sd, pixels=pixels, alike=alike)
+    alike = np.minimum(alike * math.prod(shape) / pixels, 1.0)
+    known = PixelErrors(sd, pixels, alike, _SD_DOUBT)
     find = partial(gross_change, counts, DIFFERENCES, threshold=threshold, confidence=confidence)
-    found = find(errors)
+    found = find(known)
     if found.misfit > _MISFIT:
-        own = find(replace(errors, shape=own_shape(counts, DIFFERENCES, sd)))
+        own = find(replace(known, shape=own_shape(counts, DIFFERENCES, sd)))
         found = min(found, own, key=lambda result: result.misfit)
-    area = counts.sum() * unit
+    area = counts.sum() * math.prod(cell)
     return np.array([*(area * np.array([found.area, found.volume])).ravel(), found.misfit])
 
 
@@ -280,17 +252,7 @@ def _require_difference(change: Change) -> xr.Dataset:
     )
 
 
-def _resolve_length(change: xr.Dataset, length: float | None) -> float:
-    found = change.attrs.get("correlation_length") if length is None else length
-    if found is None:
-        raise CHMv2Error(
-            "the interval of an area needs the correlation length of the errors",
-            fix="estimate it: correlation_length=xchmv2.change.correlation_length(change)",
-        )
-    validate_number("correlation_length", found, 20, least=0, unit="m")
-    return float(found)
-
-
-def _validate(confidence: float, threshold: float) -> None:
+def _validate(confidence: float, threshold: float, length: float | None) -> None:
     validate_number("confidence", confidence, 0.95, above=0, below=1)
     validate_number("threshold", threshold, 5, above=0, unit="m")
+    validate_number("correlation_length", length, 20, least=0, unit="m", optional=True)

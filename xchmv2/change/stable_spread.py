@@ -254,6 +254,8 @@ def _tails(classes: _Ints, offset: float, spread: _Floats, given: bool) -> tuple
         quantiles = size[np.minimum(place, len(size) - 1)]
         scale = float(np.sqrt((own[order] * size**2).sum() / rising[-1]))
         found.append((quantiles[9], scale, quantiles))
+    if not found:  # too few pixels to tell
+        return 1.0, ndtri(0.5 + PROBABILITIES / 2)
     _, scale, quantiles = min(found, key=lambda each: each[0])
     return scale, quantiles / scale
 

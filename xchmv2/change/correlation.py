@@ -17,8 +17,8 @@ from scipy import fft, optimize
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
-#: Functions of distance [m], stacked: (H, W) to (k, H, W).
-Functions = Callable[[_Floats], _Floats]
+#: _Functions of distance [m], stacked: (H, W) to (k, H, W).
+_Functions = Callable[[_Floats], _Floats]
 
 #: Standardised errors are summed in these steps, as integers.
 _STEP = 0.001
@@ -188,7 +188,7 @@ def fit_sills(
     return np.asarray(sills / sills.sum())
 
 
-def block_means(functions: Functions, cell: tuple[float, float], level: int) -> list[_Floats]:
+def block_means(functions: _Functions, cell: tuple[float, float], level: int) -> list[_Floats]:
     """Return the mean of functions of distance over the pairs of pixels of two blocks.
 
     For blocks of 1, 2, ... 2^`level` px a table (k, lag, lag) of lags of 0 to 10 blocks each.
@@ -208,7 +208,7 @@ def block_means(functions: Functions, cell: tuple[float, float], level: int) -> 
 
 
 def pair_means(
-    weights: _Floats, functions: Functions, cell: tuple[float, float], table: _Floats
+    weights: _Floats, functions: _Functions, cell: tuple[float, float], table: _Floats
 ) -> _Floats:
     """Return the mean of functions of distance over all pairs of pixels of shapes: (..., k).
 

@@ -366,8 +366,8 @@ def error_model(height: Raster, stable: xr.DataArray | None = None) -> ErrorMode
 
     Examples
     --------
-    >>> errors = xchmv2.change.error_model(height, stable=roads)
-    >>> errors.spread_at(25.0)
+    >>> errors = height.chmv2.error_model()
+    >>> of_tall_trees = errors.spread_at(25.0)
     """
     array = read_heights(height)
     dim = find_dates(array, least=2, dated=False)
@@ -437,14 +437,13 @@ def errors_of(change: xr.Dataset | xr.DataArray) -> ErrorModel:
 def _measure_change(change: xr.Dataset | xr.DataArray) -> ErrorModel:
     plane = read_change(change)
     others = [dim for dim in plane.dims if dim not in spatial_dims(plane)]
-    if any(plane.sizes[dim] != 1 for dim in others):
+    if others:
         raise CHMv2Error(
             "the change between two dates",
             f"dims {plane.dims}",
             f"choose one: change.isel({others[0]}=0)",
         )
-    plane = plane.squeeze(others, drop=True).transpose(*spatial_dims(plane))
-    return measure_errors([(plane,)], None)
+    return measure_errors([(plane.transpose(*spatial_dims(plane)),)], None)
 
 
 def require_scatter(errors: ErrorModel) -> None:

@@ -13,7 +13,7 @@ _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
 #: Canopy is above this on both dates [m].
-CANOPY = 2.0
+_CANOPY = 2.0
 #: Least share of the pixels in canopy for canopy alone to count.
 _LEAST_SHARE = 0.02
 #: Differences are counted in steps, by classes of the mean height of both dates [m].
@@ -34,7 +34,7 @@ _LEAST_PIXELS = 2000
 _FARTHEST = 8.0
 
 
-class StableSpread(NamedTuple):
+class _StableSpread(NamedTuple):
     """Errors of a difference, as counts of pixels show them.
 
     Parameters
@@ -72,11 +72,11 @@ def count_differences(
     if lower is not None:
         lower = lower[known]
         level = np.clip((lower + np.abs(change) / 2) / _CLASS, 0, _CLASSES - 1).astype(np.int64)
-        bins += _BINS * (level + _CLASSES * (lower > CANOPY))
+        bins += _BINS * (level + _CLASSES * (lower > _CANOPY))
     return np.bincount(bins, minlength=2 * _CLASSES * _BINS).reshape(2, _CLASSES, _BINS)
 
 
-def measure_spread(counts: _Ints, given: bool) -> StableSpread:
+def measure_spread(counts: _Ints, given: bool) -> _StableSpread:
     """Estimate the errors from counts: of stable ground alone if `given`, else of all pixels.
 
     Pixels that are canopy on both dates count, if there are enough of them. Their differences are
@@ -85,7 +85,7 @@ def measure_spread(counts: _Ints, given: bool) -> StableSpread:
     total = counts.sum()
     if not total:
         none = np.full(NODES, np.nan)
-        return StableSpread(np.nan, np.nan, np.nan, 0.0, none, none, PROBABILITIES * np.nan)
+        return _StableSpread(np.nan, np.nan, np.nan, 0.0, none, none, PROBABILITIES * np.nan)
     of_canopy = not given and counts[1].sum() >= _LEAST_SHARE * total
     classes = counts[1] if of_canopy else counts.sum(axis=0)
     chosen = classes.sum(axis=0)
@@ -96,18 +96,18 @@ def measure_spread(counts: _Ints, given: bool) -> StableSpread:
         offset, core, kept, doubt = _stable_part(chosen)
     pixels = kept * float(chosen.sum())
     if core == 0:  # no scatter at all
-        return StableSpread(
+        return _StableSpread(
             offset, doubt, 0.0, pixels, _MIDDLES[:NODES], np.zeros(NODES), PROBABILITIES * np.nan
         )
     # A class so low that its errors are cut off at the ground is narrower than they are.
-    whole = CANOPY + 1.25 * core <= _MIDDLES if of_canopy else np.ones(_CLASSES, bool)
+    whole = _CANOPY + 1.25 * core <= _MIDDLES if of_canopy else np.ones(_CLASSES, bool)
     if classes[whole].sum() < min(_LEAST_PIXELS, 0.5 * chosen.sum()):
         whole[:] = True
     heights, spread = _spread_by_height(classes * whole[:, None], offset, core, given)
     scale, quantiles = _tails(classes, offset, np.interp(_MIDDLES, heights, spread), given)
     short = NODES - len(heights)
     heights, spread = (np.pad(each, (0, short), mode="edge") for each in (heights, scale * spread))
-    return StableSpread(offset, doubt, core, pixels, heights, spread, quantiles)
+    return _StableSpread(offset, doubt, core, pixels, heights, spread, quantiles)
 
 
 def rough_offset(counts: _Ints) -> float:

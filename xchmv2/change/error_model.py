@@ -38,6 +38,7 @@ from xchmv2.change.correlation import (
 from xchmv2.change.dates import find_dates
 from xchmv2.change.registration import Windows
 from xchmv2.change.stable_spread import (
+    COUNTS,
     NODES,
     PROBABILITIES,
     count_differences,
@@ -488,8 +489,8 @@ def read_mask(stable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
 _WINDOW, _WINDOWS = 128, 36
 #: Most blocks of pixels along an axis: their sums are held for the whole scene.
 _MOST_BLOCKS = 1024
-# Chunks of heights in memory [px], and parts that are added up at once.
-_CHUNK, _TOGETHER = 1024, 8
+# Chunks of heights in memory [px], rows that are looked at, and parts that are added up at once.
+_CHUNK, _BAND, _TOGETHER = 1024, 256, 4
 
 
 class _Sample(NamedTuple):
@@ -690,17 +691,19 @@ def _sample(scene: _Scene, keys: Sequence[Sequence[Sequence[Any]]]) -> _Sample:
 
 
 def _look(scene: _Scene, row: int, col: int, sample: _Sample, groups: Any) -> _Part:
-    """Task: count the differences of a chunk, and add up its errors over blocks."""
+    """Task: count the differences of a chunk, and add up its errors over blocks, by bands."""
     pairs, stable = _split(scene, groups)
-    counts, blocks = None, []
-    for pair, offset in zip(pairs, sample.offsets, strict=True):
-        change, lower, known = _read_pair(pair, stable)
-        errors = _standardise(change, lower, known, offset, sample)
-        blocks.append([sum_blocks(errors, row, col, 2**scene.level)])
-        moved = change - offset if scene.pooled and np.isfinite(offset) else change
-        found = count_differences(moved, lower, known)
-        counts = found if counts is None else counts + found
-    assert counts is not None
+    counts = np.zeros(COUNTS, np.int64)
+    blocks: list[list[Blocks]] = [[] for _ in pairs]
+    for top in range(0, pairs[0][0].shape[0], _BAND):
+        band = slice(top, top + _BAND)
+        own = None if stable is None else stable[band]
+        for pair, offset, found in zip(pairs, sample.offsets, blocks, strict=True):
+            change, lower, known = _read_pair([each[band] for each in pair], own)
+            errors = _standardise(change, lower, known, offset, sample)
+            found.append(sum_blocks(errors, row + top, col, 2**scene.level))
+            moved = change - offset if scene.pooled and np.isfinite(offset) else change
+            counts += count_differences(moved, lower, known)
     return _Part(counts, blocks)
 
 

@@ -18,7 +18,9 @@ _CANOPY = 2.0
 _LEAST_SHARE = 0.02
 #: Differences are counted in steps, by classes of the mean height of both dates [m].
 _RANGE, _STEP, _CLASS = 60.0, 0.02, 1.0
-_BINS, _CLASSES = round(2 * _RANGE / _STEP) + 1, 80
+_BINS, _CLASSES = round(2 * _RANGE / _STEP) + 1, 60
+#: Shape of the counts: canopy on both dates or not, class, difference.
+COUNTS = (2, _CLASSES, _BINS)
 _CENTRES = np.linspace(-_RANGE, _RANGE, _BINS)
 _MIDDLES = (np.arange(_CLASSES) + 0.5) * _CLASS
 _TO_SD = 1 / float(ndtri(0.75))
@@ -73,7 +75,7 @@ def count_differences(
         lower = lower[known]
         level = np.clip((lower + np.abs(change) / 2) / _CLASS, 0, _CLASSES - 1).astype(np.int64)
         bins += _BINS * (level + _CLASSES * (lower > _CANOPY))
-    return np.bincount(bins, minlength=2 * _CLASSES * _BINS).reshape(2, _CLASSES, _BINS)
+    return np.bincount(bins, minlength=2 * _CLASSES * _BINS).reshape(COUNTS)
 
 
 def measure_spread(counts: _Ints, given: bool) -> _StableSpread:

@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, linalg
+from scipy import fft, integrate, interpolate, linalg, optimize
 from scipy.special import ndtr, ndtri, stdtrit
 
 _Floats = npt.NDArray[np.float64]
+_Function = Callable[[_Floats], _Floats]
 
 #: Differences are counted in bins of this width up to this distance from 0 [m]; larger ones count
 #: in the last bin.
@@ -190,7 +191,7 @@ def gross_change(
     if not counts.sum() > 0:
         none = Interval(*[np.nan] * 4)
         return GrossChange(none, none, np.nan)
-    problem = _Problem.build(counts, differences, errors, threshold)
+    problem = _Problem(counts, differences, errors, threshold)
     independent = 1 / (errors.mean_correlation + 1 / errors.pixels)
     quantile = float(stdtrit(max(3.0, independent), 0.5 + confidence / 2))
     # A shape that was estimated from as many errors is as uncertain as the counts themselves.
@@ -210,13 +211,12 @@ def own_shape(counts: npt.NDArray[np.number], differences: _Floats, sd: _Floats)
     for sign in (-1, 1):
         part = np.where(np.abs(scores) < 1e-9, weight / 2, weight * (np.sign(scores) == sign))
         found = np.histogram(np.minimum(np.abs(scores), size[-1]), size, weights=part)[0]
-        sides.append(np.append(0.0, np.cumsum(found) / found.sum()) if found.any() else None)
-    known = [below for below in sides if below is not None]
-    return np.stack([size, max(known, key=lambda below: float(below[30]))])
+        sides.append(np.append(0.0, np.cumsum(found)) / max(found.sum(), 1e-300))
+    return np.stack([size, max(sides, key=lambda below: (below[30], below[-1]))])
 
 
 def pair_shares(
-    correlation: Callable[[_Floats], _Floats],
+    correlation: _Function,
     covered: _Floats,
     sides: tuple[float, float],
     pixel: float,
@@ -231,14 +231,13 @@ def pair_shares(
     overlap = fft.irfft2(np.abs(fft.rfft2(covered, size)) ** 2, size) / covered.sum()
     away = [fft.fftfreq(n, 1 / n) * side for n, side in zip(size, sides, strict=True)]
     apart, step = np.hypot(away[0][:, None], away[1]), min(sides)
-    ring = np.rint(apart / step).astype(np.int64).ravel()
-    mean = np.bincount(ring, overlap.ravel()) / np.maximum(np.bincount(ring), 1)
-    held = np.flatnonzero(np.bincount(ring))
+    rings, ring = np.unique(np.rint(apart / step).ravel(), return_inverse=True)
+    mean = np.bincount(ring, overlap.ravel()) / np.bincount(ring)
+    mean[0] = 1.0
     # From the radius of a pixel, whose pair with itself is another term, to the farthest pair.
     edges = np.geomspace(np.sqrt(pixel / np.pi), max(apart.max(), 2 * np.sqrt(pixel)), 401)
     middle = np.sqrt(edges[1:] * edges[:-1])
-    mean[0] = 1.0
-    pairs = np.pi * np.diff(edges**2) * np.interp(middle, held * step, mean[held])
+    pairs = np.pi * np.diff(edges**2) * np.interp(middle, rings * step, mean)
     pairs /= covered.sum() * sides[0] * sides[1]
     alike = correlation(middle)
     found: _Floats = (pairs * (alike > LEVELS[:, None])).sum(axis=1)
@@ -301,14 +300,15 @@ _EDGES = 0.5 * np.arange(-12, 13)
 _NEAR = 0.1
 _INSIDE = np.concatenate([0.4 * np.arange(-19, 0), [-_NEAR, _NEAR], 0.4 * np.arange(1, 24)])
 #: Classes of error within this factor are described together, in at most so many groups.
-_ALIKE, _MOST_GROUPS = 2**0.5, 8
+_ALIKE, _MOST_GROUPS = 2**0.5, 4
 #: Rounding and what the steps of true change cannot describe, in shares.
 _ROUNDING = 1e-5
-#: Lengths at which the distribution of errors that are not normal is looked up.
-_LAGS = np.linspace(-16.0, 16.0, 321)
+#: Sums hold as rows of the least squares that weigh so much more than the others.
+_HEAVY = 1e5
+#: Changes so far off that errors do not matter, in standard deviations.
+_FAR = 50.0
 
 
-@dataclass(frozen=True, eq=False)
 class _Problem:
     """Counts of all groups, and what each true change adds to them.
 
@@ -317,111 +317,111 @@ class _Problem:
     depth of those far below.
     """
 
-    observed: _Floats  #: (rows,)
-    design: _Floats  #: (rows, columns)
-    #: For each group (columns, rows, rows): covariance that a share of the area brings about.
-    covariances: list[_Floats]
-    #: (2, rows, columns): change of `design` with the offset and the logarithm of the sd, times
-    #: their standard errors.
-    slopes: _Floats
-    #: (groups, columns) which shares add up to those of the groups, (groups,) their sums.
-    sums: _Floats
-    shares: _Floats
-    area: _Floats  #: (columns,) the functionals
-    volume: _Floats
-    rounding: float
-
-    @classmethod
-    def build(
-        cls,
+    def __init__(
+        self,
         counts: npt.NDArray[np.number],
         differences: _Floats,
         errors: PixelErrors,
         threshold: float,
-    ) -> _Problem:
-        """Take counts and errors apart into groups of similar errors."""
-        total = float(counts.sum())
-        groups = [
-            _describe(counts[members], differences, replace(errors, sd=errors.sd[members]),
-                      threshold, total)
-            for members in _group(errors.sd, counts.sum(axis=1))
-        ]  # fmt: skip
-        doubts = (errors.offset_doubt, errors.sd_doubt)
-        columns = len(groups[0].area)
-        return cls(
-            np.concatenate([group.observed for group in groups]),
-            _blocks([group.design for group in groups]),
-            [group.covariances for group in groups],
-            np.stack([
-                doubt * _blocks([group.slopes[k] for group in groups])
-                for k, doubt in enumerate(doubts)
-            ]),
-            np.kron(np.eye(len(groups)), np.arange(columns) < columns - 1).astype(np.float64),
-            np.array([group.share for group in groups]),
-            np.concatenate([group.area for group in groups]),
-            np.concatenate([group.volume for group in groups]),
-            _ROUNDING + 0.25 / errors.pixels,
-        )  # fmt: skip
+    ) -> None:
+        shares = counts / counts.sum()
+        self.groups = [
+            _describe(
+                shares[members], differences, replace(errors, sd=errors.sd[members]), threshold
+            )
+            for members in _group(errors.sd, shares.sum(axis=1))
+        ]
+        designs = linalg.block_diag(*[group.design for group in self.groups])
+        observed = np.concatenate([group.observed for group in self.groups])
+        self.both = np.column_stack([designs, observed])
+        # The shares of each group, but for the last, add up to its share of the area.
+        size = designs.shape[1] // len(self.groups)
+        sums = np.kron(np.eye(len(self.groups)), np.arange(size) < size - 1)
+        self.sums = np.column_stack([sums, [group.share for group in self.groups]])
+        self.rounding = _ROUNDING + 0.25 / errors.pixels
 
     def solve(self, quantile: float, normal: float) -> GrossChange:
-        """Find the best fit, and the intervals of both functionals."""
-        best = np.zeros(len(self.area))
-        size = len(self.area) // len(self.shares)
-        best[np.arange(len(self.shares)) * size + len(_INSIDE)] = self.shares
-        for _ in range(3):
-            fit = self.weigh(best)
-            best = fit.nearest(self.sums, best)
-        misfit = fit.distance(best) / len(self.observed)
-        quantile = quantile * max(1.0, misfit) ** 0.5
-        area, volume = (
-            _Search(self, fit, best, functional, quantile).interval(top, normal)
-            for functional, top in ((self.area, 1.0), (self.volume, self._deepest()))
-        )
-        return GrossChange(area, volume, misfit)
-
-    def _deepest(self) -> float:
-        """Return a volume that is not exceeded [m]."""
-        size = len(self.area) // len(self.shares)
-        depth = self.volume.reshape(-1, size)
-        fallen = self.observed.reshape(len(self.shares), -1)[:, -1]
-        return float((fallen * depth[:, -1]).sum() + (self.shares * depth[:, -3]).sum())
-
-    def weigh(self, shares: _Floats) -> _Fit:
-        """Return the least squares with the covariance that the errors have under some shares."""
-        parts = np.split(shares, len(self.shares))
-        found = _blocks([
-            np.tensordot(part[kept := part > 0], group[kept], 1)
-            for part, group in zip(parts, self.covariances, strict=True)
+        """Find the best fit, and the intervals of the area and the volume."""
+        best = np.concatenate([
+            group.share * (np.arange(len(group.covariances)) == len(_INSIDE))
+            for group in self.groups
         ])  # fmt: skip
-        for slope in self.slopes @ shares:
-            found += np.outer(slope, slope)
-        found[np.diag_indices_from(found)] += self.rounding**2
-        factor = linalg.lapack.dpotrf(found, lower=1)[0]
-        both = np.column_stack([self.design, self.observed])
-        white = linalg.lapack.dtrtrs(factor, both, lower=1)[0]
-        at_threshold = np.diag(found)[len(_EDGES) // 2 :: len(_EDGES) + 1]
-        return _Fit(white[:, :-1], white[:, -1], float(np.sqrt(at_threshold.sum())))
+        for _ in range(3):
+            best, distance = self._fit(self._weigh(best))
+        misfit = distance / len(self.both)
+        quantile *= max(1.0, misfit) ** 0.5
+        area, volume = np.concatenate([group.functionals for group in self.groups], axis=1)
+        deepest = sum(group.deepest for group in self.groups)
+        return GrossChange(
+            self._interval(best, area, 1.0, quantile, normal),
+            self._interval(best, volume, deepest, quantile, normal),
+            misfit,
+        )
+
+    def _weigh(self, shares: _Floats) -> _Floats:
+        """Return design and counts in standard errors, as they are under some shares."""
+        parts = list(zip(np.split(shares, len(self.groups)), self.groups, strict=True))
+        found = linalg.block_diag(*[np.tensordot(w, group.covariances, 1) for w, group in parts])
+        joint = np.concatenate([group.slopes @ w for w, group in parts], axis=1)
+        found += joint.T @ joint + self.rounding**2 * np.eye(len(found))
+        factor = linalg.cholesky(found, lower=True)
+        white: _Floats = linalg.solve_triangular(factor, self.both, lower=True)
+        return white
+
+    def _fit(self, white: _Floats, *fixed: _Floats) -> tuple[_Floats, float]:
+        """Return the shares that fit best, and the square sum of their residuals.
+
+        `fixed` are functionals, each with the value at its end, which hold as the sums do.
+        """
+        rows = np.vstack([self.sums, *fixed])
+        system = np.vstack([_HEAVY * np.abs(white).max() * rows, white])
+        shares, distance = optimize.nnls(
+            system[:, :-1], system[:, -1], maxiter=20 * system.shape[1]
+        )
+        return shares, distance**2
+
+    def _interval(
+        self, best: _Floats, functional: _Floats, top: float, quantile: float, normal: float
+    ) -> Interval:
+        """Return the estimate of a functional, and the values that the counts do not contradict."""
+        estimate = min(float(functional @ best), top)
+        start = self._weigh(best)
+
+        def excess(value: float) -> float:
+            """Return how much farther than it may be the best fit with some value is."""
+            fixed = np.append(functional, value)
+            own = self._weigh(self._fit(start, fixed)[0])
+            worse = self._fit(own, fixed)[1] - self._fit(own)[1]
+            return float(np.sqrt(max(worse, 0.0))) - quantile
+
+        def edge(limit: float) -> float:
+            """Find where values are too far, on the way from the estimate to a limit."""
+            span, ends = limit - estimate, {0.0: -quantile, 1.0: excess(limit)}
+            if ends[1.0] <= 0:
+                return limit
+            return estimate + span * float(
+                optimize.brentq(
+                    lambda part: ends.get(part) or excess(estimate + part * span),
+                    0.0, 1.0, xtol=1e-6, rtol=0.02,
+                )
+            )  # fmt: skip
+
+        lower, upper = edge(0.0), edge(top)
+        return Interval(estimate, (upper - lower) / 2 / normal, lower, upper)
 
 
 class _Group(NamedTuple):
-    """The parts of a :class:`_Problem` that one group of similar errors adds."""
+    """The part of a :class:`_Problem` that one group of similar errors adds."""
 
-    observed: _Floats
-    design: _Floats
+    observed: _Floats  #: (rows,)
+    design: _Floats  #: (rows, columns)
+    #: (columns, rows, rows): covariance that a share of the area brings about.
     covariances: _Floats
+    #: (2, rows, columns): change of `design` by the standard errors of the offset and of the sd.
     slopes: _Floats
-    share: float
-    area: _Floats
-    volume: _Floats
-
-
-def _blocks(parts: list[_Floats]) -> _Floats:
-    """Put matrices of one shape along the diagonal of a larger one."""
-    rows, columns = parts[0].shape
-    found = np.zeros((len(parts) * rows, len(parts) * columns))
-    for k, part in enumerate(parts):
-        found[k * rows : (k + 1) * rows, k * columns : (k + 1) * columns] = part
-    return found
+    share: float  #: of the area
+    functionals: _Floats  #: (2, columns): area and volume [m]
+    deepest: float  #: volume that is not exceeded [m]
 
 
 def _group(sd: _Floats, weight: npt.NDArray[np.number]) -> list[npt.NDArray[np.int64]]:
@@ -434,46 +434,45 @@ def _group(sd: _Floats, weight: npt.NDArray[np.number]) -> list[npt.NDArray[np.i
 
 
 def _describe(
-    counts: npt.NDArray[np.number],
-    differences: _Floats,
-    errors: PixelErrors,
-    threshold: float,
-    total: float,
+    counts: _Floats, differences: _Floats, errors: PixelErrors, threshold: float
 ) -> _Group:
     """Describe the counts of one group; lengths are in its standard deviation."""
-    step = differences[1] - differences[0]
-    classes = counts.sum(axis=1) / counts.sum()
+    share, step = float(counts.sum()), differences[1] - differences[0]
+    classes = counts.sum(axis=1) / share
     # Bins and errors narrower than they are made so much wider.
     coarse = step if errors.sd.min() < step else 0.0
     each = np.sqrt(errors.sd**2 + coarse**2 + step**2 / 12)
-    sd = float(np.sqrt((classes * each**2).sum()))
+    sd = float(np.sqrt(classes @ each**2))
     kernel = _Kernel(classes, each / sd, errors.shape)
-    share = float(counts.sum()) / total
     observed = share * _observe(counts.sum(axis=0), (differences + threshold) / sd, coarse / sd)
-    change = np.concatenate([_INSIDE, [threshold / sd]])
-    apart = np.concatenate([_EDGES, [0.0]])[:, None] - change
-    # Far below, far above, and the further depth of those far below.
-    inside, edges = len(change), len(_EDGES)
-    design = np.zeros((edges + 1, inside + 3))
-    design[:-1, :inside], design[-1, :inside] = kernel.below(apart[:-1]), kernel.depth(apart[-1])
-    design[:-1, inside], design[-1, inside], design[-1, -1] = 1.0, -_INSIDE[0], 1.0
-    slopes = np.zeros((2, edges + 1, inside + 3))
-    slopes[0, :-1, :inside] = kernel.density(apart[:-1]) / sd
-    slopes[0, -1, :inside] = design_depth = kernel.below(apart[-1]) / sd
-    slopes[0, -1, inside] = 1 / sd
-    slopes[1, :-1, :inside] = apart[:-1] * kernel.density(apart[:-1])
-    slopes[1, -1, :inside] = design[-1, :inside] - apart[-1] * design_depth * sd
-    covariances = np.zeros((inside + 3, edges + 1, edges + 1))
-    single, pairs = _covariances(kernel.quantiles)
-    covariances[: inside - 1] = single / errors.pixels + np.tensordot(errors.alike, pairs, 1)
-    covariances[inside - 1] = _between(covariances[: inside - 1], threshold / sd)
-    covariances[inside, -1, -1] = 1 / errors.pixels + errors.mean_correlation
-    fallen = np.concatenate([change < 0, [True, False, False]])
-    below = np.concatenate([-change, [-_INSIDE[0], 0.0, 0.0]])
-    area = fallen.astype(np.float64)
-    volume = area * (threshold + sd * below)
-    volume[-1] = sd
-    return _Group(observed, design, covariances, slopes, share, area, volume)
+    change = np.concatenate([_INSIDE, [threshold / sd, -_FAR, _FAR]])
+    apart = np.append(_EDGES, 0.0)[:, None] - change
+    below, density, depth = kernel.below(apart), kernel.density(apart), kernel.depth(apart)
+    matrices = np.zeros((3, len(apart), len(change) + 1))
+    matrices[0, :, :-1] = np.vstack([below[:-1], np.minimum(depth[-1], -_INSIDE[0])])
+    matrices[1, :, :-1] = np.vstack([density[:-1], below[-1]]) * errors.offset_doubt / sd
+    matrices[2, :, :-1] = (
+        np.vstack([(apart * density)[:-1], (depth - apart * below)[-1]]) * errors.sd_doubt
+    )
+    functionals = np.zeros((2, len(change) + 1))
+    functionals[0, :-1] = change < 0
+    fallen = threshold + sd * np.minimum(-change, -_INSIDE[0])
+    functionals[1, :-1] = np.where(change < 0, fallen, 0.0)
+    # The last column: the further depth of those far below.
+    matrices[0, -1, -1], functionals[1, -1] = 1.0, sd
+    scores = apart.T[: len(_INSIDE)]
+    if errors.shape is not None:
+        scores = ndtri(np.clip(kernel.below(scores), 1e-15, 1 - 1e-15))
+    single, pairs = _covariances(scores.tobytes())
+    inside = single / errors.pixels + np.tensordot(errors.alike, pairs, 1)
+    covariances = np.zeros((len(change) + 1, *inside.shape[1:]))
+    covariances[: len(_INSIDE)] = inside
+    covariances[len(_INSIDE)] = interpolate.interp1d(
+        _INSIDE, inside, axis=0, bounds_error=False, fill_value=0.0
+    )(threshold / sd)
+    covariances[len(_INSIDE) + 1, -1, -1] = 1 / errors.pixels + errors.mean_correlation
+    deepest = sd * observed[-1] + share * fallen.max()
+    return _Group(observed, matrices[0], covariances, matrices[1:], share, functionals, deepest)
 
 
 def _observe(counts: npt.NDArray[np.number], places: _Floats, blur: float) -> _Floats:
@@ -489,48 +488,33 @@ class _Kernel:
     """Distribution of the errors of a group, which may mix several standard deviations."""
 
     def __init__(self, shares: _Floats, sds: _Floats, shape: _Floats | None) -> None:
-        self._parts = list(zip(shares, sds, strict=True))
-        self._table, self._left = shape, np.empty(0)
-        if shape is not None:  # what is left of the depth beyond each quantile
-            beyond = (1 - shape[1]) / 2
-            steps = np.diff(shape[0]) * (beyond[1:] + beyond[:-1]) / 2
-            self._left = np.append(np.cumsum(steps[::-1])[::-1], 0.0)
-
-    def _mix(self, function: Callable[[_Floats], _Floats], apart: _Floats, power: int) -> _Floats:
-        found = np.zeros_like(apart)
-        for share, sd in self._parts:
-            found += share * sd**power * function(apart / sd)
-        return found
+        self.shares, self.sds = shares, sds
+        self.standard: tuple[_Function, _Function] = ndtr, _normal_depth
+        if shape is not None:
+            self.standard = _tabulated(*shape)
 
     def below(self, apart: _Floats) -> _Floats:
         """Return the share of the errors below some value."""
-        if self._table is None:
-            return self._mix(ndtr, apart, 0)
-        size, inside = self._table
-        return self._mix(
-            lambda z: 0.5 + 0.5 * np.sign(z) * np.interp(np.abs(z), size, inside), apart, 0
-        )
+        scores = np.multiply.outer(1 / self.sds, apart)
+        return np.tensordot(self.shares, self.standard[0](scores), 1)
 
     def density(self, apart: _Floats) -> _Floats:
         """Return their density."""
-        if self._table is None:
-            return self._mix(_normal, apart, -1)
         return (self.below(apart + 0.05) - self.below(apart - 0.05)) / 0.1
 
     def depth(self, apart: _Floats) -> _Floats:
         """Return their mean depth below some value."""
-        if self._table is None:
-            return self._mix(_normal_depth, apart, 1)
-        size, left = self._table[0], self._left
-        return self._mix(lambda z: np.maximum(z, 0.0) + np.interp(np.abs(z), size, left), apart, 1)
+        scores = np.multiply.outer(1 / self.sds, apart)
+        return np.tensordot(self.shares * self.sds, self.standard[1](scores), 1)
 
-    @property
-    def quantiles(self) -> bytes | None:
-        """Normal quantiles of errors that are not normal, at the LAGS."""
-        if self._table is None:
-            return None
-        found: _Floats = ndtri(np.clip(self.below(_LAGS), 1e-15, 1 - 1e-15))
-        return found.tobytes()
+
+def _tabulated(size: _Floats, inside: _Floats) -> tuple[_Function, _Function]:
+    """Return the share of standardised errors below a value, and their mean depth below it."""
+    left = integrate.cumulative_trapezoid((1 - inside[::-1]) / 2, -size[::-1], initial=0)[::-1]
+    return (
+        lambda z: 0.5 + 0.5 * np.sign(z) * np.interp(np.abs(z), size, inside),
+        lambda z: np.maximum(z, 0.0) + np.interp(np.abs(z), size, left),
+    )
 
 
 def _normal(score: _Floats) -> _Floats:
@@ -545,16 +529,14 @@ def _normal_depth(score: _Floats) -> _Floats:
 
 
 @lru_cache(4)
-def _covariances(quantiles: bytes | None = None) -> tuple[_Floats, _Floats]:
+def _covariances(scores: bytes) -> tuple[_Floats, _Floats]:
     """Return the covariance of the counts for each true change inside.
 
     That of single pixels (changes, rows, rows), and what pairs of pixels add for each of the LEVELS
-    of correlation (levels, changes, rows, rows); the last row is the depth. `quantiles` are the
-    normal ones of errors in the steps of `_LAGS`, if they are not normal.
+    of correlation (levels, changes, rows, rows); the last row is the depth. `scores` are the
+    distances of rows from changes, as normal quantiles.
     """
-    apart = np.concatenate([_EDGES, [0.0]]) - _INSIDE[:, None]
-    if quantiles is not None:
-        apart = np.interp(apart, _LAGS, np.frombuffer(quantiles))
+    apart = np.frombuffer(scores).reshape(len(_INSIDE), -1)
     edge, deep = apart[:, :-1], apart[:, -1:]
     below, level, depth = ndtr(edge), ndtr(deep), _normal_depth(deep)
     count, rows = apart.shape
@@ -580,162 +562,3 @@ def _covariances(quantiles: bytes | None = None) -> tuple[_Floats, _Floats]:
         pairs[k, :, -1, -1] = weight * (both + added / 2)
         both = both + added
     return single, pairs
-
-
-def _between(covariances: _Floats, change: float) -> _Floats:
-    """Interpolate covariances at a change that is not one of those inside."""
-    if change >= _INSIDE[-1]:
-        return np.zeros(covariances.shape[1:])
-    k = int(np.searchsorted(_INSIDE, change))
-    part = (change - _INSIDE[k - 1]) / (_INSIDE[k] - _INSIDE[k - 1])
-    found: _Floats = (1 - part) * covariances[k - 1] + part * covariances[k]
-    return found
-
-
-class _Fit:
-    """Least squares with weights: which shares describe the counts best."""
-
-    def __init__(self, design: _Floats, observed: _Floats, error: float) -> None:
-        self.gram, self.target = design.T @ design, observed @ design
-        self.size = float(observed @ observed)
-        self.error = error  #: of the count at the threshold
-
-    def distance(self, shares: _Floats) -> float:
-        """Return the square sum of standardised residuals."""
-        return float(shares @ (self.gram @ shares - 2 * self.target) + self.size)
-
-    def nearest(
-        self, sums: _Floats, start: _Floats, closed: npt.NDArray[np.bool_] | bool = False
-    ) -> _Floats:
-        """Return the best shares >= 0 that have the sums of `start`, from which the search begins.
-
-        An active-set method: the shares above 0 are solved for at once, those that fall below 0
-        leave, and the one that would lessen the distance fastest enters. `closed` ones stay 0.
-        """
-        scale = 1 / np.sqrt(np.diag(self.gram) + 1e-8 * np.trace(self.gram))
-        gram, target = self.gram * scale * scale[:, None], self.target * scale
-        rows = sums * scale
-        rows = rows / np.abs(rows).max(axis=1, keepdims=True)
-        shares, count = start / scale, len(start)
-        # Lagrange's conditions of all shares and sums; the least numbers keep it regular.
-        system = np.zeros((count + len(rows), count + len(rows)))
-        system[:count, :count], system[count:, :count], system[:count, count:] = gram, rows, rows.T
-        system[np.diag_indices(len(system))] += np.where(
-            np.arange(len(system)) < count, 1e-13, -1e-13
-        )
-        goals = np.concatenate([target, rows @ shares])
-        active = np.concatenate([shares > 0, np.ones(len(rows), bool)])
-        barred = np.zeros(count, bool)
-        least_slope = -1e-6 - 1e-13 * float(np.abs(target).max())
-        for _ in range(6 * count):
-            held = np.flatnonzero(active)
-            found = linalg.lapack.dgesv(system[held[:, None], held], goals[held])[2]
-            inner = held[: len(held) - len(rows)]
-            goal = found[: len(inner)]
-            if goal.min() > 0:
-                shares = np.zeros(count)
-                shares[inner] = goal
-                slope = found @ system[held, :count] - target
-                slope[active[:count] | barred | closed] = np.inf
-                enter = int(slope.argmin())
-                if slope[enter] > least_slope:
-                    break
-                barred[:] = False
-                active[enter] = True
-                continue
-            now = shares[inner]
-            falls = goal <= 0
-            with np.errstate(invalid="ignore", divide="ignore"):
-                steps = np.where(falls, now / (now - goal), np.inf)
-            steps[falls & (now <= 0)] = 0.0
-            least = float(steps.min())
-            leave = inner[steps <= least]
-            # One that falls as soon as it enters would do so for ever: wait for progress.
-            barred[:] = barred & (least == 0)
-            barred[leave] |= least == 0
-            shares[inner] = np.where(steps <= least, 0.0, now + least * (goal - now))
-            active[leave] = False
-        result: _Floats = np.maximum(shares, 0.0) * scale
-        return result
-
-
-@dataclass(frozen=True, eq=False)
-class _Search:
-    """The values of a functional of the shares that the counts do not contradict."""
-
-    problem: _Problem
-    fit: _Fit
-    best: _Floats
-    functional: _Floats
-    quantile: float
-
-    def interval(self, top: float, normal: float) -> Interval:
-        """Return the estimate and the interval, between 0 and `top`."""
-        estimate = min(float(self.functional @ self.best), top)
-        reach = max(top - estimate, 0.0)
-        lower, upper = 0.0, top
-        if estimate > 1e-9 * top and self._excess(0.0) > self.quantile:
-            lower = self._edge(estimate, -estimate)
-        if reach > 1e-9 * top and self._excess(top) > self.quantile:
-            upper = self._edge(estimate, reach)
-        return Interval(estimate, (upper - lower) / 2 / normal, lower, upper)
-
-    def _edge(self, estimate: float, span: float) -> float:
-        """Find the value between the estimate and a rejected one at which rejection begins."""
-        inside, outside = 0.0, 1.0
-        at, known = self._guess(span), (0.0, 0.0)
-        for _ in range(12):
-            score = self._excess(estimate + at * span)
-            if score <= self.quantile:
-                inside = at
-            else:
-                outside = at
-            if abs(score - self.quantile) < 0.03 * self.quantile or outside - inside < 1e-6:
-                break
-            # The excess grows about in proportion to the distance.
-            slope = (score - known[1]) / (at - known[0])
-            known = (at, score)
-            step = at + (self.quantile - score) / slope if slope > 0 else np.inf
-            low, high = inside + 0.05 * (outside - inside), outside - 0.05 * (outside - inside)
-            at = float(np.clip(min(step, 6 * at), low, high))
-        return estimate + at * span
-
-    def _guess(self, span: float) -> float:
-        """Return where to look first: as far as the count at the threshold may be wrong."""
-        at_threshold = self.functional[np.flatnonzero(_INSIDE < 0)[-1]]
-        error = 2 * self.quantile * self.fit.error * at_threshold
-        return float(np.clip(error / abs(span), 1e-6, 0.5))
-
-    def _excess(self, value: float) -> float:
-        """Return how many standard errors the best fit with some value is from the best of all.
-
-        The errors are those of the hypothesis that is tested.
-        """
-        sums, whole = self.problem.sums, self.functional @ self.best
-        rows, start = np.vstack([sums, self.functional]), self._moved(value)
-        closed = np.zeros(len(start), bool)
-        if value == 0:
-            rows, closed = sums, self.functional > 0
-        tested = self.fit.nearest(rows, start, closed)
-        fit = self.problem.weigh(tested)
-        worse = fit.distance(fit.nearest(rows, tested, closed))
-        best = fit.distance(fit.nearest(sums, self.best if whole else tested))
-        return float(np.sqrt(max(worse - best, 0.0)))
-
-    def _moved(self, value: float) -> _Floats:
-        """Return the best shares, moved across the threshold until they have some value."""
-        size = len(self.best) // len(self.problem.shares)
-        shares = self.best.reshape(-1, size).copy()
-        fallen = self.functional.reshape(-1, size) > 0
-        now, above = float(self.functional @ self.best), int((_INSIDE < 0).sum())
-        if value > now and fallen[0, -1]:  # a volume: deeper
-            shares[0, -1] += (value - now) / self.functional[size - 1]
-            return shares.ravel()
-        column, moving = (above, fallen) if value <= now else (above - 1, ~fallen)
-        moving = moving & (np.arange(size) < size - 1)
-        part = 1 - value / now if value <= now else (value - now) / (1 - now)
-        moved = (part * shares * moving).sum(axis=1)
-        shares[moving] *= 1 - part
-        shares[:, -1] *= 1 - part if value <= now else 1.0
-        shares[:, column] += moved
-        return shares.ravel()

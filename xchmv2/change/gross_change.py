@@ -461,7 +461,7 @@ def _describe(
     # The last column: the further depth of those far below.
     matrices[0, -1, -1], functionals[1, -1] = 1.0, sd
     scores = apart.T[: len(_INSIDE)]
-    if errors.shape is not None:
+    if errors.shape is not None or len(errors.sd) > 1:  # a mixture has heavier tails
         scores = ndtri(np.clip(kernel.below(scores), 1e-15, 1 - 1e-15))
     single, pairs = _covariances(scores.tobytes())
     inside = single / errors.pixels + np.tensordot(errors.alike, pairs, 1)
@@ -528,7 +528,7 @@ def _normal_depth(score: _Floats) -> _Floats:
     return found
 
 
-@lru_cache(4)
+@lru_cache(8)
 def _covariances(scores: bytes) -> tuple[_Floats, _Floats]:
     """Return the covariance of the counts for each true change inside.
 

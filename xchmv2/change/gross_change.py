@@ -7,6 +7,7 @@ the area and the volume that really changed, with an interval: :func:`gross_chan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -266,21 +267,19 @@ def screen_change(
     if side == "gain":
         counts, differences = counts[:, ::-1], -differences[::-1]
     shares = counts / max(float(counts.sum()), 1e-300)
-    beyond = differences <= -threshold
-    kernel = _Kernel(shares.sum(axis=1), errors.sd, errors.shape)
-    found = float(shares[:, beyond].sum())
-    chance = float(kernel.below(np.array([-threshold]))[0])
-    depth = float((shares @ np.maximum(-threshold - differences, 0.0)).sum())
-    shallow = float(kernel.depth(np.array([-threshold]))[0])
-    z, one_sided = float(ndtri(0.5 + confidence / 2)), 1.645
-    sd = _share_error(found, errors)
-    worth = found > chance + one_sided * _share_error(chance, errors)
-    # The mean of any function of the errors is no more correlated than they are.
-    square = float((shares @ np.maximum(-threshold - differences, 0.0) ** 2).sum())
-    deep = np.sqrt(square * (1 / errors.pixels + errors.mean_correlation))
-    upper = min(1.0, 2 * (max(found, chance) + z * max(sd, _share_error(chance, errors))))
+    deeper = np.maximum(-threshold - differences, 0.0)
+    kernel, limit = _Kernel(shares.sum(axis=1), errors.sd, errors.shape), np.array([-threshold])
+    chance, shallow = float(kernel.below(limit)[0]), float(kernel.depth(limit)[0])
+    found = float(shares[:, differences <= -threshold].sum())
+    depth, square = float((shares @ deeper).sum()), float((shares @ deeper**2).sum())
+    by_chance = _share_error(chance, errors)
+    worth = found > chance + 1.645 * by_chance  # one-sided
+    z = float(ndtri(0.5 + confidence / 2))
+    upper = min(1.0, 2 * (max(found, chance) + z * max(_share_error(found, errors), by_chance)))
     area = Interval(max(found - chance, 0.0), upper / 2 / z, 0.0, upper)
-    most = threshold * upper + depth + z * float(deep)
+    # The mean of any function of the errors is no more correlated than they are.
+    deep = math.sqrt(square * (1 / errors.pixels + errors.mean_correlation))
+    most = threshold * upper + depth + z * deep
     volume = max(depth - shallow + threshold * (found - chance), 0.0)
     return worth, GrossChange(area, Interval(volume, most / 2 / z, 0.0, most), np.nan)
 

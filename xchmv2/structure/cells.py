@@ -85,22 +85,12 @@ def _lay(edge: float, pixel: float, count: int, cell: float) -> _CellAxis:
 
 @dataclass(frozen=True)
 class _CellAxis:
-    """The cells along one axis.
+    """The cells along one axis."""
 
-    Parameters
-    ----------
-    bounds : tuple of int
-        First pixel of each cell, and the number of pixels.
-    full : tuple of int
-        Pixels that each cell would hold if the raster had no edge.
-    edge, size : float
-        Outer edge of the first cell, and the signed size of all, in CRS units.
-    """
-
-    bounds: tuple[int, ...]
-    full: tuple[int, ...]
-    edge: float
-    size: float
+    bounds: tuple[int, ...]  #: first pixel of each cell, and the number of pixels
+    full: tuple[int, ...]  #: pixels that each cell would hold if the raster had no edge
+    edge: float  #: outer edge of the first cell, in CRS units
+    size: float  #: signed size of all cells, in CRS units
 
     def chunked(self, chunks: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return chunks of pixels as large as the given ones that cut no cell, and their cells.
@@ -116,10 +106,8 @@ class _CellAxis:
     def within(self, start: int, stop: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the cells of some pixels: their bounds counted from the first, and full sizes."""
         first, last = np.searchsorted(self.bounds, (start, stop))
-        return (
-            np.asarray(self.bounds[first : last + 1]) - start,
-            np.asarray(self.full[first:last]),
-        )
+        bounds = np.asarray(self.bounds[first : last + 1]) - start
+        return bounds, np.asarray(self.full[first:last])
 
 
 @dataclass(frozen=True)
@@ -205,7 +193,8 @@ def reduce_to_cells(
     added = [] if further is None else [further]
     areas = cell_areas(ordered)
     if ordered.chunks is None:
-        data: Any = task.run(ordered.values, areas.values, *ordered.shape[-2:])
+        whole = {0: {"array-location": [(0, size) for size in ordered.shape]}}
+        data: Any = task(ordered.values, areas.values, whole)
     else:
         data = _lazy(task, ordered.data, areas.data, added)
     dims_out = [*dims, *(["further"] if added else [])]
@@ -228,15 +217,9 @@ def sum_of_cells(pixels: _Array, area: _Array, rows: _Array, cols: _Array) -> _A
 
 @dataclass(frozen=True)
 class PercentilesOfCells:
-    """Percentiles over cells, linear between values; NaN is left out.
+    """Percentiles over cells, linear between values; NaN is left out."""
 
-    Parameters
-    ----------
-    q : tuple of float
-        Percentiles [%].
-    """
-
-    q: tuple[float, ...]
+    q: tuple[float, ...]  #: [%]
 
     def __call__(self, pixels: _Array, area: _Array, rows: _Array, cols: _Array) -> _Array:
         """Return (..., rows, cols, q) percentiles of (..., y, x) pixels."""
@@ -264,14 +247,7 @@ class _Task:
 
     def __call__(self, pixels: _Array, area: _Array, block_info: Any) -> _Array:
         rows, cols = block_info[0]["array-location"][-2:]
-        return self.run(pixels, area, rows, cols)
-
-    def run(self, pixels: _Array, area: _Array, rows: Any, cols: Any) -> _Array:
-        """Reduce the pixels from (start, stop) of both axes, or of 0 to their number."""
-        spans = [(0, span) if np.isscalar(span) else span for span in (rows, cols)]
-        (y, full_y), (x, full_x) = (
-            axis.within(*span) for axis, span in zip((self.y, self.x), spans, strict=True)
-        )
+        (y, full_y), (x, full_x) = self.y.within(*rows), self.x.within(*cols)
         there = _add_up((~np.isnan(pixels)).astype(np.float64), y, x)
         enough = (there > 0) & (there >= self.min_valid * np.outer(full_y, full_x))
         found = self.kernel(pixels, area, y, x)
@@ -282,11 +258,8 @@ class _Task:
 
 def _lazy(task: _Task, pixels: da.Array, area: da.Array, added: Sequence[int]) -> da.Array:
     """Put whole cells into each block, and reduce each by one task."""
-    (rows, tall), (cols, wide) = (
-        task.y.chunked(pixels.chunks[-2]),
-        task.x.chunked(pixels.chunks[-1]),
-    )
-    leading = pixels.chunks[:-2]
+    *leading, by_y, by_x = pixels.chunks
+    (rows, tall), (cols, wide) = task.y.chunked(by_y), task.x.chunked(by_x)
     return da.map_blocks(
         task,
         pixels.rechunk((*leading, rows, cols)),

@@ -194,11 +194,7 @@ def canopy_volume(
         volume = _whole_sum(height, min_valid)
     else:
         volume = reduce_to_cells(
-            height,
-            resolve_cells(height, cell),
-            sum_of_cells,
-            min_valid=min_valid,
-            dtype="float64",
+            height, resolve_cells(height, cell), sum_of_cells, min_valid=min_valid, dtype="float64"
         )
     return label_quantity(volume, "canopy_volume", attrs)
 
@@ -245,11 +241,7 @@ def percentile(
     height = read_heights(height)
     cells = whole_raster(height) if cell is None else resolve_cells(height, cell)
     found = reduce_to_cells(
-        height,
-        cells,
-        PercentilesOfCells(wanted),
-        min_valid=min_valid,
-        further=len(wanted),
+        height, cells, PercentilesOfCells(wanted), min_valid=min_valid, further=len(wanted)
     ).rename(further="percentile")
     if cell is None:
         found = found.isel(dict.fromkeys(cells.grid.dims, 0), drop=True)
@@ -280,13 +272,10 @@ def _mean(pixels: xr.DataArray, cell: float | None, min_valid: float) -> xr.Data
 
 def _whole_sum(pixels: xr.DataArray, min_valid: float) -> xr.DataArray:
     """Add up value times area over the whole raster."""
-    total = (pixels * cell_areas(pixels)).sum(find_grid(pixels).dims)
-    return total.where(_enough(pixels, min_valid))
-
-
-def _enough(pixels: xr.DataArray, min_valid: float) -> xr.DataArray:
-    valid = pixels.notnull().mean(find_grid(pixels).dims)
-    return (valid > 0) & (valid >= min_valid)
+    dims = find_grid(pixels).dims
+    valid = pixels.notnull().mean(dims)
+    total = (pixels * cell_areas(pixels)).sum(dims)
+    return total.where((valid > 0) & (valid >= min_valid))
 
 
 def _validate_share(min_valid: float) -> None:
@@ -295,15 +284,11 @@ def _validate_share(min_valid: float) -> None:
 
 _Array = npt.NDArray[Any]
 
-#: The neighbours that share a side with a pixel, as steps in rows and columns.
-_SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))
-
 
 def _surface_ratio(height: xr.DataArray) -> xr.DataArray:
     """Divide the area of the canopy's surface over each pixel by that of the pixel.
 
-    At least 1; NaN where the pixel or one of its eight neighbours is missing. The surface consists
-    of eight triangles to the neighbours (Jenness 2004, Wildlife Society Bulletin 32(3), 829-839).
+    At least 1; NaN where the pixel or one of its eight neighbours is missing.
     """
     grid = find_grid(height).dims
     ordered = height.transpose(..., *grid)
@@ -352,7 +337,7 @@ def _ratio(padded: _Array, tall: _Array, wide: _Array) -> _Array:
 
     tall, wide = tall.astype(padded.dtype), wide.astype(padded.dtype)
     total = np.zeros((*padded.shape[:-2], rows, cols), padded.dtype)
-    for down, right in _SIDES:
+    for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         first, second = (tall, wide) if down else (wide, tall)
         flat = 1 + ((moved(down, right) - moved(0, 0)) / first) ** 2
         for turn in (-1, 1):

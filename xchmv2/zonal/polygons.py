@@ -239,26 +239,24 @@ def as_series(polygons: Any) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
     import geopandas
     import shapely
 
+    columns = {}
     if isinstance(polygons, geopandas.GeoDataFrame):
         series = polygons.geometry
-        columns = {
-            str(name): polygons[name].to_numpy() for name in polygons.columns if name != series.name
-        }
+        columns = {str(n): polygons[n].to_numpy() for n in polygons.columns if n != series.name}
     elif isinstance(polygons, geopandas.GeoSeries):
-        series, columns = polygons, {}
+        series = polygons
     else:
         members = [polygons] if isinstance(polygons, shapely.Geometry) else polygons
         if isinstance(members, str) or not hasattr(members, "__len__"):
             raise _no_polygons(type(polygons).__name__)
         if not all(member is None or isinstance(member, shapely.Geometry) for member in members):
             raise _no_polygons(f"a {type(members).__name__} of other objects")
-        series, columns = geopandas.GeoSeries(list(members)), {}
+        series = geopandas.GeoSeries(list(members))
     if not len(series):
         raise _no_polygons("none")
+    names = series.index.to_numpy()
     if series.index.nlevels > 1:
-        names = np.array([str(entry) for entry in series.index], dtype=object)
-    else:
-        names = series.index.to_numpy()
+        names = np.array([str(entry) for entry in names], dtype=object)
     return series, {str(series.index.name or "polygon"): names, **columns}
 
 
@@ -275,7 +273,6 @@ def _on_pixels(geometries: Geometries, grid: Grid) -> Geometries:
     import shapely
 
     (top, left), (dy, dx) = grid.edges, grid.pixel
-    geometries = np.where(shapely.is_missing(geometries), shapely.Polygon(), geometries)
     flat: Geometries = shapely.force_2d(geometries)
     flat = shapely.transform(flat, lambda xy: (xy - (left, top)) / (dx, -dy))
     if not np.isfinite(shapely.get_coordinates(flat)).all():

@@ -167,11 +167,8 @@ def keep_sure_patches(
 def _keep(planes: _Planes, mask: xr.DataArray, rule: Rule) -> xr.DataArray:
     """Keep the patches of a mask that a rule keeps."""
     summaries, packed = _parts(planes.summaries(rule))
-    rows_and_cols = {planes.mask.ndim - 2: -1, planes.mask.ndim - 1: -1}
-    numbers = summaries.rechunk(rows_and_cols)
-    numbers = numbers.map_blocks(
-        _join, planes.chunks, rule, dtype=object, meta=_nothing(planes.mask.ndim)
-    ).rechunk(1)
+    whole = summaries.rechunk({planes.mask.ndim - 2: -1, planes.mask.ndim - 1: -1})
+    numbers = _map(_join, whole, planes.chunks, rule, chunks=whole.chunks).rechunk(1)
     kept = planes.number(packed, numbers, rule, np.dtype("bool"))
     return planes.wrap(kept, mask)
 
@@ -188,10 +185,9 @@ def map_neighbourhoods(operation: Any, mask: da.Array, reach: int) -> da.Array:
     roomy = mask.rechunk(
         {axis: ensure_minimum_chunksize(min(reach, sum(n)), n) for axis, n in sizes.items()}
     )
-    near = da.overlap.overlap(_packed(roomy), dict.fromkeys(sizes, 1), dict.fromkeys(sizes, 0))
-    found = near.map_blocks(
-        _operate, operation, reach, chunks=roomy.chunks, dtype=bool, meta=_nothing(mask.ndim, bool)
-    )
+    packed = _map(_pack_block, roomy)
+    near = da.overlap.overlap(packed, dict.fromkeys(sizes, 1), dict.fromkeys(sizes, 0))
+    found = _map(_operate, near, operation, reach, dtype=bool, chunks=roomy.chunks)
     return found.rechunk(mask.chunks)
 
 
@@ -218,18 +214,9 @@ def hold_packed(mask: xr.DataArray) -> xr.DataArray:
     """
     if mask.chunks is None:
         return mask
-    packed = _packed(mask.data).persist()
+    packed = _map(_pack_block, mask.data).persist()
     checkpoint(packed).compute()  # on a cluster persist() does not wait
-    bits = packed.map_blocks(
-        _unpack_block, chunks=mask.chunks, dtype=bool, meta=_nothing(mask.ndim, bool)
-    )
-    return mask.copy(data=bits)
-
-
-def _packed(mask: da.Array) -> da.Array:
-    """Pack each block of a mask: an array with one object per block."""
-    meta = _nothing(mask.ndim)
-    return mask.map_blocks(_pack_block, chunks=(1,) * mask.ndim, dtype=object, meta=meta)
+    return mask.copy(data=_map(_unpack_block, packed, dtype=bool, chunks=mask.chunks))
 
 
 def _resolve_rule(
@@ -305,8 +292,7 @@ def _unpack_block(packed: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
 
 def _parts(both: da.Array) -> list[da.Array]:
     """Divide summaries from packed masks."""
-    meta = _nothing(both.ndim)
-    return [both.map_blocks(_part, part, dtype=object, meta=meta) for part in range(2)]
+    return [_map(_part, both, part) for part in range(2)]
 
 
 def _part(both: npt.NDArray[np.object_], part: int) -> npt.NDArray[np.object_]:
@@ -372,41 +358,13 @@ class _Planes:
 
         One task does both, so that no block waits for the other at a byte per pixel.
         """
-        index = tuple(range(self.mask.ndim))
-        arrays = [array for value in self.values.values() for array in (value, index)]
-        return da.blockwise(
-            _summarise,
-            index,
-            self.mask,
-            index,
-            self.area,
-            index[-2:],
-            *arrays,
-            names=tuple(self.values),
-            rule=rule,
-            adjust_chunks=dict.fromkeys(index, 1),
-            align_arrays=False,
-            dtype=object,
-            meta=_nothing(self.mask.ndim),
-        )
+        names, values = tuple(self.values), self.values.values()
+        return _map(_summarise, self.mask, self.area, *values, names=names, rule=rule)
 
     def number(self, packed: da.Array, numbers: da.Array, rule: Rule, kind: Any) -> da.Array:
         """Build the numbers of patches, or a mask of those that have one, in the mask's chunks."""
-        index = tuple(range(self.mask.ndim))
-        return da.blockwise(
-            _number,
-            index,
-            packed,
-            index,
-            numbers,
-            index,
-            rule=rule,
-            kind=kind,
-            dtype=kind,
-            align_arrays=False,
-            adjust_chunks=dict(enumerate(self.mask.chunks)),
-            meta=_nothing(self.mask.ndim, kind),
-        )
+        chunks = self.mask.chunks
+        return _map(_number, packed, numbers, rule=rule, kind=kind, dtype=kind, chunks=chunks)
 
     def wrap(self, data: da.Array, like: xr.DataArray) -> xr.DataArray:
         """Add the coordinates of the mask to an array, and compute it if the mask was not lazy."""
@@ -458,9 +416,10 @@ def _blocks(array: xr.DataArray) -> da.Array:
     return da.from_array(array.values, chunks=sizes, name=False)
 
 
-def _nothing(ndim: int, dtype: Any = object) -> npt.NDArray[Any]:
-    """Return an empty array, as dask's ``meta``."""
-    return np.empty((0,) * ndim, dtype)
+def _map(task: Any, array: da.Array, *others: Any, dtype: Any = object, **options: Any) -> da.Array:
+    """Map the blocks of arrays, by default to one object each."""
+    options = {"chunks": (1,) * array.ndim, "meta": np.empty((0,) * array.ndim, dtype)} | options
+    return da.map_blocks(task, array, *others, dtype=dtype, **options)
 
 
 def _boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:

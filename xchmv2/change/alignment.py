@@ -10,7 +10,6 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.array.overlap import ensure_minimum_chunksize
 
 from xchmv2.change.dates import ComparisonWarning, find_dates, list_dates, select_date
 from xchmv2.change.registration import FURTHEST, NO_REFERENCE, REGISTER, Shift, find_shifts
@@ -29,19 +28,14 @@ from xchmv2.raster import (
     validate_number,
 )
 
-#: Largest shift searched by default [px]: the published geolocation error is 14 px on average.
-_MAX_SHIFT = 24.0
-_WINDOW = 128
-_MOST_WINDOWS = 36
-
 
 def align(
     height: Raster,
     to: Any = None,
     *,
-    max_shift: float = _MAX_SHIFT,
-    window: int = _WINDOW,
-    windows: int = _MOST_WINDOWS,
+    max_shift: float = 24.0,  # the published geolocation error is 14 px on average
+    window: int = 128,
+    windows: int = 36,
     apply: bool = True,
 ) -> xr.DataArray | xr.Dataset:
     """Co-register dates to a fraction of a pixel.
@@ -122,21 +116,33 @@ def align(
     >>> largest = abs(shifts["distance_x"]).max()
     """
     validate_flags(apply=apply)
-    _validate(max_shift, window, windows)
+    validate_number("max_shift", max_shift, 24, above=0, below=FURTHEST, unit="px")
+    validate_number("window", window, 128, least=16, unit="px", whole=True)
+    validate_number("windows", windows, 36, least=4, whole=True)
     array = _guide(height)
     reference, dim = find_reference(array, to)
-    planes = [plane.data for plane in _planes(array, dim)]
+    along = _ALONE if dim is None else dim
+    if dim is None:
+        height, array = height.expand_dims(along), array.expand_dims(along)
+    planes = [plane.data for plane in _planes(array, along)]
     shifts = find_shifts(
         reference.data, planes, max_shift=max_shift, window=window, windows=windows
     )
     if shifts[0].problem == NO_REFERENCE:
         raise CHMv2Error(NO_REFERENCE, fix="choose another one: to=height.time.values[-1]")
-    _tell(array, dim, shifts)
+    _tell(array, along, shifts)
+    found: xr.DataArray | xr.Dataset
     if not apply:
-        return _report(array, dim, shifts)
-    if isinstance(height, xr.Dataset):
-        return _move_all(height, array, dim, shifts)
-    return _move(array, dim, shifts)
+        found = _report(array, along, shifts)
+    elif isinstance(height, xr.Dataset):
+        found = _move_all(height, array, along, shifts)
+    else:
+        found = _move(array, along, shifts)
+    return found.isel({along: 0}) if dim is None else found
+
+
+#: Dim of a date that is compared with a raster, and has none.
+_ALONE = "only_date"
 
 
 def _guide(height: Raster) -> xr.DataArray:
@@ -147,12 +153,6 @@ def _guide(height: Raster) -> xr.DataArray:
             grey: xr.DataArray = sum(bands[1:], bands[0]) / len(bands)
             return grey.transpose(*bands[0].dims)
     return read_raster(choose_heights(height))
-
-
-def _validate(max_shift: float, window: int, windows: int) -> None:
-    validate_number("max_shift", max_shift, 24, above=0, below=FURTHEST, unit="px")
-    validate_number("window", window, 128, least=16, unit="px", whole=True)
-    validate_number("windows", windows, 36, least=4, whole=True)
 
 
 def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | None]:
@@ -184,18 +184,16 @@ def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | No
     return chosen.transpose(*dims), dim
 
 
-def _planes(array: xr.DataArray, dim: str | None) -> list[xr.DataArray]:
+def _planes(array: xr.DataArray, dim: str) -> list[xr.DataArray]:
     """Return the dates, each (y, x)."""
-    dims = spatial_dims(array)
-    if dim is None:
-        return [array.transpose(*dims)]
-    return [array.isel({dim: k}).transpose(*dims) for k in range(array.sizes[dim])]
+    ordered = array.transpose(dim, *spatial_dims(array))
+    return [ordered[k] for k in range(len(ordered))]
 
 
-def _tell(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> None:
+def _tell(array: xr.DataArray, dim: str, shifts: list[Shift]) -> None:
     """Warn of the dates whose shift cannot be told, and of those that are turned."""
     for k, shift in enumerate(shifts):
-        name = "the raster" if dim is None else list_dates(array.isel({dim: [k]}), dim)
+        name = "the raster" if dim == _ALONE else list_dates(array.isel({dim: [k]}), dim)
         if not shift.known:
             warn(
                 f"{name} is not moved, its shift cannot be told: {shift.problem}", ComparisonWarning
@@ -206,8 +204,12 @@ def _tell(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> None:
             warn(f"{turned}: {left}; {REGISTER}", ComparisonWarning)
 
 
-#: What else a shift tells: name, words and unit.
+#: What a shift tells: name, words and unit.
 _MEASURES = (
+    ("shift_y", "displacement down the rows", "px"),
+    ("shift_x", "displacement along the columns", "px"),
+    ("distance_y", "displacement down the rows, on the ground", "m"),
+    ("distance_x", "displacement along the columns, on the ground", "m"),
     ("spread", "NMAD between windows", "px"),
     ("agreement", "share of windows in agreement", "1"),
     ("windows", "windows compared", "1"),
@@ -217,48 +219,31 @@ _MEASURES = (
 )
 
 
-def _report(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.Dataset:
+def _report(array: xr.DataArray, dim: str, shifts: list[Shift]) -> xr.Dataset:
     """Return the shifts as a Dataset along time."""
     pixel = pixel_size(array)
-    units = {"units": "m"} if has_true_areas(array) else {}
-    dy, dx = (np.array([getattr(s, name) for s in shifts]) for name in ("dy", "dx"))
-    columns: dict[str, tuple[Any, str, dict[str, str]]] = {
-        "shift_y": (dy, "displacement down the rows", {"units": "px"}),
-        "shift_x": (dx, "displacement along the columns", {"units": "px"}),
-        "distance_y": (dy * pixel[0], "displacement down the rows, on the ground", units),
-        "distance_x": (dx * pixel[1], "displacement along the columns, on the ground", units),
-    } | {
-        name: (np.array([getattr(s, name) for s in shifts]), words, {"units": unit})
-        for name, words, unit in _MEASURES
-    }
-    coords = {} if dim is None or dim not in array.coords else {dim: array[dim].variable}
-    variables = {
-        name: (
-            (() if dim is None else (dim,)),
-            values[0] if dim is None else values,
-            {"long_name": words, **extra},
-        )
-        for name, (values, words, extra) in columns.items()
-    }
-    return xr.Dataset(variables, coords)
+    in_metres = has_true_areas(array)
+    report = xr.Dataset(coords={dim: array[dim].variable} if dim in array.coords else {})
+    for name, words, unit in _MEASURES:
+        kind, _, axis = name.partition("_")
+        values = np.array([getattr(s, f"d{axis}" if axis else name) for s in shifts])
+        values = values * pixel["yx".index(axis)] if kind == "distance" else values
+        attrs = {"long_name": words, "units": unit}
+        report[name] = dim, values, attrs if in_metres or unit != "m" else {"long_name": words}
+    return report
 
 
 def _move_all(
-    dataset: xr.Dataset, guide: xr.DataArray, dim: str | None, shifts: list[Shift]
+    dataset: xr.Dataset, guide: xr.DataArray, dim: str, shifts: list[Shift]
 ) -> xr.Dataset:
     """Move all variables of a Dataset that have the dims of the heights."""
-    dims = set(guide.dims)
     read = read_raster if HEIGHT_NAME in dataset else partial(read_numbers, nodata=False)
-    moved = {
-        name: _move(read(variable), dim, shifts)
-        for name, variable in dataset.data_vars.items()
-        if set(variable.dims) == dims and variable.dtype.kind in "fiu"
-    }
-    left = [
-        str(name)
-        for name, variable in dataset.data_vars.items()
-        if name not in moved and set(variable.dims) & set(spatial_dims(guide))
-    ]
+    moved, left = {}, []
+    for name, variable in dataset.data_vars.items():
+        if set(variable.dims) == set(guide.dims) and variable.dtype.kind in "fiu":
+            moved[name] = _move(read(variable), dim, shifts)
+        elif set(variable.dims) & set(spatial_dims(guide)):
+            left.append(str(name))
     if left:
         raise CHMv2Error(
             f"numbers of dims {tuple(guide.dims)} in all variables",
@@ -268,28 +253,20 @@ def _move_all(
     return dataset.assign(moved)
 
 
-def _move(array: xr.DataArray, dim: str | None, shifts: list[Shift]) -> xr.DataArray:
+def _move(array: xr.DataArray, dim: str, shifts: list[Shift]) -> xr.DataArray:
     """Move each date back by its shift."""
-    planes = _planes(array, dim)
     moved = [
         _shift_plane(plane.data, shift.dy, shift.dx) if shift.known else plane.data
-        for plane, shift in zip(planes, shifts, strict=True)
+        for plane, shift in zip(_planes(array, dim), shifts, strict=True)
     ]
-    taken = {
-        f"removed_shift_{axis}": np.array([getattr(s, name) for s in shifts])
-        for axis, name in (("y", "dy"), ("x", "dx"))
-    }
     words = {"long_name": "removed displacement", "units": "px"}
-    dims = spatial_dims(array)
-    if dim is None:
-        coords = {name: ((), values[0], words) for name, values in taken.items()}
-        return (
-            array.transpose(*dims).copy(data=moved[0]).transpose(*array.dims).assign_coords(coords)
-        )
-    stack = da.stack if any(isinstance(plane, da.Array) for plane in moved) else np.stack
-    along = {name: (dim, values, words) for name, values in taken.items()}
-    whole = array.transpose(dim, *dims).copy(data=stack(moved))
-    return whole.transpose(*array.dims).assign_coords(along)
+    taken = {
+        f"removed_shift_{axis}": (dim, [getattr(s, f"d{axis}") for s in shifts], words)
+        for axis in "yx"
+    }
+    stack = np.stack if array.chunks is None else da.stack
+    whole = array.transpose(dim, *spatial_dims(array)).copy(data=stack(moved))
+    return whole.transpose(*array.dims).assign_coords(taken)
 
 
 # Shifts are rounded to this before they are applied, finer than their precision; 0 stays 0 [px].
@@ -304,65 +281,39 @@ def _shift_plane(plane: Any, dy: float, dx: float) -> Any:
     A pixel is the weighted mean of the valid ones among the four it lies between, and missing if
     these weigh less than half. Pixels from beyond the edge are missing.
     """
-    rows, cols = (round(v / _STEP) * _STEP for v in (dy, dx))
-    if rows == 0 and cols == 0:
+    dy, dx = (round(v / _STEP) * _STEP for v in (dy, dx))
+    if dy == 0 and dx == 0:
         return plane
     if not isinstance(plane, da.Array):
-        return _shift(plane, rows, cols)
-    return _shift_lazily(plane, rows, cols)
-
-
-def _shift_lazily(plane: da.Array, dy: float, dx: float) -> da.Array:
-    """Shift each chunk together with the margin that it needs."""
+        return _shift(plane, dy, dx)
     depth = {axis: math.ceil(abs(v)) + 1 for axis, v in enumerate((dy, dx))}
-    roomy = plane.rechunk(
-        {
-            axis: ensure_minimum_chunksize(min(margin, plane.shape[axis]), plane.chunks[axis])
-            for axis, margin in depth.items()
-        }
-    )
     # An axis of one chunk needs no neighbours, and may be narrower than the shift.
-    depth = {axis: m if roomy.numblocks[axis] > 1 else 0 for axis, m in depth.items()}
-    moved = roomy.map_overlap(
+    narrow = [axis for axis, margin in depth.items() if margin > plane.shape[axis]]
+    moved = plane.rechunk(dict.fromkeys(narrow, -1)).map_overlap(
         _shift,
         dy=dy,
         dx=dx,
-        depth=depth,
+        depth=depth | dict.fromkeys(narrow, 0),
         boundary=np.nan,
-        allow_rechunk=False,
-        dtype=plane.dtype,
         meta=np.empty((0, 0), plane.dtype),
     )
     return moved.rechunk(plane.chunks)
 
 
 def _shift(plane: npt.NDArray[Any], dy: float, dx: float) -> npt.NDArray[Any]:
-    total = np.zeros(plane.shape, np.float64)
-    weight = np.zeros(plane.shape, np.float64)
-    valid = ~np.isnan(plane)
-    filled = np.where(valid, plane, 0)
+    rows, cols = plane.shape
     row, col = math.floor(dy), math.floor(dx)
-    for step_y, share_y in ((0, 1 - (dy - row)), (1, dy - row)):
-        for step_x, share_x in ((0, 1 - (dx - col)), (1, dx - col)):
-            share = round(share_y, 6) * round(share_x, 6)
-            if share > 0:
-                to, start = _slices(plane.shape, row + step_y, col + step_x)
-                total[to] += share * filled[start]
-                weight[to] += share * valid[start]
-    enough = weight > _LEAST_VALID - 1e-9
+    beyond = [(max(0, -first), max(0, first + 1)) for first in (row, col)]
+    valid = np.pad(~np.isnan(plane), beyond)
+    filled = np.pad(np.where(np.isnan(plane), 0, plane), beyond)
+    total, weight = np.zeros((2, *plane.shape))
+    for down, right in np.ndindex(2, 2):
+        share = round(abs(1 - down - (dy - row)), 6) * round(abs(1 - right - (dx - col)), 6)
+        top, left = max(0, row) + down, max(0, col) + right
+        if share > 0:
+            total += share * filled[top : top + rows, left : left + cols]
+            weight += share * valid[top : top + rows, left : left + cols]
     moved = np.full(plane.shape, np.nan, plane.dtype)
+    enough = weight > _LEAST_VALID - 1e-9
     np.divide(total, weight, out=moved, where=enough, casting="same_kind")
     return moved
-
-
-def _slices(
-    shape: tuple[int, ...], dy: int, dx: int
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return the target and the source slices for a step of whole pixels."""
-    to, start = [], []
-    for size, step in zip(shape, (dy, dx), strict=True):
-        low, high = max(0, -step), min(size, size - step)
-        high = max(low, high)
-        to.append(slice(low, high))
-        start.append(slice(low + step, max(low, high) + step))
-    return tuple(to), tuple(start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import dask
@@ -45,29 +46,11 @@ _LEAST_DISTORTION, _CERTAIN, _FIT, _MOST_SLOPE = 0.5, 5.0, 1.5, 0.1
 
 @dataclass(frozen=True)
 class Shift:
-    """Displacement of one raster from another.
+    """Displacement of one raster from another: the content at (r, c) is at (r + dy, c + dx) [px].
 
-    Parameters
-    ----------
-    dy, dx : float
-        Displacement along rows and columns [px]: the content at (r, c) of the reference is
-        at (r + dy, c + dx). NaN if none could be told.
-    spread : float
-        NMAD of the windows in agreement, the larger of both axes [px].
-    agreement : float
-        Share of the windows taking part that agree on it to 1 px.
-    windows : int
-        Number of windows taking part.
-    signal : float
-        How far the best shift stands above the median of all [NMAD].
-    rotation : float
-        Angle by which the raster is turned from the reference, from down to right [degree]; NaN
-        if its windows do not fit one.
-    distortion : float
-        Displacement that rotation and scale leave in the scene's corners [px]; 0 if uncertain or
-        below 0.5 px.
-    problem : str
-        Why no shift could be told, and what to do; empty if there is one.
+    `dy` and `dx` are NaN if none could be told, and `problem` then says why, and what to do. The
+    others are as in the Dataset of :func:`~xchmv2.change.align`; `rotation` is NaN if the windows
+    do not fit one.
     """
 
     dy: float = math.nan
@@ -88,16 +71,9 @@ class Shift:
 
 @dataclass(frozen=True)
 class Windows:
-    """Squares spread evenly over a scene, in which shifts are estimated.
+    """Squares spread evenly over a scene: their `side`, and their first pixels, the `corners`.
 
-    Parameters
-    ----------
-    side : int
-        Side of a square [px].
-    margin : int
-        How far beyond it the other raster is read [px].
-    corners : tuple of (row, column)
-        First pixels of the squares.
+    `margin`: how far beyond them the other raster is read [px].
     """
 
     side: int
@@ -109,13 +85,12 @@ class Windows:
         """Lay at most about `most` windows over a scene, evenly and inside it."""
         side = min(side, *shape)
         longest = max(1, round(math.sqrt(most)))
-        rows, cols = (
-            np.unique(
-                np.linspace(0, size - side, min(longest, -(-size // side))).round().astype(int)
-            )
-            for size in shape
-        )
-        return cls(side, margin, tuple((int(r), int(c)) for r in rows for c in cols))
+        room = [min(longest, -(-size // side)) for size in shape]
+        starts = [
+            np.unique(np.linspace(0, size - side, n).round().astype(int))
+            for size, n in zip(shape, room, strict=True)
+        ]
+        return cls(side, margin, tuple(product(*(line.tolist() for line in starts))))
 
     @classmethod
     def apart(cls, shape: tuple[int, int], side: int, most: int, search: int) -> Windows:
@@ -131,8 +106,8 @@ class Windows:
             np.linspace(0, size - side, min(n, most // fewer)).astype(int)
             for size, n in zip(shape, room, strict=True)
         ]
-        corners = tuple((int(r), int(c)) for r in starts[0] for c in starts[1])
-        return cls(side, min(max(search, _LEAST_SEARCH), min(shape) // 4), corners)
+        margin = min(max(search, _LEAST_SEARCH), min(shape) // 4)
+        return cls(side, margin, tuple(product(*(line.tolist() for line in starts))))
 
     def cut(self, plane: Any) -> list[Any]:
         """Cut the windows with their margins, where inside the scene; lazily from dask."""
@@ -140,20 +115,19 @@ class Windows:
 
     def padded(self, patches: list[npt.NDArray[Any]], shape: tuple[int, int]) -> list[_Floats]:
         """Pad patches from :meth:`cut` with NaN where they reach beyond the scene."""
-        full = self.side + 2 * self.margin
         padded = []
         for patch, corner in zip(patches, self.corners, strict=True):
-            reach = self._reach(shape, corner)
-            square = np.full((full, full), np.nan)
-            start = [s.start - (c - self.margin) for s, c in zip(reach, corner, strict=True)]
-            square[tuple(slice(a, a + n) for a, n in zip(start, patch.shape, strict=True))] = patch
-            padded.append(square)
+            beyond = [
+                (s.start - (c - self.margin), c + self.side + self.margin - s.stop)
+                for s, c in zip(self._reach(shape, corner), corner, strict=True)
+            ]
+            padded.append(np.pad(patch.astype(float), beyond, constant_values=np.nan))
         return padded
 
-    def inner(self, patch: _Floats, offset: tuple[int, int] = (0, 0)) -> _Floats:
-        """Cut the square from a padded patch, moved by an offset."""
-        dy, dx = (self.margin + step for step in offset)
-        return patch[dy : dy + self.side, dx : dx + self.side]
+    def inner(self, patch: _Floats, dy: int = 0, dx: int = 0) -> _Floats:
+        """Cut the square from a padded patch, moved by some pixels."""
+        row, col = self.margin + dy, self.margin + dx
+        return patch[row : row + self.side, col : col + self.side]
 
     def _reach(self, shape: tuple[int, ...], corner: tuple[int, int]) -> tuple[slice, ...]:
         return tuple(
@@ -163,10 +137,7 @@ class Windows:
 
 
 class _Look(NamedTuple):
-    """What a window shows, NaN where unknown, and three spectra.
-
-    These are of the mask of the known pixels, of the values, and of their squares.
-    """
+    """What a window shows, NaN where unknown; spectra of the known pixels, values and squares."""
 
     values: _Floats
     spectra: tuple[npt.NDArray[np.complex128], ...]
@@ -183,38 +154,20 @@ def find_shifts(
 ) -> list[Shift]:
     """Find the shift of each raster (y, x) from a reference (y, x) of the same shape.
 
-    numpy or dask, NaN where missing; only the windows are read, all at once. Shifts above
-    `max_shift` [px], along either axis, or above a quarter of the scene are not found.
-
-    Compared are edges, or with ``edges=False`` the values: edges are the magnitude of the gradient
-    after smoothing by 1.5 px, normalised by the weight of the valid pixels [1]_, so that scattered
-    gaps do not matter. In each window the correlation over the pixels that both know is computed at
-    each whole-pixel shift [2]_. Its Fisher transforms, weighted by the number of these pixels, are
-    averaged over all windows. The best shift is accepted if
-
-    - it stands at least 6 NMAD above the median of all shifts,
-    - the best shifts of at least three of four interleaved sets of windows lie within 1.5 px,
-    - it is 1.3 times as high above the median as any other that is more than 4 px away, and
-    - it does not lie beyond `max_shift` or at the edge of the search.
-
-    Then the windows are cut again at the best shift, and its fraction is that of the sum of their
-    cross-spectra [3]_, weighted by the first correlations. Rotation and scale are fitted to the
-    shifts of the single windows by repeated medians.
-
-    References
-    ----------
-    .. [1] Knutsson and Westin 1993, Computer Vision and Pattern Recognition, 515.
-    .. [2] Padfield 2012, IEEE Transactions on Image Processing 21, 2706.
-    .. [3] Guizar-Sicairos et al. 2008, Optics Letters 33, 156, as in scikit-image.
+    numpy or dask, NaN where missing, by the method of :func:`~xchmv2.change.align`; compared are
+    edges, or with ``edges=False`` the values. The smoothing before edges is normalised by the
+    weight of the valid pixels (Knutsson and Westin 1993, Computer Vision and Pattern Recognition,
+    515), so that scattered gaps do not matter. Averaged are the Fisher transforms of correlations,
+    weighted by the number of pixels. For the fraction of a pixel the windows are cut again at the
+    best shift, and weighted by the first correlations. Rotation and scale are fitted to the shifts
+    of the single windows by repeated medians.
     """
     require_library("skimage", "estimates the shifts", "change")
     shape = (reference.shape[0], reference.shape[1])
     laid = Windows.apart(shape, window, windows, math.ceil(max_shift) + 1)
     if laid.side < _LEAST_SIDE:
-        problem = (
-            f"{shape[0]} x {shape[1]} px are too few to tell a shift; take an area of at least "
-            f"{2 * _LEAST_SIDE} x {2 * _LEAST_SIDE} px"
-        )
+        few = f"{shape[0]} x {shape[1]} px are too few to tell a shift"
+        problem = f"{few}; take an area of at least {2 * _LEAST_SIDE} x {2 * _LEAST_SIDE} px"
         return [Shift(problem=problem)] * len(rasters)
     show = _edges if edges else np.asarray
     cut = dask.compute(*(laid.cut(plane) for plane in (reference, *rasters)))
@@ -255,10 +208,8 @@ def _find_shift(
         return Shift(windows=count, problem=problem)
     stack, shares, middles = np.array(surfaces), np.array(weights), np.array(centres)
     coarse, signal, problem = _judge(stack, shares, laid, max_shift)
-    first = np.array(
-        [_peak(np.where(w > 0, s, np.nan)) for s, w in zip(stack, shares, strict=True)]
-    )
-    first -= laid.margin
+    known = np.where(shares > 0, stack, np.nan)
+    first = np.array([_peak(surface) for surface in known]) - laid.margin
     if problem:
         refused = Shift(agreement=0.0, windows=count, signal=signal, problem=problem)
         rotation, distortion, _ = _fit_similarity(middles, first, shape)
@@ -267,7 +218,7 @@ def _find_shift(
         problem = f"it is turned by about {rotation:.1f} degrees, or scaled; {REGISTER}"
         return replace(refused, rotation=rotation, distortion=distortion, problem=problem)
     place = np.rint(coarse).astype(int)
-    spectra = np.array([_cross_spectrum(pair, laid, place) for pair in pairs])
+    spectra = np.array([_cross_spectrum(*pair, laid, place) for pair in pairs])
     gain = np.maximum(stack[:, *(place + laid.margin)], 0)
     shift = place + _refine(np.tensordot(gain, spectra, 1))
     if np.abs(shift - coarse).max() > _PART_DISTANCE:
@@ -280,14 +231,11 @@ def _find_shift(
     rotation, distortion, centre = _fit_similarity(middles[near], found[near], shape)
     if distortion:
         shift = centre
-    agree = np.abs(found - shift).max(axis=1) <= _AGREEMENT
-    spread = (
-        1.4826 * np.median(np.abs(found - shift)[agree], axis=0).max() if agree.any() else math.nan
-    )
-    return Shift(
-        float(shift[0]), float(shift[1]), float(spread), float(agree.mean()), count,
-        signal, rotation, distortion,
-    )  # fmt: skip
+    apart = np.abs(found - shift)
+    agree = apart.max(axis=1) <= _AGREEMENT
+    spread = 1.4826 * np.median(apart[agree], axis=0).max() if agree.any() else math.nan
+    dy, dx = shift.tolist()
+    return Shift(dy, dx, float(spread), float(agree.mean()), count, signal, rotation, distortion)
 
 
 def smooth(values: _Floats, width: float) -> tuple[_Floats, _Floats]:
@@ -334,15 +282,15 @@ def _correlate(here: _Look, there: _Look, laid: Windows) -> tuple[_Floats, _Floa
     n = 2 * laid.margin + 1
     size = _fft_size(laid)
 
-    def product(a: int, b: int) -> _Floats:
+    def add(a: int, b: int) -> _Floats:
         return np.asarray(fft.irfft2(there.spectra[a] * here.spectra[b].conj(), size)[:n, :n])
 
-    count = np.maximum(product(0, 0), 0.5)
-    sums = product(0, 1), product(1, 0)
-    spread = product(0, 2) - sums[0] ** 2 / count, product(2, 0) - sums[1] ** 2 / count
+    count = np.maximum(add(0, 0), 0.5)
+    sums = add(0, 1), add(1, 0)
+    spread = add(0, 2) - sums[0] ** 2 / count, add(2, 0) - sums[1] ** 2 / count
     usable = (count >= _LEAST_SHARED * laid.side**2) & (np.minimum(*spread) > 1e-6 * count)
     both = np.sqrt(np.where(usable, spread[0] * spread[1], 1))
-    r = np.where(usable, (product(1, 1) - sums[0] * sums[1] / count) / both, 0)
+    r = np.where(usable, (add(1, 1) - sums[0] * sums[1] / count) / both, 0)
     return np.arctanh(np.clip(r, -0.99, 0.99)), np.where(usable, count, 0)
 
 
@@ -353,16 +301,17 @@ def _judge(
     total = _average(surfaces, shared)
     peak = _peak(total)
     shift = peak - laid.margin
-    steps = np.arange(2 * laid.margin + 1)
-    away = np.hypot(steps[:, None] - peak[0], steps - peak[1]) > _PEAK_RADIUS
+    rows, cols = np.indices(total.shape)
+    away = np.hypot(rows - peak[0], cols - peak[1]) > _PEAK_RADIUS
     others = total[away & np.isfinite(total)]
-    middle = float(np.median(others)) if len(others) else math.nan
-    noise = max(1.4826 * float(np.median(np.abs(others - middle))), 1e-9) if len(others) else 1.0
+    others = others if len(others) else np.array([math.nan])
+    middle = float(np.median(others))
+    noise = max(1.4826 * float(np.median(np.abs(others - middle))), 1e-9)
     height = float(np.nanmax(total)) - middle
     signal = height / noise
     parts = [_peak(_average(surfaces[k::_PARTS], shared[k::_PARTS])) for k in range(_PARTS)]
     near = sum(bool(np.hypot(*(part - peak)) <= _PART_DISTANCE) for part in parts)
-    second = float(others.max()) - middle if len(others) else math.nan
+    second = float(others.max()) - middle
     failed = []
     if not signal >= _LEAST_SIGNAL:
         failed.append(
@@ -379,11 +328,9 @@ def _judge(
         return shift, signal, f"{', '.join(failed)}; check that both show the same ground, {fix}"
     limit = min(max_shift + 0.5, laid.margin - 0.5)
     if np.abs(shift).max() > limit:
-        found = f"the best shift, of ({round(shift[0])}, {round(shift[1])}) px, is beyond "
-        found += f"{limit:.0f} px"
-        if wider:
-            return shift, signal, f"{found}; {more}"
-        return shift, signal, f"{found}, a quarter of the scene; take a larger area"
+        fix = f"; {more}" if wider else ", a quarter of the scene; take a larger area"
+        found = f"({round(shift[0])}, {round(shift[1])}) px, is beyond {limit:.0f} px"
+        return shift, signal, f"the best shift, of {found}{fix}"
     return shift, signal, ""
 
 
@@ -411,18 +358,16 @@ def _peak(surface: _Floats) -> _Floats:
 
 
 def _cross_spectrum(
-    pair: tuple[_Floats, _Floats], laid: Windows, step: npt.NDArray[np.intp]
+    here: _Floats, there: _Floats, laid: Windows, step: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.complex128]:
     """Return the cross-spectrum of a window and the other one moved, fading out at the rim."""
-    here, there = pair[0], laid.inner(pair[1], (int(step[0]), int(step[1])))
+    there = laid.inner(there, *step)
     known = np.isfinite(here) & np.isfinite(there)
     fade = np.hanning(laid.side + 2)[1:-1]
     taper = np.multiply.outer(fade, fade) * known
-    faded = []
-    for plane in (here, there):
-        filled = np.where(known, plane, 0)
-        mean = (filled * taper).sum() / max(float(taper.sum()), 1e-9)
-        faded.append(fft.fft2((filled - mean) * taper))
+    filled = np.where(known, (here, there), 0)
+    means = (filled * taper).sum(axis=(1, 2), keepdims=True) / max(float(taper.sum()), 1e-9)
+    faded = fft.fft2((filled - means) * taper)
     return np.asarray(faded[0] * faded[1].conj())
 
 
@@ -432,13 +377,8 @@ def _refine(spectrum: npt.NDArray[np.complex128]) -> _Floats:
 
     if not spectrum.any():
         return np.full(2, np.inf)
-    back, _, _ = phase_cross_correlation(
-        spectrum,
-        np.ones_like(spectrum),
-        space="fourier",
-        upsample_factor=_UPSAMPLING,
-        normalization=None,
-    )
+    options = {"space": "fourier", "upsample_factor": _UPSAMPLING, "normalization": None}
+    back, _, _ = phase_cross_correlation(spectrum, np.ones_like(spectrum), **options)
     return -np.asarray(back, np.float64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -114,13 +115,8 @@ def sieve(
 
     Parameters
     ----------
-    mask : DataArray
-        Boolean, of two spatial dims and any others, such as time.
-    connectivity : {8, 4}
-        Whether pixels that touch only at corners are connected (8) or not (4).
-    min_area, max_area : float, optional
-        Smallest and largest area of a patch to keep, both inclusive [m2 on the ground; without a
-        CRS in the coordinates' own units].
+    mask, connectivity, min_area, max_area
+        As in :func:`label_patches`.
 
     Returns
     -------
@@ -247,9 +243,8 @@ def _join(
     blocks: npt.NDArray[np.object_], chunks: tuple[tuple[int, ...], tuple[int, ...]], rule: Rule
 ) -> npt.NDArray[np.object_]:
     """Task: join the patches of one plane."""
-    return _join_blocks(blocks.reshape(blocks.shape[-2:]), chunks, rule).numbers.reshape(
-        blocks.shape
-    )
+    joined = _join_blocks(blocks.reshape(blocks.shape[-2:]), chunks, rule)
+    return joined.numbers.reshape(blocks.shape)
 
 
 def _number(
@@ -257,9 +252,8 @@ def _number(
 ) -> npt.NDArray[Any]:
     """Task: number the patches of one block, or keep those that have a number."""
     mask = _unpack(packed.item())
-    plane = mask.reshape(mask.shape[-2:])
-    found: npt.NDArray[Any] = numbers.item().apply(plane, rule, kind).reshape(mask.shape)
-    return found
+    found = numbers.item().apply(mask.reshape(mask.shape[-2:]), rule, kind)
+    return np.reshape(found, mask.shape)
 
 
 _Packed = tuple[tuple[int, ...], Any, list[npt.NDArray[np.uint8]]]
@@ -319,17 +313,16 @@ def _table(planes: _Planes, joined: Mapping[tuple[int, ...], _Joined]) -> pd.Dat
 def _statistics(moments: Moments) -> dict[str, npt.NDArray[Any]]:
     """Compute statistics from moments; NaN without values, and for the sd of a single value."""
     count = moments.count
-    some = count > 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "count": count,
-            "mean": np.where(some, moments.mean, np.nan),
-            "min": np.where(some, moments.low, np.nan),
-            "max": np.where(some, moments.high, np.nan),
-            "sd": np.where(count > 1, np.sqrt(moments.squares / (count - 1)), np.nan),
-            "sum": np.where(some, moments.mean * count, np.nan),
-            "volume": np.where(some, moments.volume, np.nan),
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the variance of a single value
+        found = {
+            "mean": moments.mean,
+            "min": moments.low,
+            "max": moments.high,
+            "sd": np.sqrt(moments.squares / (count - 1)),
+            "sum": moments.mean * count,
+            "volume": moments.volume,
         }
+    return {"count": count} | {k: np.where(count > 0, v, np.nan) for k, v in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,10 +361,8 @@ class _Planes:
 
     def wrap(self, data: da.Array, like: xr.DataArray) -> xr.DataArray:
         """Add the coordinates of the mask to an array, and compute it if the mask was not lazy."""
-        found = like.transpose(*self.dims).copy(
-            data=data.compute(**self.scheduler) if self.scheduler else data
-        )
-        return found.transpose(*like.dims)
+        data = data.compute(**self.scheduler) if self.scheduler else data
+        return like.transpose(*self.dims).copy(data=data).transpose(*like.dims)
 
 
 def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Planes:
@@ -386,23 +377,19 @@ def _read_planes(mask: xr.DataArray, values: Mapping[str, xr.DataArray]) -> _Pla
     dims = (*(dim for dim in mask.dims if dim not in grid), *grid)
     turned = mask.transpose(*dims)
     data = _blocks(turned).rechunk(dict.fromkeys(range(mask.ndim - 2), 1))
-    on_grid = {
-        name: _blocks(
-            on_same_coordinates(
-                value,
-                turned,
-                expected=f"{name} on the grid and dates of the mask",
-                fix=f"bring it there: {name}.interp_like(mask)",
-            )
-            .broadcast_like(turned)
-            .transpose(*dims)
-        )
-        for name, value in values.items()
-    }
+    on_grid = {}
+    for name, value in values.items():
+        found = on_same_coordinates(
+            value,
+            turned,
+            expected=f"{name} on the grid and dates of the mask",
+            fix=f"bring it there: {name}.interp_like(mask)",
+        ).broadcast_like(turned)
+        on_grid[name] = _blocks(found.transpose(*dims)).rechunk(data.chunks)
     return _Planes(
         mask=data,
         area=cell_areas(turned.copy(data=data)).data,
-        values={name: value.rechunk(data.chunks) for name, value in on_grid.items()},
+        values=on_grid,
         dims=dims,
         leading=[(str(dim), turned[dim].values) for dim in dims[:-2]],
         scheduler={} if mask.chunks else {"scheduler": "synchronous"},
@@ -468,7 +455,7 @@ def _join_blocks(
     numbers do not depend on the blocks.
     """
     summaries: list[Summary] = list(blocks.ravel())
-    offsets = np.cumsum([0, *(len(summary.ids) for summary in summaries)])
+    offsets = np.cumsum([0, *(len(s.ids) for s in summaries)])
     kinds = _all(summaries, "kinds", np.int64)
     part_of, count = _components(blocks, offsets, kinds, rule)
     area = add_up(part_of, _all(summaries, "area", float), count)
@@ -482,8 +469,7 @@ def _join_blocks(
     order = order[rule.keeps(area, values)[order]]
     number = np.zeros(count, np.int64)
     number[order] = np.arange(1, len(order) + 1)
-    pixels = np.zeros(count, np.int64)
-    np.add.at(pixels, part_of, _all(summaries, "pixels", np.int64))
+    pixels = add_up(part_of, _all(summaries, "pixels", float), count).astype(np.int64)
     return _Joined(
         numbers=_numbers(blocks, offsets, number[part_of]),
         pixels=pixels[order],
@@ -501,25 +487,21 @@ def _first_pixels(
 ) -> Integers:
     """Return the raster index of the first pixel of each block's patches, row by row."""
     tops, lefts = (np.cumsum([0, *sizes]) for sizes in chunks)
-    places = []
-    for block, (i, j) in zip(blocks.ravel(), np.ndindex(blocks.shape), strict=True):
-        row, col = block.first.T
-        places.append((row + tops[i]) * lefts[-1] + col + lefts[j])
-    return np.concatenate(places).astype(np.int64)
+    places = [b.first + np.array([tops[i], lefts[j]]) for (i, j), b in np.ndenumerate(blocks)]
+    rows, cols = np.concatenate(places).T
+    return np.asarray(rows * lefts[-1] + cols, np.int64)
 
 
 def _components(
     blocks: npt.NDArray[np.object_], offsets: Integers, kinds: Integers, rule: Rule
 ) -> tuple[npt.NDArray[Any], int]:
     """Find the connected components of equal kind among the patches of all blocks."""
-    offset = offsets[:-1].reshape(blocks.shape)
-    pairs = [
-        pair
-        for turned, (last, first) in ((False, (1, 0)), (True, (3, 2)))
-        for upper, lower in _lines(blocks, offset, turned, last, first)
-        for pair in _touching(upper, lower, rule)
-    ]
-    one, other = np.concatenate([np.empty((2, 0), np.int64), *pairs], axis=1)
+    start = offsets[:-1].reshape(blocks.shape)
+    pairs = [np.empty((2, 0), np.int64)]
+    for lines, starts, last, first in ((blocks, start, 1, 0), (blocks.T, start.T, 3, 2)):
+        for upper, lower in pairwise(zip(lines, starts, strict=True)):
+            pairs += _touching(_side(*upper, last), _side(*lower, first), rule)
+    one, other = np.concatenate(pairs, axis=1)
     alike = kinds[one] == kinds[other]
     one, other = one[alike], other[alike]
     size = int(offsets[-1])
@@ -528,27 +510,13 @@ def _components(
     return part_of, int(count)
 
 
-def _lines(
-    blocks: npt.NDArray[np.object_], offset: Integers, turned: bool, last: int, first: int
-) -> list[tuple[Integers, Integers]]:
-    """Return the patches on both sides of each border between rows (or columns) of blocks.
+def _side(blocks: npt.NDArray[np.object_], starts: Integers, edge: int) -> Integers:
+    """Return the patches along one side of a line of blocks, which spans the raster; -1 for none.
 
-    Each line spans the raster, so that it includes patches that touch at corners of blocks.
+    So corners of blocks, at which patches may touch, lie inside.
     """
-    blocks, offset = (blocks.T, offset.T) if turned else (blocks, offset)
-    return [
-        (_line(blocks[i], offset[i], last), _line(blocks[i + 1], offset[i + 1], first))
-        for i in range(len(blocks) - 1)
-    ]
-
-
-def _line(blocks: npt.NDArray[np.object_], offset: Integers, edge: int) -> Integers:
-    """Return the patches along one side of a row of blocks; -1 where there is none."""
-    ids = [
-        np.where(block.edges[edge] > 0, block.edges[edge] + start - 1, -1)
-        for block, start in zip(blocks, offset, strict=True)
-    ]
-    return np.concatenate(ids)
+    edges = zip((block.edges[edge] for block in blocks), starts, strict=True)
+    return np.concatenate([np.where(ids > 0, ids + start - 1, -1) for ids, start in edges])
 
 
 def _touching(upper: Integers, lower: Integers, rule: Rule) -> list[Integers]:
@@ -561,11 +529,11 @@ def _touching(upper: Integers, lower: Integers, rule: Rule) -> list[Integers]:
 def _numbers(
     blocks: npt.NDArray[np.object_], offsets: Integers, number: Integers
 ) -> npt.NDArray[np.object_]:
-    found = np.empty(blocks.size, object)
-    for index, block in enumerate(blocks.ravel()):
-        own = number[offsets[index] : offsets[index + 1]]
+    found = np.empty_like(blocks)
+    own_numbers = np.split(number, offsets[1:-1])
+    for (index, block), own in zip(np.ndenumerate(blocks), own_numbers, strict=True):
         found[index] = PatchNumbers(block.ids[own > 0], own[own > 0])
-    return found.reshape(blocks.shape)
+    return found
 
 
 def _combine(parts: Sequence[Moments], part_of: npt.NDArray[Any], n: int) -> Moments:
@@ -573,8 +541,7 @@ def _combine(parts: Sequence[Moments], part_of: npt.NDArray[Any], n: int) -> Mom
     count, mean, squares, low, high, volume = (
         np.concatenate(fields) for fields in zip(*(part.fields for part in parts), strict=True)
     )
-    total = np.zeros(n, np.int64)
-    np.add.at(total, part_of, count)
+    total = add_up(part_of, count, n).astype(np.int64)
     mean_all = add_up(part_of, count * mean, n) / np.maximum(total, 1)
     # Squared deviations from the mean of the whole: within the parts, plus between the parts.
     squares = squares + count * (mean - mean_all[part_of]) ** 2

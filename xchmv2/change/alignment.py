@@ -93,11 +93,11 @@ def align(
     alike in any season. In each window the correlation over the pixels known on both dates [1]_ is
     computed for each shift of whole pixels, and averaged over the windows. The best shift is
     accepted if it stands 6 NMAD above the median of all, three of four interleaved sets of windows
-    find it to 1.5 px, and no shift more than 4 px away comes near it (1.3 times). So windows over
+    find it to 1.5 px, and it is 1.3 times as high as any more than 4 px away. So windows over
     clearings, cloud or gaps do not matter as long as the others suffice; dates of different places
-    are refused, and so are rows or lattices of trees, and areas too small to tell. The fraction of
-    a pixel is that of the cross-correlation of the windows at this shift [2]_. One shift is
-    estimated per date: it corrects location, not distortion.
+    are refused, and so are rows or lattices of trees. The fraction of a pixel is that of the
+    cross-correlation of the windows at this shift [2]_. One shift is estimated per date: it
+    corrects location, not distortion.
 
     Only the windows are read, all at once. For heights that are still to be predicted this computes
     the tiles under them, so write the heights to a store first. The shifts are applied lazily.
@@ -124,7 +124,7 @@ def align(
     along = _ALONE if dim is None else dim
     if dim is None:
         height, array = height.expand_dims(along), array.expand_dims(along)
-    planes = [plane.data for plane in _planes(array, along)]
+    planes = _planes(array, along)
     shifts = find_shifts(
         reference.data, planes, max_shift=max_shift, window=window, windows=windows
     )
@@ -151,7 +151,7 @@ def _guide(height: Raster) -> xr.DataArray:
         bands = [read_numbers(band, nodata=False) for band in height.data_vars.values()]
         if all(set(band.dims) == set(bands[0].dims) for band in bands):
             grey: xr.DataArray = sum(bands[1:], bands[0]) / len(bands)
-            return grey.transpose(*bands[0].dims)
+            return grey
     return read_raster(choose_heights(height))
 
 
@@ -184,10 +184,9 @@ def find_reference(array: xr.DataArray, to: Any) -> tuple[xr.DataArray, str | No
     return chosen.transpose(*dims), dim
 
 
-def _planes(array: xr.DataArray, dim: str) -> list[xr.DataArray]:
-    """Return the dates, each (y, x)."""
-    ordered = array.transpose(dim, *spatial_dims(array))
-    return [ordered[k] for k in range(len(ordered))]
+def _planes(array: xr.DataArray, dim: str) -> list[Any]:
+    """Return the data of the dates, each (y, x)."""
+    return list(array.transpose(dim, *spatial_dims(array)).data)
 
 
 def _tell(array: xr.DataArray, dim: str, shifts: list[Shift]) -> None:
@@ -256,7 +255,7 @@ def _move_all(
 def _move(array: xr.DataArray, dim: str, shifts: list[Shift]) -> xr.DataArray:
     """Move each date back by its shift."""
     moved = [
-        _shift_plane(plane.data, shift.dy, shift.dx) if shift.known else plane.data
+        _shift_plane(plane, shift.dy, shift.dx) if shift.known else plane
         for plane, shift in zip(_planes(array, dim), shifts, strict=True)
     ]
     words = {"long_name": "removed displacement", "units": "px"}
@@ -276,10 +275,9 @@ _LEAST_VALID = 0.5
 
 
 def _shift_plane(plane: Any, dy: float, dx: float) -> Any:
-    """Take the value of each pixel from (row + dy, column + dx), interpolated bilinearly.
+    """Take each pixel from (row + dy, column + dx): the weighted mean of the four around it.
 
-    A pixel is the weighted mean of the valid ones among the four it lies between, and missing if
-    these weigh less than half. Pixels from beyond the edge are missing.
+    Only valid ones count; it is missing if these weigh less than half, as from beyond the edge.
     """
     dy, dx = (round(v / _STEP) * _STEP for v in (dy, dx))
     if dy == 0 and dx == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -80,16 +80,12 @@ def list_dates(array: xr.DataArray, dim: Hashable, most: int = 12) -> str:
     if dim not in array.coords:
         return f"{array.sizes[dim]} positions without dates"
     values = array[dim].values
-    dated = np.issubdtype(values.dtype, np.datetime64)
-    labels = [_day(v) if dated else str(v) for v in values[:most]]
-    if len(set(labels)) < len(labels):
-        labels = [str(v) for v in values[:most]]
+    labels = [str(v) for v in values[:most]]
+    if values.dtype.kind == "M":
+        days = np.datetime_as_string(values[:most], "D").tolist()
+        labels = days if len(set(days)) == len(days) else labels
     more = f" and {len(values) - most} more" if len(values) > most else ""
     return ", ".join(labels) + more
-
-
-def _day(time: np.datetime64) -> str:
-    return str(np.datetime_as_string(time, "D")) if not np.isnat(time) else "NaT"
 
 
 def select_date(height: Raster, label: Any) -> Raster:
@@ -116,15 +112,12 @@ def select_date(height: Raster, label: Any) -> Raster:
 
 def _positions(index: pd.Index, label: Any) -> Any:
     """Return the positions of the dates that a label means."""
-    everything = np.arange(len(index))
-    none = everything[:0]
     try:
-        exact = none if isinstance(label, str) else everything[index == pd.Timestamp(label)]
-        if len(exact):
-            return exact
-        return np.atleast_1d(everything[index.get_loc(str(label))])  # a year, a month, a day
+        exact = not isinstance(label, str) and index == pd.Timestamp(label)
+        chosen = exact if np.any(exact) else index.get_loc(str(label))  # a year, a month, a day
+        return np.atleast_1d(np.arange(len(index))[chosen])
     except (KeyError, ValueError, TypeError):
-        return none
+        return ()
 
 
 def _in_utc(label: Any) -> Any:
@@ -162,35 +155,18 @@ def doubts(before: xr.DataArray, after: xr.DataArray) -> list[str]:
     Scalar coordinates hold the conditions: the date, and ``sun_elevation``, ``off_nadir`` [degrees]
     and ``quality_flags``, as :func:`xchmv2.load` gives them.
     """
-    return [*_season(before, after), *_sun(before, after), *_quality((before, after))]
-
-
-def _season(before: xr.DataArray, after: xr.DataArray) -> list[str]:
-    dates = [date_of(array) for array in (before, after)]
-    if any(date is None for date in dates):
-        return []
-    days = [pd.Timestamp(date).day_of_year for date in dates]
-    apart = abs(days[0] - days[1]) % _YEAR
-    apart = min(apart, _YEAR - apart)
-    if apart <= _SEASON_DAYS:
-        return []
-    return [f"the dates are {apart:.0f} days of the year apart: leaves and shadows differ"]
-
-
-def _sun(before: xr.DataArray, after: xr.DataArray) -> list[str]:
-    suns = [_scalar(array, "sun_elevation") for array in (before, after)]
-    if not abs(suns[0] - suns[1]) > _SUN_DEGREES:  # NaN too
-        return []
-    return [f"the sun stood at {suns[0]:.0f} and {suns[1]:.0f} degrees"]
-
-
-def _quality(arrays: Sequence[xr.DataArray]) -> list[str]:
     said = []
-    for name, array in zip(("first", "second"), arrays, strict=True):
-        flags = _flags(array)
-        if flags:
-            said.append(f"quality flags of the {name} date: {' '.join(flags)}")
-    return said
+    dates = [date_of(array) for array in (before, after)]
+    if not any(date is None for date in dates):
+        apart = abs(np.subtract(*(pd.Timestamp(date).day_of_year for date in dates)))
+        apart = min(apart, _YEAR - apart)
+        if apart > _SEASON_DAYS:
+            said += [f"the dates are {apart:.0f} days of the year apart: leaves and shadows differ"]
+    suns = [_scalar(array, "sun_elevation") for array in (before, after)]
+    if abs(suns[0] - suns[1]) > _SUN_DEGREES:
+        said += [f"the sun stood at {suns[0]:.0f} and {suns[1]:.0f} degrees"]
+    flags = {"first": " ".join(_flags(before)), "second": " ".join(_flags(after))}
+    return said + [f"quality flags of the {date} date: {of}" for date, of in flags.items() if of]
 
 
 def _flags(array: xr.DataArray) -> list[str]:

@@ -28,6 +28,7 @@ from xchmv2.raster import (
 )
 
 _Floats = npt.NDArray[np.float64]
+_Indices = npt.NDArray[np.intp]
 _Singles = npt.NDArray[np.float32]
 
 #: Dates that a confirmed loss needs on either side.
@@ -92,9 +93,8 @@ def events(
        hides a loss, and a drop that is recovered on the next date does not count; on the first
        and the last date an outlier cannot be told from a loss.
     3. The loss is at the largest drop that counts, the earliest of equal ones, unless another one
-       is confirmed.
-    4. ``height_before`` and ``height_after`` are *before* and *after* there.
-    5. ``recovery`` is (last - height_after) / magnitude, *last* being the lower of the last two
+       is confirmed; ``height_before`` and ``height_after`` are *before* and *after* there.
+    4. ``recovery`` is (last - height_after) / magnitude, *last* being the lower of the last two
        heights from the loss on.
 
     A loss is *confirmed* by all dates of the pixel together. A height y costs min((y - g)^2 /
@@ -134,12 +134,9 @@ def events(
         *layers, error = layers
     attrs = {"long_name": "error of one pixel on one date", "units": "m"}
     error = label_quantity(error, "sigma", attrs)
-    found = {
-        name: label_quantity(layer, name, attrs)
-        for (name, attrs), layer in zip(_LAYERS.items(), layers, strict=True)
-    }
+    found = zip(layers, _LAYERS.items(), strict=True)
     return xr.Dataset(
-        found,
+        {name: label_quantity(layer, name, attrs) for layer, (name, attrs) in found},
         {"sigma": error.variable},
         attrs={"threshold": float(threshold), "confirmable": _confirmable(times)},
     )
@@ -165,16 +162,14 @@ def _confirmable(times: npt.NDArray[np.datetime64]) -> str:
 
 def _resolve_sigma(sigma: Any, height: Raster, array: xr.DataArray, dim: str) -> xr.DataArray:
     """Return the error of one date: one number, or the spread of each pixel and date."""
-    if isinstance(sigma, str) and sigma == "measure":
+    if not isinstance(sigma, str):
+        validate_number("sigma", sigma, 4.0, above=0, unit="m")
+        return xr.DataArray(float(sigma))
+    if sigma == "measure":
         return _measure_sigma(array, dim)
-    if isinstance(sigma, str) and sigma == "bin_spread":
+    if sigma == "bin_spread":
         return _read_spread(height, array)
-    if isinstance(sigma, str):
-        raise CHMv2Error(
-            "sigma as a number, 'measure' or 'bin_spread'", show(sigma), "pass sigma=4.0"
-        )
-    validate_number("sigma", sigma, 4.0, above=0, unit="m")
-    return xr.DataArray(float(sigma))
+    raise CHMv2Error("sigma as a number, 'measure' or 'bin_spread'", show(sigma), "pass sigma=4.0")
 
 
 def _measure_sigma(array: xr.DataArray, dim: str) -> xr.DataArray:
@@ -220,12 +215,13 @@ def _find(
     last = np.minimum(pick(packed, n - 1), pick(packed, np.maximum(n - 2, index)))
     with np.errstate(invalid="ignore", divide="ignore"):
         recovery = np.where(index < n - 1, (last - after) / magnitude, np.nan)
-    dates = [_dates(times, pick(when, at), found) for at in (index, index - 1)]
+    none = np.datetime64("NaT", "ns")
+    dates = [np.where(found, times[pick(when, at)], none) for at in (index, index - 1)]
     levels = [np.where(found, v, np.nan) for v in (magnitude, before, after, recovery)]
     return (*dates, *levels, confirmed, *([np.nanmedian(sigma, axis=0)] if sigma.ndim else []))
 
 
-def _pack(heights: _Floats) -> tuple[_Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _pack(heights: _Floats) -> tuple[_Floats, _Indices, _Indices]:
     """Move the valid heights of each column to its top, in order; return their dates and number."""
     missing = ~np.isfinite(heights)
     when = np.argsort(missing, axis=0, kind="stable")
@@ -233,11 +229,11 @@ def _pack(heights: _Floats) -> tuple[_Floats, npt.NDArray[np.intp], npt.NDArray[
     return packed, when, (~missing).sum(axis=0)
 
 
-def _medians(packed: _Floats, n: npt.NDArray[np.intp]) -> tuple[_Floats, _Floats]:
+def _medians(packed: _Floats, n: _Indices) -> tuple[_Floats, _Floats]:
     """Return the medians of three dates, from 2 before the first on, and of five.
 
-    Those that reach over an end count the dates inside: of two the lower at the start, and the
-    higher at the end; of four the mean of the middle two.
+    Over an end the dates inside count: of two the lower at the start, and the higher at the end; of
+    four the mean of the middle two.
     """
     padded = np.full((len(packed) + 4, packed.shape[1]), np.nan)
     padded[2:-2] = packed
@@ -253,8 +249,7 @@ def _medians(packed: _Floats, n: npt.NDArray[np.intp]) -> tuple[_Floats, _Floats
 
 
 def _median_of_three(a: _Floats, b: _Floats, c: _Floats) -> _Floats:
-    found: _Floats = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
-    return found
+    return np.asarray(np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c)))
 
 
 def _median_of_five(a: _Floats, b: _Floats, c: _Floats, d: _Floats, e: _Floats) -> _Floats:
@@ -264,8 +259,8 @@ def _median_of_five(a: _Floats, b: _Floats, c: _Floats, d: _Floats, e: _Floats) 
 
 
 def _largest_drop(
-    packed: _Floats, n: npt.NDArray[np.intp], threes: _Floats, threshold: float
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    packed: _Floats, n: _Indices, threes: _Floats, threshold: float
+) -> tuple[_Indices, npt.NDArray[np.bool_]]:
     """Return the position of the largest drop that counts, and whether there is one."""
     before, after = threes[: len(packed) - 1], threes[3:]
     drop = before - after
@@ -277,8 +272,8 @@ def _largest_drop(
 
 
 def _confirmed_step(
-    packed: _Floats, n: npt.NDArray[np.intp], sigma: _Floats, fives: _Floats, threshold: float
-) -> npt.NDArray[np.intp]:
+    packed: _Floats, n: _Indices, sigma: _Floats, fives: _Floats, threshold: float
+) -> _Indices:
     """Return the position of the step down with the most evidence; 0 where none is confirmed."""
     at = np.zeros(packed.shape[1], np.intp)
     places = np.arange(_CONFIRM, len(packed) - _CONFIRM + 1)
@@ -292,9 +287,7 @@ def _confirmed_step(
     return at
 
 
-def _best_step(
-    y: _Singles, n: npt.NDArray[np.intp], sigma: _Singles, large: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.intp]:
+def _best_step(y: _Singles, n: _Indices, sigma: _Singles, large: npt.NDArray[np.bool_]) -> _Indices:
     """Choose among the steps that are `large` enough, the first of which is at _CONFIRM."""
     low, high = (reach(y, axis=0) for reach in (np.fmin.reduce, np.fmax.reduce))
     levels = low + (high - low) * np.linspace(0, 1, _LEVELS, dtype=np.float32)[:, None]
@@ -318,13 +311,4 @@ def _best_step(
 
 def _cost(y: _Singles, level: _Singles, sigma: _Singles) -> _Singles:
     """Return what each date costs at a level; nothing where it, or its sigma, is missing."""
-    cost: _Singles = np.nan_to_num(np.minimum(((y - level) / sigma) ** 2, _MOST))
-    return cost
-
-
-def _dates(
-    times: npt.NDArray[np.datetime64],
-    index: npt.NDArray[np.intp],
-    found: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.datetime64]:
-    return np.where(found, times[index], np.datetime64("NaT", "ns"))
+    return np.asarray(np.nan_to_num(np.minimum(((y - level) / sigma) ** 2, _MOST)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -119,8 +120,7 @@ def _with_outlines(labels: xr.DataArray, table: pd.DataFrame) -> gpd.GeoDataFram
     from shapely import union_all
 
     grid = find_grid(labels)
-    dims = [*(dim for dim in labels.dims if dim not in grid.dims), *grid.dims]
-    ordered = labels.transpose(*dims)
+    ordered = labels.transpose(..., *grid.dims)
     parts: dict[tuple[int, ...], list[Any]] = {}
     for (*place, event), outline in _all_outlines(ordered, grid.geobox.affine):
         parts.setdefault((*place, event), []).append(outline)
@@ -135,14 +135,10 @@ def _all_outlines(labels: xr.DataArray, affine: Any) -> list[tuple[tuple[int, ..
     """Outline the labels of each chunk: ((plane, event), polygon)."""
     if labels.chunks is None:
         return _outlines(labels.values, (0,) * labels.ndim, affine)
-    starts = [np.cumsum([0, *sizes[:-1]]) for sizes in labels.chunks]
-    blocks = labels.data.to_delayed()
-    tasks = [
-        dask.delayed(_outlines)(
-            block, tuple(int(s[i]) for s, i in zip(starts, index, strict=True)), affine
-        )
-        for index, block in np.ndenumerate(blocks)
-    ]
+    starts = product(*(np.cumsum([0, *sizes[:-1]]).tolist() for sizes in labels.chunks))
+    blocks = labels.data.to_delayed().ravel()
+    outline = dask.delayed(_outlines)
+    tasks = [outline(*each, affine) for each in zip(blocks, starts, strict=True)]
     return [found for part in dask.compute(*tasks) for found in part]
 
 
@@ -154,8 +150,7 @@ def _outlines(
     from rasterio.features import shapes
     from shapely.geometry import shape
 
-    left, top = affine.c + start[-1] * affine.a, affine.f + start[-2] * affine.e
-    here = Affine(affine.a, 0.0, left, 0.0, affine.e, top)
+    here = affine * Affine.translation(start[-1], start[-2])
     found = []
     for index in np.ndindex(labels.shape[:-2]):
         plane = tuple(first + i for first, i in zip(start, index, strict=False))

@@ -188,26 +188,24 @@ def _clean(
 def _candidates(kind: str, change: Change, signed: xr.DataArray, threshold: float) -> xr.DataArray:
     """Return the pixels that lost or gained enough height; False where it is missing."""
     found = abs(signed) >= threshold
-    if isinstance(change, xr.DataArray):
-        return found & _towards(kind, signed)
-    if "height_change" in change:
-        return found & _towards(kind, signed) & change.get("significant", True)
-    if kind == "gain":
-        raise CHMv2Error(
-            "the events of a series are losses, never gains", fix="pass what difference() returns"
-        )
-    return (found & change["loss_date"].notnull()).drop_vars("sigma", errors="ignore")
+    if isinstance(change, xr.Dataset) and "height_change" not in change:
+        if kind == "gain":
+            raise CHMv2Error(
+                "the events of a series are losses, never gains",
+                fix="pass what difference() returns",
+            )
+        return (found & change["loss_date"].notnull()).drop_vars("sigma", errors="ignore")
+    found = found & (signed < 0 if kind == "loss" else signed > 0)
+    return found & change.get("significant", True) if isinstance(change, xr.Dataset) else found
 
 
 def _choose_sure(events: xr.Dataset, signed: xr.DataArray, confirmed: bool | None) -> xr.DataArray:
     """Return the pixels that speak for their patch of a series."""
     validate_flags(confirmed=True if confirmed is None else confirmed)
-    sure = events["confirmed"]
     if confirmed is False:
-        sure = sure | (-signed >= _SURE * events["sigma"])
-    else:
-        _warn_of_dates(events.attrs.get("confirmable"), asked=confirmed is not None)
-    return sure
+        return events["confirmed"] | (-signed >= _SURE * events["sigma"])
+    _warn_of_dates(events.attrs.get("confirmable"), asked=confirmed is not None)
+    return events["confirmed"]
 
 
 def _warn_of_dates(confirmable: str | None, *, asked: bool) -> None:
@@ -224,10 +222,6 @@ def _warn_of_dates(confirmable: str | None, *, asked: bool) -> None:
             "three dates on either side, and are left out; pass confirmed=False to take them too, "
             "or confirmed=True to leave them out without this warning"
         )
-
-
-def _towards(kind: str, change: xr.DataArray) -> xr.DataArray:
-    return change < 0 if kind == "loss" else change > 0
 
 
 def _validate_threshold(kind: str, change: Change, threshold: float | None) -> float:
@@ -266,25 +260,16 @@ def read_left_out(mask: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
     return kept.chunk() if like.chunks is not None and kept.chunks is None else kept
 
 
-def grow(mask: xr.DataArray, reach: int) -> xr.DataArray:
-    """Dilate each plane of a mask by a number of pixels along both axes, for any chunks."""
-    return _by_square(ndimage.binary_dilation, mask, 2 * reach + 1, reach)
-
-
 def _open(mask: xr.DataArray, side: int) -> xr.DataArray:
-    """Open each plane of a mask with a square."""
+    """Open each plane of a mask with a square, across the borders of chunks."""
     if side == 1:
         return mask
-    return _by_square(ndimage.binary_opening, mask, side, side - 1)  # an erosion and a dilation
-
-
-def _by_square(operation: Any, mask: xr.DataArray, side: int, reach: int) -> xr.DataArray:
-    """Apply an operation with a square to each plane of a mask, across the borders of chunks."""
     ordered = mask.transpose(..., *find_grid(mask).dims)
     square = np.ones((1,) * (mask.ndim - 2) + (side, side), bool)
+    operation = partial(ndimage.binary_opening, structure=square)
     data = (
-        operation(ordered.values, square)
+        operation(ordered.values)
         if ordered.chunks is None
-        else map_neighbourhoods(partial(operation, structure=square), ordered.data, reach)
+        else map_neighbourhoods(operation, ordered.data, side - 1)  # an erosion and a dilation
     )
     return ordered.copy(data=data).transpose(*mask.dims)

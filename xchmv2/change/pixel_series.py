@@ -11,13 +11,12 @@ import xarray as xr
 
 from xchmv2.raster import spatial_dims
 
-_Function = Callable[..., Iterable[npt.NDArray[Any]]]
 # Numbers in one temporary array; a task holds about twenty of them.
 _SLAB = 500_000
 
 
 def map_series(
-    function: _Function,
+    function: Callable[..., Iterable[npt.NDArray[Any]]],
     array: xr.DataArray,
     dim: str,
     dtypes: Sequence[Any],
@@ -27,9 +26,8 @@ def map_series(
     """Reduce the heights of each pixel to several numbers (y, x), of some data types.
 
     The function takes columns of dates: of the heights, and of the `others`, which have the dims
-    of the heights or none. Lazy if the heights are, with all dates in one chunk. Beside these a
-    task holds its results and a bounded number of temporary values; `per_pixel` is the size of the
-    largest array of these.
+    of the heights or none. Lazy if the heights are, with all dates in one chunk. `per_pixel`, the
+    size of the largest temporary array for one pixel, bounds what a task holds.
     """
     dims = (dim, *spatial_dims(array))
     arrays = [a.transpose(*dims) if a.ndim else a for a in (array, *others)]
@@ -49,10 +47,7 @@ def map_series(
 
 
 def _by_slabs(
-    *arrays: npt.NDArray[Any],
-    function: _Function,
-    dtypes: Sequence[Any],
-    slab: int,
+    *arrays: npt.NDArray[Any], function: Any, dtypes: Sequence[Any], slab: int
 ) -> tuple[npt.NDArray[Any], ...]:
     """Reduce a block of arrays (y, x, time) or (), some pixels at a time."""
     columns = [np.moveaxis(a, -1, 0).reshape(a.shape[-1], -1) if a.ndim else a for a in arrays]
@@ -68,5 +63,4 @@ def _by_slabs(
 def pick(rows: npt.NDArray[Any], index: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return one number of each column, the nearest one for an index outside."""
     inside = np.clip(index, 0, len(rows) - 1).astype(np.intp)
-    picked: npt.NDArray[Any] = np.take_along_axis(rows, inside[None], axis=0)[0]
-    return picked
+    return np.asarray(np.take_along_axis(rows, inside[None], axis=0)[0])

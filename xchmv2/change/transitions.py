@@ -134,16 +134,8 @@ def _tabulate(
     lazy = first if first.chunks is not None else second
     planes = [da.asarray(array.data).rechunk(lazy.chunks) for array in (first, second, areas)]
     size = len(bounds) + 2
-    parts = da.blockwise(
-        _count,
-        "yxba",
-        *(part for plane in planes for part in (plane, "yx")),
-        bounds=bounds,
-        new_axes={"b": size, "a": size},
-        adjust_chunks={"y": 1, "x": 1},
-        dtype=np.float64,
-        meta=np.empty((0, 0, 0, 0)),
-    )
+    shape = {"chunks": (1, 1, size, size), "new_axis": (2, 3), "meta": np.empty((0,) * 4)}
+    parts = da.map_blocks(_count, *planes, bounds=bounds, **shape)
     return parts.sum(axis=(0, 1))
 
 

@@ -14,18 +14,11 @@ from scipy.special import erfc
 
 from xchmv2.change.dates import find_dates
 from xchmv2.change.pixel_series import map_series, pick
-from xchmv2.raster import (
-    Raster,
-    label_quantity,
-    read_heights,
-    require_heights,
-    validate_number,
-)
+from xchmv2.raster import Raster, label_quantity, read_heights, require_heights, validate_number
 
 _Floats = npt.NDArray[np.float64]
 
 _YEAR = np.timedelta64(31_557_600, "s")  # 365.25 days
-_VARIABLES = ("slope", "slope_low", "slope_high", "intercept", "tau", "p_value", "n_obs")
 
 
 def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.Dataset:
@@ -91,32 +84,24 @@ def trend(height: Raster, min_obs: int = 3, *, confidence: float = 0.95) -> xr.D
     dtypes = [*[array.dtype] * 6, np.dtype(np.int32)]
     # Ties compare all dates with all.
     layers = map_series(fit, array, dim, dtypes, per_pixel=len(times) ** 2)
-    attrs = _attrs(confidence, str(np.datetime_as_string(times[0], "s")))
-    return xr.Dataset(
-        {
-            name: label_quantity(layer, name, attrs[name])
-            for name, layer in zip(_VARIABLES, layers, strict=True)
-        }
-    )
+    named = _attrs(confidence, str(np.datetime_as_string(times[0], "s"))).items()
+    found = zip(layers, named, strict=True)
+    return xr.Dataset({name: label_quantity(layer, name, attrs) for layer, (name, attrs) in found})
 
 
 def _attrs(confidence: float, start: str) -> dict[str, dict[str, Any]]:
-    slope = "trend of canopy height"
+    slope, unit = "trend of canopy height", {"units": "m year-1"}
+    least = next(n for n in count(2) if 2 / math.factorial(n) <= _doubt(confidence))
+    bound = unit | {"confidence": confidence, "least_obs": least}
     return {
-        "slope": {"long_name": slope, "units": "m year-1"},
-        "slope_low": _bound(f"lower bound of the {slope}", confidence),
-        "slope_high": _bound(f"upper bound of the {slope}", confidence),
+        "slope": {"long_name": slope, **unit},
+        "slope_low": {"long_name": f"lower bound of the {slope}", **bound},
+        "slope_high": {"long_name": f"upper bound of the {slope}", **bound},
         "intercept": {"long_name": f"fitted height on {start}", "units": "m", "time": start},
         "tau": {"long_name": "Kendall's tau of height and time", "units": "1"},
         "p_value": {"long_name": "probability of such a tau without a trend", "units": "1"},
         "n_obs": {"long_name": "valid dates", "units": "1"},
     }
-
-
-def _bound(words: str, confidence: float) -> dict[str, Any]:
-    least = next(n for n in count(2) if 2 / math.factorial(n) <= _doubt(confidence))
-    attrs = {"long_name": words, "units": "m year-1", "confidence": confidence}
-    return {**attrs, "least_obs": least}
 
 
 def _doubt(confidence: float) -> float:
@@ -174,8 +159,7 @@ def _chance(s: _Floats, n: npt.NDArray[np.intp], ties: _Floats) -> _Floats:
 def _ties(heights: _Floats, valid: npt.NDArray[np.bool_]) -> _Floats:
     """Return the sum of k (k - 1) (2 k + 5) over the groups of k equal heights."""
     alike = (heights[:, None] == heights[None]).sum(axis=1)  # [time, n]; NaN equals nothing
-    found: _Floats = np.where(valid, (alike - 1.0) * (2 * alike + 5), 0.0).sum(axis=0)
-    return found
+    return np.asarray(np.where(valid, (alike - 1.0) * (2 * alike + 5), 0.0).sum(axis=0))
 
 
 def _middle(ascending: _Floats, count: npt.NDArray[Any]) -> _Floats:

@@ -24,7 +24,6 @@ from xchmv2.raster.components import (
     KIND,
     SURE,
     Connectivity,
-    Floats,
     Integers,
     Moments,
     PatchNumbers,
@@ -40,6 +39,10 @@ from xchmv2.raster.labels import label_quantity
 if TYPE_CHECKING:
     import pandas as pd
 
+_Array = npt.NDArray[Any]
+_Objects = npt.NDArray[np.object_]
+_Chunks = tuple[tuple[int, ...], tuple[int, ...]]
+_Packed = tuple[tuple[int, ...], Any, list[_Array]]
 
 #: Side of the blocks that masks in memory are divided into [px].
 _SIDE = 2048
@@ -89,19 +92,24 @@ def label_patches(
     holds few blocks at a time. Lazy labels hold the mask at one bit per pixel, on a cluster in the
     memory of the workers, and do not compute it again.
     """
+    import pandas as pd
+
     rule = _resolve_rule(connectivity, min_area, max_area)
     planes = _read_planes(mask, values or {})
     summaries, packed = _parts(planes.summaries(rule).persist(**planes.scheduler))
     blocks = summaries.compute(**planes.scheduler)
-    joined: dict[tuple[int, ...], _Joined] = {}
-    numbers = np.empty(blocks.shape, object)
+    numbers, parts = np.empty(blocks.shape, object), []
     for index in np.ndindex(blocks.shape[:-2]):
-        joined[index] = _join_blocks(blocks[index], planes.chunks, rule)
-        numbers[index] = joined[index].numbers
+        numbers[index], columns = _join_blocks(blocks[index], planes.chunks, rule)
+        n = len(columns["patch"])
+        places = zip(planes.leading, index, strict=True)
+        along = {name: np.repeat(values[k : k + 1], n) for (name, values), k in places}
+        parts.append(pd.DataFrame(along | columns))
     known = da.from_array(numbers, chunks=1, name=f"patch-numbers-{tokenize(summaries.name)}")
     labels = planes.number(packed, known, rule, np.dtype("int32"))
     attrs = {"long_name": "number of the patch, 0 outside patches", "units": "1"}
-    return label_quantity(planes.wrap(labels, mask), "patch", attrs), _table(planes, joined)
+    labelled = label_quantity(planes.wrap(labels, mask), "patch", attrs)
+    return labelled, pd.concat(parts, ignore_index=True)
 
 
 def sieve(
@@ -149,9 +157,8 @@ def keep_sure_patches(
 ) -> xr.DataArray:
     """Keep the patches of a boolean mask of which at least half of the pixels are `sure`.
 
-    Only neighbours of equal `kind`, integers or dates, belong to one patch. Lazy if the mask is,
-    and the same for any chunks. As in :func:`sieve`, all chunks are computed before the first of
-    the result, and a pixel is held at as many bits as the number of kinds in its chunk has.
+    Only neighbours of equal `kind`, integers or dates, belong to one patch. As in :func:`sieve`,
+    but a pixel is held at as many bits as the number of kinds in its chunk has.
     """
     rule = _resolve_rule(connectivity, None, None)
     planes = _read_planes(mask, {KIND: kind, SURE: sure})
@@ -172,10 +179,9 @@ def _keep(planes: _Planes, mask: xr.DataArray, rule: Rule) -> xr.DataArray:
 def map_neighbourhoods(operation: Any, mask: da.Array, reach: int) -> da.Array:
     """Apply an operation to each plane of a mask (..., y, x), across the borders of chunks.
 
-    The operation turns a mask into one of the same shape; pixels beyond the raster's edge are
-    False. `reach` is the distance over which pixels matter to each other [px]. The result has the
-    same chunks. Unlike in ``dask.array.map_overlap``, a chunk that waits for its neighbours is held
-    in memory at one bit per pixel.
+    Pixels beyond the raster's edge are False. `reach` is the distance over which pixels matter to
+    each other [px]. Unlike in ``dask.array.map_overlap``, a chunk that waits for its neighbours is
+    held in memory at one bit per pixel.
     """
     sizes = {axis: mask.chunks[axis] for axis in (mask.ndim - 2, mask.ndim - 1)}
     roomy = mask.rechunk(
@@ -187,7 +193,7 @@ def map_neighbourhoods(operation: Any, mask: da.Array, reach: int) -> da.Array:
     return found.rechunk(mask.chunks)
 
 
-def _operate(near: npt.NDArray[np.object_], operation: Any, reach: int) -> npt.NDArray[np.bool_]:
+def _operate(near: _Objects, operation: Any, reach: int) -> _Array:
     """Task: apply an operation to one block with margins from its neighbours."""
     blocks: Any = near.reshape(3, 3)
     middle = _unpack(blocks[1, 1])
@@ -197,16 +203,15 @@ def _operate(near: npt.NDArray[np.object_], operation: Any, reach: int) -> npt.N
     for i, j in np.ndindex(3, 3):
         if blocks[i, j]:  # not beyond the raster's edge
             window[..., to[i], to[j]] = _unpack(blocks[i, j])[..., start[i], start[j]]
-    found: npt.NDArray[np.bool_] = operation(window)[..., to[1], to[1]]
+    found: _Array = operation(window)[..., to[1], to[1]]
     return found
 
 
 def hold_packed(mask: xr.DataArray) -> xr.DataArray:
-    """Compute a lazy mask now, and hold it in memory at one bit per pixel.
+    """Compute a lazy mask now, and hold it in memory at one bit per pixel, unpacked lazily.
 
-    The result is unpacked lazily; on a cluster its bits are in the memory of the workers. A graph
-    of a mask and of the values that it was made from would hold these until the mask is known. With
-    the mask at hand they are read again, block by block.
+    On a cluster its bits are in the memory of the workers. A graph of a mask and of the values that
+    it was made from would hold these until the mask is known; now they are read again, by blocks.
     """
     if mask.chunks is None:
         return mask
@@ -239,27 +244,20 @@ def _resolve_rule(
     return Rule(connectivity, low, high)
 
 
-def _join(
-    blocks: npt.NDArray[np.object_], chunks: tuple[tuple[int, ...], tuple[int, ...]], rule: Rule
-) -> npt.NDArray[np.object_]:
+def _join(blocks: _Objects, chunks: _Chunks, rule: Rule) -> _Objects:
     """Task: join the patches of one plane."""
-    joined = _join_blocks(blocks.reshape(blocks.shape[-2:]), chunks, rule)
-    return joined.numbers.reshape(blocks.shape)
+    numbers, _ = _join_blocks(blocks.reshape(blocks.shape[-2:]), chunks, rule)
+    return numbers.reshape(blocks.shape)
 
 
-def _number(
-    packed: npt.NDArray[np.object_], numbers: npt.NDArray[np.object_], rule: Rule, kind: Any
-) -> npt.NDArray[Any]:
+def _number(packed: _Objects, numbers: _Objects, rule: Rule, kind: Any) -> _Array:
     """Task: number the patches of one block, or keep those that have a number."""
     mask = _unpack(packed.item())
     found = numbers.item().apply(mask.reshape(mask.shape[-2:]), rule, kind)
     return np.reshape(found, mask.shape)
 
 
-_Packed = tuple[tuple[int, ...], Any, list[npt.NDArray[np.uint8]]]
-
-
-def _pack(mask: npt.NDArray[Any]) -> _Packed:
+def _pack(mask: _Array) -> _Packed:
     """Pack a mask into one bit per pixel, or numbers into as many as the largest one needs."""
     planes = [mask]
     if mask.dtype != bool:
@@ -267,20 +265,20 @@ def _pack(mask: npt.NDArray[Any]) -> _Packed:
     return mask.shape, mask.dtype, [np.packbits(plane) for plane in planes]
 
 
-def _unpack(packed: _Packed) -> npt.NDArray[Any]:
+def _unpack(packed: _Packed) -> _Array:
     shape, dtype, planes = packed
-    found: npt.NDArray[Any] = np.zeros(shape, dtype)
+    found: _Array = np.zeros(shape, dtype)
     for k, bits in enumerate(planes):
         plane = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
         found |= plane.view(bool) if found.dtype == bool else plane.astype(dtype) << k
     return found
 
 
-def _pack_block(mask: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+def _pack_block(mask: _Array) -> _Objects:
     return _boxed(_pack(mask), mask.ndim)
 
 
-def _unpack_block(packed: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+def _unpack_block(packed: _Objects) -> _Array:
     return _unpack(packed.item())
 
 
@@ -289,28 +287,11 @@ def _parts(both: da.Array) -> list[da.Array]:
     return [_map(_part, both, part) for part in range(2)]
 
 
-def _part(both: npt.NDArray[np.object_], part: int) -> npt.NDArray[np.object_]:
+def _part(both: _Objects, part: int) -> _Objects:
     return _boxed(both.item()[part], both.ndim)
 
 
-def _table(planes: _Planes, joined: Mapping[tuple[int, ...], _Joined]) -> pd.DataFrame:
-    import pandas as pd
-
-    parts = []
-    for index, plane in joined.items():
-        columns: dict[str, Any] = {
-            name: np.repeat(coordinate[place : place + 1], len(plane.area))
-            for (name, coordinate), place in zip(planes.leading, index, strict=True)
-        }
-        columns["patch"] = np.arange(1, len(plane.area) + 1)
-        columns |= {"pixels": plane.pixels, "area": plane.area}
-        for name, moments in plane.values.items():
-            columns |= {f"{name}_{what}": found for what, found in _statistics(moments).items()}
-        parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _statistics(moments: Moments) -> dict[str, npt.NDArray[Any]]:
+def _statistics(moments: Moments) -> dict[str, _Array]:
     """Compute statistics from moments; NaN without values, and for the sd of a single value."""
     count = moments.count
     with np.errstate(invalid="ignore"):  # 0 / 0 is the variance of a single value
@@ -338,11 +319,11 @@ class _Planes:
     area: da.Array
     values: dict[str, da.Array]
     dims: tuple[Hashable, ...]
-    leading: list[tuple[str, npt.NDArray[Any]]]
+    leading: list[tuple[str, _Array]]
     scheduler: dict[str, str]
 
     @property
-    def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def chunks(self) -> _Chunks:
         """Numbers of rows and of columns of the blocks."""
         return self.mask.chunks[-2], self.mask.chunks[-1]
 
@@ -409,7 +390,7 @@ def _map(task: Any, array: da.Array, *others: Any, dtype: Any = object, **option
     return da.map_blocks(task, array, *others, dtype=dtype, **options)
 
 
-def _boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:
+def _boxed(value: Any, ndim: int) -> _Objects:
     """Wrap one object in an array of one element."""
     flat = np.empty(1, object)
     flat[0] = value
@@ -417,12 +398,12 @@ def _boxed(value: Any, ndim: int) -> npt.NDArray[np.object_]:
 
 
 def _summarise(
-    mask: npt.NDArray[Any],
-    area: npt.NDArray[Any],
-    *values: npt.NDArray[Any],
+    mask: _Array,
+    area: _Array,
+    *values: _Array,
     names: tuple[str, ...],
     rule: Rule,
-) -> npt.NDArray[np.object_]:
+) -> _Objects:
     """Task: summarise the patches of one block, and pack its mask."""
     planes = {n: v.reshape(area.shape) for n, v in zip(names, values, strict=True)}
     plane, ndim = mask.reshape(area.shape), mask.ndim
@@ -436,20 +417,10 @@ def _summarise(
     return _boxed((found, _pack(numbers.reshape(mask.shape))), ndim)
 
 
-@dataclass(frozen=True, eq=False)
-class _Joined:
-    """The patches of a raster: their numbers in each block, pixels, areas [m2] and values."""
-
-    numbers: npt.NDArray[np.object_]
-    pixels: Integers
-    area: Floats
-    values: dict[str, Moments]
-
-
 def _join_blocks(
-    blocks: npt.NDArray[np.object_], chunks: tuple[Sequence[int], Sequence[int]], rule: Rule
-) -> _Joined:
-    """Join the patches of all blocks (rows, cols).
+    blocks: _Objects, chunks: _Chunks, rule: Rule
+) -> tuple[_Objects, dict[str, _Array]]:
+    """Join the patches of all blocks (rows, cols): the numbers in each, and columns of a table.
 
     Those that are kept are numbered from 1 in the order of their first pixels, row by row: the
     numbers do not depend on the blocks.
@@ -470,21 +441,17 @@ def _join_blocks(
     number = np.zeros(count, np.int64)
     number[order] = np.arange(1, len(order) + 1)
     pixels = add_up(part_of, _all(summaries, "pixels", float), count).astype(np.int64)
-    return _Joined(
-        numbers=_numbers(blocks, offsets, number[part_of]),
-        pixels=pixels[order],
-        area=area[order],
-        values={name: found.take(order) for name, found in values.items()},
-    )
+    columns = {"patch": number[order], "pixels": pixels[order], "area": area[order]}
+    for name, moments in values.items():
+        columns |= {f"{name}_{what}": v[order] for what, v in _statistics(moments).items()}
+    return _numbers(blocks, offsets, number[part_of]), columns
 
 
-def _all(summaries: Sequence[Summary], field: str, dtype: Any) -> npt.NDArray[Any]:
+def _all(summaries: Sequence[Summary], field: str, dtype: Any) -> _Array:
     return np.concatenate([getattr(s, field) for s in summaries]).astype(dtype)
 
 
-def _first_pixels(
-    blocks: npt.NDArray[np.object_], chunks: tuple[Sequence[int], Sequence[int]]
-) -> Integers:
+def _first_pixels(blocks: _Objects, chunks: _Chunks) -> Integers:
     """Return the raster index of the first pixel of each block's patches, row by row."""
     tops, lefts = (np.cumsum([0, *sizes]) for sizes in chunks)
     places = [b.first + np.array([tops[i], lefts[j]]) for (i, j), b in np.ndenumerate(blocks)]
@@ -493,8 +460,8 @@ def _first_pixels(
 
 
 def _components(
-    blocks: npt.NDArray[np.object_], offsets: Integers, kinds: Integers, rule: Rule
-) -> tuple[npt.NDArray[Any], int]:
+    blocks: _Objects, offsets: Integers, kinds: Integers, rule: Rule
+) -> tuple[_Array, int]:
     """Find the connected components of equal kind among the patches of all blocks."""
     start = offsets[:-1].reshape(blocks.shape)
     pairs = [np.empty((2, 0), np.int64)]
@@ -510,7 +477,7 @@ def _components(
     return part_of, int(count)
 
 
-def _side(blocks: npt.NDArray[np.object_], starts: Integers, edge: int) -> Integers:
+def _side(blocks: _Objects, starts: Integers, edge: int) -> Integers:
     """Return the patches along one side of a line of blocks, which spans the raster; -1 for none.
 
     So corners of blocks, at which patches may touch, lie inside.
@@ -526,9 +493,7 @@ def _touching(upper: Integers, lower: Integers, rule: Rule) -> list[Integers]:
     return [np.unique(np.stack(s)[:, (s[0] >= 0) & (s[1] >= 0)], axis=1) for s in sides]
 
 
-def _numbers(
-    blocks: npt.NDArray[np.object_], offsets: Integers, number: Integers
-) -> npt.NDArray[np.object_]:
+def _numbers(blocks: _Objects, offsets: Integers, number: Integers) -> _Objects:
     found = np.empty_like(blocks)
     own_numbers = np.split(number, offsets[1:-1])
     for (index, block), own in zip(np.ndenumerate(blocks), own_numbers, strict=True):
@@ -536,7 +501,7 @@ def _numbers(
     return found
 
 
-def _combine(parts: Sequence[Moments], part_of: npt.NDArray[Any], n: int) -> Moments:
+def _combine(parts: Sequence[Moments], part_of: _Array, n: int) -> Moments:
     """Combine the moments of the parts of each patch."""
     count, mean, squares, low, high, volume = (
         np.concatenate(fields) for fields in zip(*(part.fields for part in parts), strict=True)

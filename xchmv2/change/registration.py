@@ -282,15 +282,15 @@ def _correlate(here: _Look, there: _Look, laid: Windows) -> tuple[_Floats, _Floa
     n = 2 * laid.margin + 1
     size = _fft_size(laid)
 
-    def add(a: int, b: int) -> _Floats:
+    def cross(a: int, b: int) -> _Floats:
         return np.asarray(fft.irfft2(there.spectra[a] * here.spectra[b].conj(), size)[:n, :n])
 
-    count = np.maximum(add(0, 0), 0.5)
-    sums = add(0, 1), add(1, 0)
-    spread = add(0, 2) - sums[0] ** 2 / count, add(2, 0) - sums[1] ** 2 / count
+    count = np.maximum(cross(0, 0), 0.5)
+    sums = cross(0, 1), cross(1, 0)
+    spread = cross(0, 2) - sums[0] ** 2 / count, cross(2, 0) - sums[1] ** 2 / count
     usable = (count >= _LEAST_SHARED * laid.side**2) & (np.minimum(*spread) > 1e-6 * count)
     both = np.sqrt(np.where(usable, spread[0] * spread[1], 1))
-    r = np.where(usable, (add(1, 1) - sums[0] * sums[1] / count) / both, 0)
+    r = np.where(usable, (cross(1, 1) - sums[0] * sums[1] / count) / both, 0)
     return np.arctanh(np.clip(r, -0.99, 0.99)), np.where(usable, count, 0)
 
 

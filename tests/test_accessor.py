@@ -20,7 +20,7 @@ from conftest import cube, no_compute
 from scipy import ndimage
 
 import xchmv2
-from xchmv2 import change, plotting, predict, store, structure, validation, zonal
+from xchmv2 import change, plotting, predict, store, structure, training, validation, zonal
 from xchmv2.accessor import CHMv2Accessor, _without_parameter
 from xchmv2.errors import CHMv2Error
 
@@ -54,6 +54,7 @@ FUNCTIONS = {
     "forest_mask": structure.forest_mask,
     "zonal": zonal.zonal,
     "validate": validation.validate,
+    "calibrate": training.calibrate,
     "plot": plotting.plot_height,
     "plot_change": plotting.plot_change,
     "plot_errors": plotting.plot_errors,

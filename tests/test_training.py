@@ -1,4 +1,5 @@
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -342,6 +343,9 @@ class TestFineTune:
         assert result.history["validation_mae"].isna().all()
         assert result.best_epoch == result.history["training_mae"].idxmin()
         assert list(result.scores.index) == ["training"]
+        assert len(result.registration) == 1
+        words = r"absolute errors.*\nRegistration of reference: (in place|cannot be told)"
+        assert re.search(words, repr(result), re.DOTALL)
 
     def test_several_images(self, start, tmp_path):
         images, heights = zip(
@@ -597,7 +601,9 @@ class TestWhatFineTuningGained:
             return
         other = forest(QUADRANTS, origin=(-8_000_000, 800_500))
         both = [imagery, other[0]], [flat, other[1]]
-        assert fine_tune(*both, start, output=tmp_path / "mine", **QUICK).folder.exists()
+        found = fine_tune(*both, start, output=tmp_path / "mine", **QUICK)
+        assert found.folder.exists()
+        assert "\nRegistration of reference 2: " in repr(found)
 
     def test_mostly_missing_reference(self, start, tmp_path):
         imagery, height = forest(QUADRANTS)

@@ -115,6 +115,7 @@ class CHMv2Accessor:
     # Statistics per polygon, and comparison with a reference.
     zonal = _Delegate("xchmv2.zonal:zonal")
     validate = _Delegate("xchmv2.validation:validate")
+    calibrate = _Delegate("xchmv2.training:calibrate")
     # Pictures.
     plot = _Delegate("xchmv2.plotting:plot_height")
     plot_change = _Delegate("xchmv2.plotting:plot_change")

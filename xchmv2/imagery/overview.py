@@ -45,7 +45,13 @@ _STORE = "store: to_zarr"
 # Those that fit an object; "dates" are heights of two dates, "series" of three or more.
 _METHODS: dict[str, tuple[str, ...]] = {
     "imagery": ("prediction: predict, plan, to_zarr",),
-    "height": ("dates: align, stable_bias", *_HEIGHT, "pictures: plot, plot_validation", _STORE),
+    "height": (
+        "dates: align, stable_bias",
+        *_HEIGHT,
+        "statistics: calibrate",
+        "pictures: plot, plot_validation",
+        _STORE,
+    ),
     "dates": ("dates: align, stable_bias, difference, transition", *_HEIGHT, _SERIES, _STORE),
     "series": (
         "dates: align, stable_bias, difference, transition, events, trend",

@@ -227,6 +227,12 @@ def calibrate(
     Huber 1964, Robust Estimation of a Location Parameter. Deming 1943, Statistical Adjustment of
     Data. Roberts et al. 2017, Cross-validation strategies for data with temporal, spatial,
     hierarchical, or phylogenetic structure.
+
+    Examples
+    --------
+    >>> corrected, calibration = height.sel(time="2019-07-01").chmv2.calibrate(lidar)
+    >>> calibration.model
+    'offset'
     """
     validate_choice("aim", aim, ("error", "distribution"))
     validate_choice("model", model, ("auto", *_CANDIDATES))

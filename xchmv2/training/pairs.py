@@ -83,7 +83,7 @@ def read_pair(
             "reference.odc.geobox.boundingbox",
         )
     registration = register(np.where(ok, image, np.nan), height)
-    if registration.known and math.hypot(registration.dy, registration.dx) >= _LEAST_OFFSET:
+    if not _is_in_place(registration):
         _warn_displaced(registration, reference, target)
     return Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target, registration)
 
@@ -115,6 +115,18 @@ def register(image: npt.NDArray[np.float32], height: npt.NDArray[np.float32]) ->
     ]
     found = find_shifts(bright, slopes, max_shift=_MAX_OFFSET, windows=_WINDOWS, edges=False)
     return max(found, key=lambda shift: (shift.known, shift.signal))
+
+
+def write_registration(shift: Shift) -> str:
+    """Say where reference heights lie, or why that cannot be told."""
+    if not shift.known:
+        return f"cannot be told ({shift.problem.partition(';')[0]})"
+    lies = f"{shift.dy:.1f} px down and {shift.dx:.1f} px to the right of the imagery"
+    return f"in place, {lies}" if _is_in_place(shift) else f"displaced, {lies}"
+
+
+def _is_in_place(shift: Shift) -> bool:
+    return not math.hypot(shift.dy, shift.dx) >= _LEAST_OFFSET
 
 
 def _warn_displaced(shift: Shift, reference: xr.DataArray, grid: Grid) -> None:

@@ -19,6 +19,7 @@ import xarray as xr
 from dask.base import tokenize
 from torch import Tensor
 
+from xchmv2.change.registration import Shift
 from xchmv2.errors import CHMv2Error, ImageryError, warn
 from xchmv2.inference import ModelSource, resolve_device
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
@@ -27,7 +28,14 @@ from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD, MODEL, TILE
 from xchmv2.model.loss import LOWEST, Curriculum, charbonnier, chmv2_loss
 from xchmv2.predict import progress_bar
 from xchmv2.raster import validate_choice, validate_grid, validate_number
-from xchmv2.training.pairs import Crop, CropSampler, cut_crop, read_pair, split_crops
+from xchmv2.training.pairs import (
+    Crop,
+    CropSampler,
+    cut_crop,
+    read_pair,
+    split_crops,
+    write_registration,
+)
 from xchmv2.training.run_state import (
     RunState,
     load_state,
@@ -71,6 +79,9 @@ class FineTuned:
         0.1 m) before.
     curriculum : Curriculum
         Weights of the losses that were used.
+    registration : tuple of Shift
+        Of each image, how far the reference heights lie from where the imagery shows them: ``dy``
+        down and ``dx`` to the right [px], or the ``problem`` why it cannot be told.
     """
 
     folder: Path
@@ -79,9 +90,10 @@ class FineTuned:
     scores: pd.DataFrame
     blind: float
     curriculum: Curriculum
+    registration: tuple[Shift, ...]
 
     def __repr__(self) -> str:
-        """Print which epoch was kept, and the errors before, after and of a constant."""
+        """Print the epoch kept, errors before, after and of a constant, and the registration."""
         lines = [
             f"Fine-tuned: epoch {self.best_epoch} was kept. Mean absolute errors [m]:",
             self.scores.to_string(float_format="{:.2f}".format),
@@ -90,6 +102,9 @@ class FineTuned:
             lines.append(
                 f"Before training, the model read {self.blind:.0%} of the trees as ground."
             )
+        for k, shift in enumerate(self.registration, start=1):
+            which = f" {k}" if len(self.registration) > 1 else ""
+            lines.append(f"Registration of reference{which}: {write_registration(shift)}")
         return "\n".join(lines)
 
 
@@ -247,7 +262,8 @@ def fine_tune(
     }
     state = run(trainer, partial_folder(folder), settings, progress=progress)
     processor = CHMv2ImageProcessor(image_mean=mean, image_std=std)
-    return _finish(folder, trainer, state, processor, blind)
+    registration = tuple(pair.registration for pair in pairs)
+    return _finish(folder, trainer, state, processor, blind, registration)
 
 
 def _validate_heights(trainer: Trainer) -> None:
@@ -297,6 +313,7 @@ def _finish(
     state: RunState,
     processor: CHMv2ImageProcessor,
     blind: float,
+    registration: tuple[Shift, ...],
 ) -> FineTuned:
     """Write the checkpoint, delete the state of the run, and warn if nothing was gained."""
     history = pd.DataFrame(state.history).astype({"epoch": int})
@@ -313,7 +330,8 @@ def _finish(
             for data, mae in trainer.constant_mae().items()
         }
     ).T
-    found = FineTuned(folder, history, state.best_epoch, scores, blind, trainer.schedule.curriculum)
+    curriculum = trainer.schedule.curriculum
+    found = FineTuned(folder, history, state.best_epoch, scores, blind, curriculum, registration)
     _warn_without_gain(found, trainer)
     return found
 

@@ -5,6 +5,7 @@ A killed run goes on where its last epoch ended.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ from xchmv2.model import CHMv2Config, CHMv2ForDepthEstimation, CHMv2ImageProcess
 from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD
 from xchmv2.model.loss import Curriculum
 from xchmv2.training.pairs import Pair, read_pair, split_crops
-from xchmv2.training.run_state import partial_folder, remove_state
+from xchmv2.training.run_state import partial_folder
 from xchmv2.training.tuning import Schedule, Trainer, run
 
 # Private imports: it trains from scratch, which fine_tune does not.
@@ -143,7 +144,7 @@ def train(output: Path, *, schedule: Schedule = SCHEDULE, seeds: Any = TRAINING_
     run(trainer, state, {"seed": SEED, "config": CONFIG.to_dict()}, progress=True)
     trainer.model.half().save_pretrained(output)
     CHMv2ImageProcessor().save_pretrained(output)
-    remove_state(state)
+    shutil.rmtree(state)
     return output
 
 

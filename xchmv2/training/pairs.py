@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from numpy.lib.stride_tricks import sliding_window_view
 
 from xchmv2.change.registration import Shift, find_shifts, smooth
 from xchmv2.errors import ImageryError, warn
@@ -35,36 +37,16 @@ class Pair:
     registration: Shift = field(default_factory=Shift)
 
 
-def read_pair(
-    imagery: xr.Dataset | xr.DataArray,
-    reference: xr.DataArray,
-    *,
-    bands: Sequence[Hashable] | None = None,
-    value_range: Any = None,
-    nodata: float | None = None,
-    valid: xr.DataArray | None = None,
-    erode: int = 0,
-    resolution: float | None = None,
-    pixel_size: float | None = None,
-) -> Pair:
+def read_pair(imagery: xr.Dataset | xr.DataArray, reference: xr.DataArray, **options: Any) -> Pair:
     """Read imagery by the reader of ``predict``, and reference heights by that of ``validate``.
 
-    The imagery is of one date, its options are those of :func:`xchmv2.predict.predict`; `reference`
-    is (y, x) canopy heights [m] on any grid. Chunked input is computed. An ImageryError refuses
-    imagery that does not fit the model, holds several dates, or has no reference height under its
-    valid pixels; a CHMv2Error an option out of range, a reference that is no raster of one date or
-    has heights outside 0 to 120 m, and a CRS on only one of the two.
+    The imagery is of one date, its options those of :func:`~xchmv2.imagery.resolve_imagery`;
+    `reference` is (y, x) heights [m] on any grid. Chunked input is computed. An ImageryError
+    refuses imagery that does not fit the model, holds several dates, or has no reference height
+    under its valid pixels; a CHMv2Error an option out of range, a reference that is no raster of
+    one date or has heights outside 0 to 120 m, and a CRS on only one of the two.
     """
-    scene, target, reader, ranges = resolve_imagery(
-        imagery,
-        bands=bands,
-        value_range=value_range,
-        nodata=nodata,
-        valid=valid,
-        erode=erode,
-        resolution=resolution,
-        pixel_size=pixel_size,
-    )
+    scene, target, reader, ranges = resolve_imagery(imagery, **options)
     validate_plane(scene.template, "imagery of one date", "imagery", ImageryError)
     mask = None if scene.mask is None else scene.mask.values
     span = ((0, target.shape[0]), (0, target.shape[1]))
@@ -178,23 +160,24 @@ class CropSampler:
 
         Of shapes (count, 3, tile, tile), (count, tile, tile) and (count, tile, tile).
         """
-        chosen = rng.choice(len(self.crops), count, p=self.weights)
-        cut = [cut_crop(self.pairs, self.crops[i], self.tile) for i in chosen]
         turned = []
-        for image, valid, height in cut:
-            turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
-            turned.append([_turned(a, turns, mirror) for a in (image, valid, height)])
+        for i in rng.choice(len(self.crops), count, p=self.weights):
+            turns, step = int(rng.integers(4)), 1 - 2 * int(rng.integers(2))
+            parts = self.cut(self.crops[i])
+            turned.append([np.rot90(part, turns, (-2, -1))[..., ::step] for part in parts])
         images, valids, heights = (np.stack(part) for part in zip(*turned, strict=True))
         return images, valids, heights
 
-
-def cut_crop(
-    pairs: Sequence[Pair], crop: Crop, tile: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    """Cut image (3, tile, tile), validity and heights [m] of one crop."""
-    pair = pairs[crop.pair]
-    where = (slice(crop.top, crop.top + tile), slice(crop.left, crop.left + tile))
-    return pair.image[:, *where], pair.valid[where], pair.height[where]
+    def cut(
+        self, crop: Crop
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+        """Cut image (3, tile, tile), validity and heights [m] of one crop."""
+        pair = self.pairs[crop.pair]
+        where = (
+            slice(crop.top, crop.top + self.tile),
+            slice(crop.left, crop.left + self.tile),
+        )
+        return pair.image[:, *where], pair.valid[where], pair.height[where]
 
 
 def split_crops(
@@ -208,9 +191,7 @@ def split_crops(
     tiles of training data.
     """
     blocks = [crop for i in range(len(pairs)) for crop in _blocks(pairs, i, tile)]
-    count = round(validation * len(blocks))
-    if validation > 0 and len(blocks) > 1:
-        count = max(1, count)
+    count = max(round(validation * len(blocks)), int(validation > 0 and len(blocks) > 1))
     held_out = [blocks[i] for i in sorted(rng.permutation(len(blocks))[:count])]
     candidates, classes = [], []
     for i, pair in enumerate(pairs):
@@ -231,19 +212,16 @@ def split_crops(
 
 def _blocks(pairs: Sequence[Pair], index: int, tile: int) -> list[Crop]:
     """Squares side by side, moved inward at the far edges, that hold enough heights."""
-    rows, cols = pairs[index].height.shape
-    if min(rows, cols) < tile:
+    known = np.isfinite(pairs[index].height)
+    if min(known.shape) < tile:
         return []
-    known = _integral(np.isfinite(pairs[index].height))
     tops, lefts = (
-        [min(i * tile, size - tile) for i in range(max(1, round(size / tile)))]
-        for size in (rows, cols)
+        [min(i * tile, size - tile) for i in range(round(size / tile))] for size in known.shape
     )
     return [
         Crop(index, top, left)
-        for top in tops
-        for left in lefts
-        if _window_sum(known, top, left, tile) >= _LEAST_COVER * tile**2
+        for top, left in product(tops, lefts)
+        if known[top : top + tile, left : left + tile].mean() >= _LEAST_COVER
     ]
 
 
@@ -251,47 +229,36 @@ def _seen_from(
     pair: Pair, other: Pair, crop: Crop, tile: int
 ) -> tuple[float, float, float, float] | None:
     """Rows and columns of a pair that a block of another pair, or of the same, covers."""
-    spans: list[tuple[float, float]] = [
-        (crop.top, crop.top + tile),
-        (crop.left, crop.left + tile),
-    ]
+    corners = np.array([(crop.top, crop.left), (crop.top + tile, crop.left + tile)], float)
     if pair is not other:
         if pair.grid is None or other.grid is None or pair.grid.crs != other.grid.crs:
             return None
-        for axis, span in enumerate(spans):
-            ends = [other.grid.edges[axis] + other.grid.pixel[axis] * end for end in span]
-            here = [(end - pair.grid.edges[axis]) / pair.grid.pixel[axis] for end in ends]
-            spans[axis] = (min(here), max(here))
-    return (*spans[0], *spans[1])
+        corners = corners * other.grid.pixel + other.grid.edges
+        corners = np.sort((corners - pair.grid.edges) / pair.grid.pixel, axis=0)
+    (first, near), (last, far) = corners.tolist()
+    return first, last, near, far
 
 
 def _candidates(
     index: int, pair: Pair, tile: int, blocked: list[tuple[float, float, float, float]]
 ) -> tuple[list[Crop], npt.NDArray[np.float64]]:
     """Crops outside the held-out areas, and their pixel counts by height class."""
-    rows, cols = pair.height.shape
-    if min(rows, cols) < tile:
-        return [], np.zeros((0, len(_CLASS_EDGES) + 1))
-    step = max(1, tile // _STEPS_PER_TILE)
-    top, left = (
-        grid.ravel()
-        for grid in np.meshgrid(
-            np.arange(0, rows - tile + 1, step), np.arange(0, cols - tile + 1, step), indexing="ij"
-        )
-    )
-    free = np.ones(top.size, bool)
+    classes = len(_CLASS_EDGES) + 1
+    step = tile // _STEPS_PER_TILE
+    rows, cols = (size // step for size in pair.height.shape)
+    if min(rows, cols) < _STEPS_PER_TILE:
+        return [], np.zeros((0, classes))
+    height = pair.height[: rows * step, : cols * step]
+    label = np.where(np.isfinite(height), np.digitize(height, _CLASS_EDGES), -1)
+    # Counted in squares of one step, then summed over the squares of each crop.
+    parts = label.reshape(rows, step, cols, step)
+    squares = np.stack([(parts == k).sum(axis=(1, 3)) for k in range(classes)], axis=-1)
+    window = (_STEPS_PER_TILE, _STEPS_PER_TILE)
+    counts = sliding_window_view(squares, window, axis=(0, 1)).sum(axis=(-2, -1))
+    top, left = np.indices(counts.shape[:2]) * step
+    free = counts.sum(axis=-1) >= _LEAST_COVER * tile**2
     for first, last, near, far in blocked:
         free &= (top + tile <= first) | (top >= last) | (left + tile <= near) | (left >= far)
-    label = np.digitize(pair.height, _CLASS_EDGES)  # NaN goes to the last class, masked below
-    known = np.isfinite(pair.height)
-    counts = np.stack(
-        [
-            _window_sum(_integral((label == k) & known), top, left, tile)
-            for k in range(len(_CLASS_EDGES) + 1)
-        ],
-        axis=1,
-    )
-    free &= counts.sum(axis=1) >= _LEAST_COVER * tile**2
     crops = [Crop(index, int(t), int(x)) for t, x in zip(top[free], left[free], strict=True)]
     return crops, counts[free].astype(np.float64)
 
@@ -307,26 +274,3 @@ def _by_class(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     per_class = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     weights = per_class @ (share / share.sum())
     return np.asarray(weights / weights.sum())
-
-
-def _integral(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Compute sums over all rectangles from the first corner, with a row and a column of zeros."""
-    return np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-
-
-def _window_sum(
-    integral: npt.NDArray[np.int64],
-    top: int | npt.NDArray[np.intp],
-    left: int | npt.NDArray[np.intp],
-    size: int,
-) -> npt.NDArray[np.int64]:
-    low, right = top + size, left + size
-    total: npt.NDArray[np.int64] = (
-        integral[low, right] - integral[top, right] - integral[low, left] + integral[top, left]
-    )
-    return total
-
-
-def _turned(array: npt.NDArray[np.generic], turns: int, mirror: bool) -> npt.NDArray[np.generic]:
-    turned = np.rot90(array, turns, axes=(-2, -1))
-    return np.ascontiguousarray(turned[..., ::-1] if mirror else turned)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -43,14 +43,13 @@ class RunState:
     @property
     def best_epoch(self) -> int:
         """Epoch with the lowest validation error; training error if nothing was held out."""
-        errors = self._errors
-        return min(range(len(errors)), key=errors.__getitem__)
+        return int(np.argmin(self._errors))
 
     @property
     def epochs_without_gain(self) -> int:
         """Epochs since the best one of training; the start counts for nothing here."""
         errors = self._errors[1:]
-        return self.epoch - 1 - min(range(len(errors)), key=errors.__getitem__) if errors else 0
+        return len(errors) - 1 - int(np.argmin(errors)) if errors else 0
 
     @property
     def _errors(self) -> list[float]:
@@ -105,11 +104,6 @@ def restore_best(folder: Path, model: nn.Module) -> None:
     """Give the model the weights of the best epoch."""
     with safe_open(folder / _BEST, "pt") as file:
         _restore(model, {n.removeprefix("model."): file.get_tensor(n) for n in file.keys()})  # noqa: SIM118
-
-
-def remove_state(folder: Path) -> None:
-    """Delete the state of a finished run."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,6 @@ from xchmv2.raster import validate_choice, validate_grid, validate_number
 from xchmv2.training.pairs import (
     Crop,
     CropSampler,
-    cut_crop,
     read_pair,
     split_crops,
     write_registration,
@@ -40,7 +40,6 @@ from xchmv2.training.run_state import (
     RunState,
     load_state,
     partial_folder,
-    remove_state,
     restore_best,
     save_state,
 )
@@ -297,7 +296,7 @@ def run(trainer: Trainer, folder: Path, settings: dict[str, Any], *, progress: b
         while state.epoch < schedule.epochs and not (
             trainer.held_out and state.epochs_without_gain >= schedule.patience
         ):
-            row = trainer.run_epoch(state.epoch + 1, lambda loss: bar.update())
+            row = trainer.run_epoch(state.epoch + 1, bar.update)
             state.history.append(row)
             save_state(folder, state, trainer.model, trainer.optimizer)
             mae = {f"{scored}_mae": f"{row[f'{scored}_mae']:.2f} m"}
@@ -322,7 +321,7 @@ def _finish(
     processor.save_pretrained(draft)
     history.to_csv(draft / "history.csv", index=False)
     draft.replace(folder)
-    remove_state(partial_folder(folder))
+    shutil.rmtree(partial_folder(folder), ignore_errors=True)
     before, after = state.history[0], state.history[state.best_epoch]
     scores = pd.DataFrame(
         {
@@ -452,7 +451,7 @@ class Trainer:
             self._trained, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=1e-3
         )
 
-    def run_epoch(self, epoch: int, on_step: Callable[[float], None]) -> dict[str, float]:
+    def run_epoch(self, epoch: int, on_step: Callable[[], object]) -> dict[str, float]:
         """Train for one epoch, counted from 1, and evaluate; returns the row of the history."""
         started, losses, steps = time.perf_counter(), [], self.schedule.steps
         rng = np.random.default_rng([self.seed, epoch])
@@ -462,7 +461,7 @@ class Trainer:
             for step in range(steps):
                 progress = ((epoch - 1) * steps + step) / (self.schedule.epochs * steps)
                 losses.append(self._step(progress, rng))
-                on_step(losses[-1])
+                on_step()
         row = {"epoch": epoch, "loss": float(np.mean(losses)), **self.evaluate()}
         if not math.isfinite(row["training_mae"]) or not all(
             bool(p.isfinite().all()) for p in self._trained
@@ -481,7 +480,7 @@ class Trainer:
 
     def heights(self, crops: Sequence[Crop]) -> npt.NDArray[np.float32]:
         """Return the reference heights [m] of crops, without NaN."""
-        cut = [cut_crop(self.sampler.pairs, crop, self.sampler.tile)[2] for crop in crops]
+        cut = [self.sampler.cut(crop)[2] for crop in crops]
         found: npt.NDArray[np.float32] = np.concatenate([h[np.isfinite(h)] for h in cut])
         return found
 
@@ -592,7 +591,7 @@ class Trainer:
         self.model.eval()
         errors = [np.empty(0, np.float32)]
         for crop in crops:
-            image, valid, height = cut_crop(self.sampler.pairs, crop, self.sampler.tile)
+            image, valid, height = self.sampler.cut(crop)
             with torch.inference_mode():
                 found = self._heights(image[None], valid[None])[0].cpu().numpy()
             errors.append((found - height)[np.isfinite(height)])

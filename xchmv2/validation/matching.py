@@ -17,6 +17,7 @@ import shapely
 import xarray as xr
 from odc.geo import CRS
 from odc.geo.geobox import GeoBox
+from odc.geo.overlap import compute_reproject_roi
 from odc.geo.xr import wrap_xr, xr_reproject
 from scipy import ndimage
 
@@ -198,13 +199,23 @@ def place_reference(reference: xr.DataArray, grid: Grid) -> tuple[_Floats, dict[
             "choose the variable: reference['canopy_height']",
         )
     cleaned = _clean_heights(reference)
-    window = _overlap(grid, cleaned)
-    known = _on_grid(cleaned, _crop(grid, *window))
+    there = find_grid(cleaned)
+    if (grid.crs is None) != (there.crs is None):
+        lacking = "heights or imagery" if grid.crs is None else "reference"
+        raise CHMv2Error(
+            "a CRS on the heights or imagery and on the reference, or on neither",
+            f"none on the {lacking}",
+            "write it: array.rio.write_crs('EPSG:...')",
+        )
+    source, target = (replace(g, crs=g.crs or _PLANE).geobox for g in (there, grid))
+    both = compute_reproject_roi(source, target, padding=2)
+    source, target = source[both.roi_src], target[both.roi_dst]
+    known = np.full(target.shape, np.nan)
+    if not source.is_empty() and not target.is_empty():
+        known = _average_onto(_checked(cleaned[both.roi_src].values), source, target)
     inside = _extents(np.isfinite(known))
-    spans = (
-        slice(span.start + part.start, span.start + part.stop)
-        for span, part in zip(window, inside, strict=True)
-    )
+    starts = (span.start for span in both.roi_dst)
+    spans = (slice(n + part.start, n + part.stop) for n, part in zip(starts, inside, strict=True))
     return known[inside], dict(zip(grid.dims, spans, strict=True))
 
 
@@ -223,53 +234,6 @@ def _clean_heights(reference: xr.DataArray) -> xr.DataArray:
     flat = reference.squeeze(single, drop=True)
     grid = validate_plane(flat, "reference heights of one date", "reference")
     return read_heights(flat).transpose(*grid.dims).astype(np.float32)
-
-
-def _overlap(grid: Grid, reference: xr.DataArray) -> tuple[slice, slice]:
-    """Return the rows and columns of a grid that a reference overlaps; empty if none."""
-    there = find_grid(reference)
-    if (grid.crs is None) != (there.crs is None):
-        lacking = "heights or imagery" if grid.crs is None else "reference"
-        raise CHMv2Error(
-            "a CRS on the heights or imagery and on the reference, or on neither",
-            f"none on the {lacking}",
-            "write it: array.rio.write_crs('EPSG:...')",
-        )
-    return _spans(_placed(grid), _placed(there))
-
-
-def _placed(grid: Grid) -> Grid:
-    return replace(grid, crs=_PLANE) if grid.crs is None else grid
-
-
-def _spans(grid: Grid, other: Grid, margin: int = 2) -> tuple[slice, slice]:
-    """Return the rows and columns of a grid that another grid, in any CRS, overlaps."""
-    box = other.geobox.footprint(grid.crs, npoints=20).boundingbox
-    spans = []
-    for axis, ends in enumerate(((box.bottom, box.top), (box.left, box.right))):
-        pixels = sorted((end - grid.edges[axis]) / grid.pixel[axis] for end in ends)
-        first = min(grid.shape[axis], max(0, math.floor(pixels[0]) - margin))
-        last = min(grid.shape[axis], max(first, math.ceil(pixels[1]) + margin))
-        spans.append(slice(first, last))
-    return spans[0], spans[1]
-
-
-def _crop(grid: Grid, rows: slice, cols: slice) -> Grid:
-    """Return the part of a grid with some rows and columns."""
-    starts = rows.start, cols.start
-    edges = [e + p * n for e, p, n in zip(grid.edges, grid.pixel, starts, strict=True)]
-    shape = rows.stop - rows.start, cols.stop - cols.start
-    return replace(grid, shape=shape, edges=(edges[0], edges[1]))
-
-
-def _on_grid(reference: xr.DataArray, grid: Grid) -> _Floats:
-    """Average a reference [m] over the pixels of a grid; interpolate a coarser reference."""
-    there, grid = _placed(find_grid(reference)), _placed(grid)
-    spans = _spans(there, grid)
-    part = reference.isel(dict(zip(there.dims, spans, strict=True))).values
-    if not part.size or 0 in grid.shape:
-        return np.full(grid.shape, np.nan)
-    return _average_onto(_checked(part), _crop(there, *spans).geobox, grid.geobox)
 
 
 def _checked(

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
-from scipy import optimize
+from scipy import optimize, stats
 
 from xchmv2.errors import CHMv2Error, ImageryError, warn
-from xchmv2.raster import read_heights, validate_choice, validate_number
+from xchmv2.raster import Raster, read_heights, validate_choice, validate_number
 from xchmv2.validation import Matched, match, scores
 from xchmv2.validation.matching import RADIUS, Statistic
 
@@ -36,8 +36,6 @@ _TAPER = 3.0
 _SEGMENTS, _PRIOR = 8, 0.02
 #: A residual beyond this many robust standard deviations counts less and less.
 _HUBER = 1.345
-# Median absolute deviation to standard deviation of a normal distribution.
-_MAD_TO_SIGMA = 1.4826
 #: References from this quantile upward are the tall ones of the report.
 _TALL = 0.8
 
@@ -98,13 +96,13 @@ class Calibration:
     spread_factor: float | None
     report: pd.DataFrame = field(compare=False)
 
-    def apply(self, height: xr.DataArray) -> xr.DataArray:
+    def apply(self, height: Raster) -> xr.DataArray:
         """Correct heights, lazily where they are lazy.
 
         Parameters
         ----------
-        height : DataArray
-            Predicted heights [m], of any dims.
+        height : DataArray or Dataset
+            Predicted heights [m], of any dims; or a Dataset with ``canopy_height``.
 
         Returns
         -------
@@ -112,19 +110,17 @@ class Calibration:
             Corrected heights [m], 0 where they were 0, with the correction in its attrs. With the
             model "none", the same heights.
         """
-        return self._apply(read_heights(height))
-
-    def _apply(self, height: xr.DataArray) -> xr.DataArray:
-        found = height
+        found = heights = read_heights(height)
         if self.model != "none":
             curve = _Curve(self.heights, self.corrected, self.slope)
             found = xr.apply_ufunc(
-                curve, height, dask="parallelized", output_dtypes=[height.dtype]
-            ).rename(height.name)
-        kept = ("model", "aim", "heights", "corrected", "slope", "highest", "count", "skill")
-        attrs = {f"calibration_{name}": getattr(self, name) for name in kept}
+                curve, heights, dask="parallelized", output_dtypes=[heights.dtype]
+            ).rename(heights.name)
+        attrs: dict[str, Any] = {"heights": list(self.heights), "corrected": list(self.corrected)}
+        for name in ("model", "aim", "slope", "highest", "count", "skill"):
+            attrs[name] = getattr(self, name)
         return found.assign_attrs(
-            height.attrs | {k: list(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
+            heights.attrs, **{f"calibration_{k}": v for k, v in attrs.items()}
         )
 
     def __repr__(self) -> str:
@@ -238,32 +234,24 @@ def calibrate(
     validate_choice("model", model, ("auto", *_CANDIDATES))
     validate_number("reference_error", reference_error, 1.0, above=0, unit="m")
     validate_number("block", block, 100, above=0, unit="m", optional=True)
-    values, spread = _split(height)
-    matched = match(
-        values, reference, column=column, radius=radius, statistic=statistic, spread=spread
-    )
-    pairs, side, deviation = _read_pairs(matched, block)
-    found = _calibrate(pairs, side, deviation, matched.flagged, aim, model, reference_error)
-    corrected = found._apply(values)
-    if not isinstance(height, xr.Dataset):
-        return corrected, found
-    height = height.assign(canopy_height=corrected)
-    if spread is None or found.spread_factor is None or found.refused:
-        return height, found
-    scaled = (spread * found.spread_factor).astype(spread.dtype)
-    scaled = scaled.assign_attrs(spread.attrs, spread_factor=found.spread_factor)
-    return height.assign(bin_spread=scaled), found
-
-
-def _split(height: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
     if isinstance(height, xr.Dataset) and "canopy_height" not in height:
         raise CHMv2Error(
             "a Dataset with canopy_height",
             f"{list(height.data_vars)}",
             "predict it too: imagery.chmv2.predict(layers=('height', 'bin_spread'))",
         )
-    spread = height.get("bin_spread") if isinstance(height, xr.Dataset) else None
-    return read_heights(height), spread
+    matched = match(height, reference, column=column, radius=radius, statistic=statistic)
+    found = _calibrate(matched, block, aim, model, reference_error)
+    corrected = found.apply(height)
+    if not isinstance(height, xr.Dataset):
+        return corrected, found
+    height = height.assign(canopy_height=corrected)
+    if found.spread_factor is None or found.refused:
+        return height, found
+    spread = height["bin_spread"]
+    scaled = (spread * found.spread_factor).astype(spread.dtype)
+    scaled = scaled.assign_attrs(spread.attrs, spread_factor=found.spread_factor)
+    return height.assign(bin_spread=scaled), found
 
 
 @dataclass(frozen=True)
@@ -328,15 +316,14 @@ def _read_pairs(matched: Matched, block: float | None) -> tuple[_Pairs, float, _
 
 
 def _calibrate(
-    pairs: _Pairs,
-    side: float,
-    spread: _Floats | None,
-    flagged: int,
+    matched: Matched,
+    block: float | None,
     aim: _Aim,
     model: _Model | Literal["auto"],
     error: float,
 ) -> Calibration:
     """Choose a correction out of fold, fit it to all references, and report."""
+    pairs, side, spread = _read_pairs(matched, block)
     count = int(pairs.blocks.max()) + 1
     if count < _FEW_BLOCKS:
         warn(
@@ -358,7 +345,7 @@ def _calibrate(
         slope=curve.slope,
         highest=float(pairs.samples.max()),
         count=len(pairs.known),
-        flagged=flagged,
+        flagged=matched.flagged,
         blocks=count,
         block=side,
         skill=skill,
@@ -485,22 +472,16 @@ def _fit_line(pairs: _Pairs, error: float) -> _Curve:
     mean, share, seen = _tapered(pairs)
     # The mean a h + b share of a plot is, over its share of canopy, a line as for a pixel.
     x, y = mean[seen] / share[seen], pairs.known[seen] / share[seen]
-    base = share[seen] ** 2
-    weights, ratio = base, 1.0
-    slope = offset = np.nan
-    for _ in range(20):
-        if len(x) < 3 or not weights.sum() > 0:
-            break
-        centre = np.average(x, weights=weights), np.average(y, weights=weights)
-        dx, dy = x - centre[0], y - centre[1]
-        xx, yy, xy = (np.average(d, weights=weights) for d in (dx * dx, dy * dy, dx * dy))
+    slope, offset, ratio, huber = np.nan, np.nan, 1.0, np.ones(len(x))
+    for _ in range(20 if len(x) > 2 else 0):
+        weights = share[seen] ** 2 * huber
+        (xx, xy), (_, yy) = np.cov(x, y, ddof=0, aweights=weights)
         if not xy > 0:
             return _line(np.nan, np.nan)
         more = yy - ratio * xx
         slope = (more + np.sqrt(more**2 + 4 * ratio * xy**2)) / (2 * xy)
-        offset = centre[1] - slope * centre[0]
+        offset = np.average(y - slope * x, weights=weights)
         huber, scatter = _robust_weights(y - offset - slope * x)
-        weights = base * huber
         # What the references do not explain is error of the heights, and never much less.
         own = max(scatter**2 - error**2, (0.2 * error) ** 2) / slope**2
         ratio = error**2 / own
@@ -521,11 +502,11 @@ def _fit_monotone(pairs: _Pairs, error: float) -> _Curve:
     target = pairs.known - np.clip(x - knots[-1], 0, None).mean(axis=1)
     weights, slopes = np.ones(len(x)), np.ones(steps.shape[1])
     for _ in range(5):
-        squares = (steps * weights[:, None]).T @ steps
-        prior = _PRIOR * np.diag(squares) + 1e-9
-        root = np.linalg.cholesky(squares + np.diag(prior))
+        root = np.sqrt(weights)
+        prior = np.sqrt(_PRIOR * (weights @ steps**2) + 1e-9)
         slopes, _ = optimize.nnls(
-            root.T, np.linalg.solve(root, steps.T @ (weights * target) + prior)
+            np.concatenate([root[:, None] * steps, np.diag(prior)]),
+            np.concatenate([root * target, prior]),
         )
         weights, _ = _robust_weights(target - steps @ slopes)
     rises = np.cumsum(slopes * np.diff(knots))
@@ -548,7 +529,7 @@ def _line(slope: float, offset: float) -> _Curve:
 
 def _robust_weights(residual: _Floats) -> tuple[_Floats, float]:
     """Return Huber's weights of residuals, above 0, and their robust standard deviation."""
-    spread = _MAD_TO_SIGMA * float(np.median(np.abs(residual - np.median(residual))))
+    spread = float(stats.median_abs_deviation(residual, scale="normal"))
     weights = _HUBER * spread / np.maximum(np.abs(residual), 1e-9)
     return np.clip(weights, 1e-6, 1.0), spread
 

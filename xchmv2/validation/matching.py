@@ -74,7 +74,8 @@ class Matched:
     pixel : tuple of float
         Size of a pixel of the heights on the ground, (tall, wide) [m].
     spread : ndarray of float64, optional
-        (H, W) the layer given as `spread`; None for footprints and plots.
+        (H, W) ``bin_spread`` [m] of a Dataset of heights; None without, and for footprints and
+        plots.
     statistic : float or "mean", optional
         Percentile, or mean, of the heights under each footprint or plot; None for a raster.
     samples : ndarray of float64, optional
@@ -114,22 +115,18 @@ def match(
     column: str | None = None,
     radius: float = RADIUS,
     statistic: Statistic | None = None,
-    spread: xr.DataArray | None = None,
 ) -> Matched:
     """Match heights of one date with a reference.
 
     Parameters
     ----------
     height : DataArray or Dataset
-        (y, x) heights [m], or a Dataset with ``canopy_height``; of lazy heights only those under
-        the reference are computed.
+        (y, x) heights [m], or a Dataset with ``canopy_height``, and its ``bin_spread`` is read
+        too; of lazy heights only those under the reference are computed.
     reference : DataArray, GeoDataFrame or DataFrame
         As in :func:`~xchmv2.validation.validate`.
     column, radius, statistic
         As in :func:`~xchmv2.validation.validate`.
-    spread : DataArray, optional
-        A further layer on the pixels of the heights, such as ``bin_spread``, that is computed with
-        them where the reference is a raster.
 
     Returns
     -------
@@ -146,8 +143,11 @@ def match(
     if statistic != "mean":
         name = "statistic, 'mean' or a percentile"
         validate_number(name, statistic, _PERCENTILE, least=0, most=100, optional=True)
-    plane, grid = _read_plane(height)
+    array = read_heights(height)
+    grid = validate_plane(array, "heights of one date")
+    plane = array.transpose(*grid.dims)
     if isinstance(reference, xr.DataArray) and reference.ndim > 1:
+        spread = height.get("bin_spread") if isinstance(height, xr.Dataset) else None
         found = _under_raster(plane, grid, reference, spread)
     else:
         found = _under_places(plane, grid, _as_table(reference), column, radius, statistic)
@@ -158,13 +158,6 @@ def match(
             "reference.odc.geobox.boundingbox (of points and plots: reference.total_bounds)",
         )
     return found
-
-
-def _read_plane(height: Raster) -> tuple[xr.DataArray, Grid]:
-    """Read heights of one date, with dims in order, and their pixel grid."""
-    height = read_heights(height)
-    grid = validate_plane(height, "heights of one date")
-    return height.transpose(*grid.dims), grid
 
 
 def _under_raster(

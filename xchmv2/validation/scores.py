@@ -56,13 +56,10 @@ def block_means(heights: npt.NDArray[np.floating], block: int) -> _Floats:
 
     NaN is left out; the mean is NaN where less than half of a block is valid.
     """
-    cut = _as_blocks(heights, block)
-    known = np.isfinite(cut)
-    count = known.sum(axis=-1)
-    total = np.where(known, cut, 0.0).sum(axis=-1)
-    enough = count * 2 >= block**2
-    means: _Floats = np.divide(total, count, out=np.full(total.shape, np.nan), where=enough)
-    return means
+    cut, enough = _as_blocks(heights, block)
+    found = np.full(enough.shape, np.nan)
+    found[enough] = np.nanmean(cut[enough], axis=-1)
+    return found
 
 
 def block_percentiles(
@@ -72,21 +69,23 @@ def block_percentiles(
 
     By numpy's linear interpolation without NaN; NaN where less than half of a block is valid.
     """
-    cut = _as_blocks(heights, block)
-    enough = np.isfinite(cut).sum(axis=-1) * 2 >= block**2
+    cut, enough = _as_blocks(heights, block)
     found = np.full((len(percentiles), *enough.shape), np.nan)
     if enough.any():
         found[:, enough] = np.nanpercentile(cut[enough], percentiles, axis=-1)
     return found
 
 
-def _as_blocks(heights: npt.NDArray[np.floating], block: int) -> _Floats:
-    """Divide (..., H, W) into whole blocks: (..., H // block, W // block, block * block)."""
+def _as_blocks(
+    heights: npt.NDArray[np.floating], block: int
+) -> tuple[_Floats, npt.NDArray[np.bool_]]:
+    """Return pixels by whole block (..., H // block, W // block, N), and if half are valid."""
     *rest, height, width = heights.shape
     rows, cols = height // block, width // block
     whole = heights[..., : rows * block, : cols * block].astype(np.float64)
     whole = whole.reshape(*rest, rows, block, cols, block)
-    return np.moveaxis(whole, -2, -3).reshape(*rest, rows, cols, block * block)
+    cut = np.moveaxis(whole, -2, -3).reshape(*rest, rows, cols, block * block)
+    return cut, np.isfinite(cut).sum(axis=-1) * 2 >= block**2
 
 
 def edge_error(found: npt.NDArray[np.floating], true: npt.NDArray[np.floating]) -> float:

@@ -261,8 +261,7 @@ def fine_tune(
     }
     state = run(trainer, partial_folder(folder), settings, progress=progress)
     processor = CHMv2ImageProcessor(image_mean=mean, image_std=std)
-    registration = tuple(pair.registration for pair in pairs)
-    return _finish(folder, trainer, state, processor, blind, registration)
+    return _finish(folder, trainer, state, processor, blind)
 
 
 def _validate_heights(trainer: Trainer) -> None:
@@ -312,7 +311,6 @@ def _finish(
     state: RunState,
     processor: CHMv2ImageProcessor,
     blind: float,
-    registration: tuple[Shift, ...],
 ) -> FineTuned:
     """Write the checkpoint, delete the state of the run, and warn if nothing was gained."""
     history = pd.DataFrame(state.history).astype({"epoch": int})
@@ -330,7 +328,8 @@ def _finish(
         }
     ).T
     curriculum = trainer.schedule.curriculum
-    found = FineTuned(folder, history, state.best_epoch, scores, blind, curriculum, registration)
+    shifts = tuple(pair.registration for pair in trainer.sampler.pairs)
+    found = FineTuned(folder, history, state.best_epoch, scores, blind, curriculum, shifts)
     _warn_without_gain(found, trainer)
     return found
 
@@ -376,10 +375,9 @@ def _starting_point(
     model: ModelSource, train: str, device: str
 ) -> tuple[CHMv2ForDepthEstimation, tuple[float, ...], tuple[float, ...]]:
     """Load or copy the model and freeze what is not trained; returns its normalisation too."""
-    where = resolve_device(device)
+    where, mean, std = resolve_device(device), IMAGE_MEAN, IMAGE_STD
     if isinstance(model, CHMv2ForDepthEstimation):
         network = copy.deepcopy(model).float().to(where)
-        mean, std = IMAGE_MEAN, IMAGE_STD
     else:
         checkpoint = resolve_checkpoint(model)
         network = CHMv2ForDepthEstimation.from_pretrained(checkpoint.folder, device_map=where)

@@ -131,12 +131,15 @@ def validate(
     """
     _validate(block, classes, percentiles)
     height = choose_heights(height)
-    options: dict[str, Any] = {"column": column, "radius": radius, "statistic": statistic}
     dims = find_grid(height).dims
     further = [dim for dim in height.dims if dim not in dims]
+
+    def score(plane: xr.DataArray, truth: Any) -> xr.Dataset:
+        matched = match(plane, truth, column=column, radius=radius, statistic=statistic)
+        return _score(matched, block, classes, percentiles)
+
     if not further:
-        matched = match(height, reference, **options)
-        return _label(_score(matched, block, classes, percentiles), block, classes)
+        return _label(score(height, reference), block, classes)
     if len(further) > 1:
         raise CHMv2Error(
             "heights with at most one dim beside y and x",
@@ -144,11 +147,10 @@ def validate(
             f"choose one: height.isel({further[0]}=0)",
         )
     dim = further[0]
-    dates = []
-    for k in range(height.sizes[dim]):
-        plane = height.isel({dim: k})
-        matched = match(plane, _reference_of(reference, height, dim, k), **options)
-        dates.append(_score(matched, block, classes, percentiles))
+    dates = [
+        score(height.isel({dim: k}), _reference_of(reference, height, dim, k))
+        for k in range(height.sizes[dim])
+    ]
     joined = xr.concat(dates, dim, join="exact", coords="minimal", compat="override")
     kept = {
         name: coord.variable
@@ -260,17 +262,16 @@ def _score(
 def _score_blocks(matched: Matched, block: int, percentiles: Sequence[float]) -> dict[str, Any]:
     """Return the scores of blocks and edges."""
     pair = matched.height, matched.reference
-    means = [scores.block_means(heights, block) for heights in pair]
-    whole = np.isfinite(means[0]) & np.isfinite(means[1])
-    found, true = means[0][whole], means[1][whole]
+    means = np.stack([scores.block_means(heights, block) for heights in pair])
+    whole = np.isfinite(means).all(axis=0)
+    found, true = means[:, whole]
     ranks = [scores.block_percentiles(heights, block, percentiles)[:, whole] for heights in pair]
     by_rank = {
-        name: ("percentile", [score(*both) for both in zip(*ranks, strict=True)])
-        for name, score in (
-            ("percentile_mae", scores.mae),
-            ("percentile_bias", scores.bias),
-            ("percentile_r2", scores.r2),
+        f"percentile_{score.__name__}": (
+            "percentile",
+            [score(*both) for both in zip(*ranks, strict=True)],
         )
+        for score in (scores.mae, scores.bias, scores.r2)
     }
     return {
         "block_r2": scores.r2(found, true),
@@ -284,8 +285,7 @@ def _score_blocks(matched: Matched, block: int, percentiles: Sequence[float]) ->
 
 def _label(result: xr.Dataset, block: int, classes: Sequence[float]) -> xr.Dataset:
     for name, variable in result.data_vars.items():
-        long_name, units = _LABELS[str(name)]
-        variable.attrs.update(long_name=long_name, units=units)
+        variable.attrs.update(zip(("long_name", "units"), _LABELS[str(name)], strict=True))
     edges = {"class_low": classes[:-1], "class_high": classes[1:]}
     result = result.assign_coords(
         {

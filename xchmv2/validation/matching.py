@@ -409,9 +409,8 @@ def _in_plot(shapes: npt.NDArray[Any], shape: tuple[int, int], k: int) -> _Pixel
         point = shapely.get_coordinates(shapely.point_on_surface(shapes[k]))[0].astype(int)
         return _Pixels(point[1:], point[:1], 1)
     down, along = np.nonzero(inside)
-    cut = shapely.area(shapes[k]) - shapely.area(
-        shapely.clip_by_rect(shapes[k], 0, 0, *shape[::-1])
-    )
+    kept = shapely.clip_by_rect(shapes[k], 0, 0, *shape[::-1])
+    cut = shapely.area(shapes[k]) - shapely.area(kept)
     return _Pixels(rows[down], cols[along], len(down) + cut)
 
 

@@ -10,15 +10,14 @@ from scipy import ndimage, stats
 from xchmv2.change import correlation_length, difference, loss_area
 from xchmv2.change import gross_change as engine
 from xchmv2.change.gross_change import (
+    _LEVELS,
     DIFFERENCES,
-    LEVELS,
     PixelErrors,
     count_differences,
     gross_change,
     own_shape,
     pair_shares,
     read_counts,
-    screen_change,
 )
 from xchmv2.errors import CHMv2Error
 
@@ -198,7 +197,7 @@ def test_pairs_of_pixels():
     rho = np.where(apart > 0, spherical(apart), 0.0)
     found = PixelErrors(np.ones(1), len(rows), alike).mean_correlation
     assert found == pytest.approx(rho.mean(), rel=0.03)
-    assert alike[10] == pytest.approx((rho > LEVELS[10]).mean(), rel=0.15)
+    assert alike[10] == pytest.approx((rho > _LEVELS[10]).mean(), rel=0.15)
     coarse = pair_shares(spherical, covered.reshape(40, 3, 40, 3).mean((1, 3)), (3.0, 3.0), 1.0)
     assert coarse == pytest.approx(alike, abs=0.03 * alike[0])
     assert (pair_shares(lambda d: 0 * d, covered, (1.0, 1.0), 1.0) == 0).all()
@@ -208,7 +207,7 @@ def test_the_covariance_of_counts():
     # The errors of pairs are correlated by anything between 0 and 1, alike often.
     apart = np.append(engine._EDGES, 0.0) - engine._INSIDE[:, None]
     single, pairs = engine._covariances(apart.tobytes())
-    found = np.tensordot(1 - LEVELS, pairs, 1)
+    found = np.tensordot(1 - _LEVELS, pairs, 1)
     change = engine._INSIDE[14]
     edges = engine._EDGES[[8, 12, 15]] - change
     rhos = (np.arange(40) + 0.5) / 40
@@ -247,7 +246,7 @@ def test_gain_is_the_mirror_of_loss_and_units_do_not_matter():
     change = np.concatenate([rng.normal(0, 3, 9000), rng.normal(-9, 3, 900), rng.normal(7, 1, 500)])
     sd = np.repeat([3.0, 1.0], [9900, 500])
     sds, counts, pixels = read_counts(count_differences(change, sd))
-    errors = PixelErrors(sds, pixels, 0.01 * (1 - LEVELS), 0.05, 0.1)
+    errors = PixelErrors(sds, pixels, 0.01 * (1 - _LEVELS), 0.05, 0.1)
     loss, gain = both_sides(counts, DIFFERENCES, errors, threshold=5.0)
     mirrored = both_sides(counts[:, ::-1], DIFFERENCES, errors, threshold=5.0)
     assert flat(mirrored[1]) == pytest.approx(flat(loss))
@@ -279,38 +278,16 @@ def test_any_counts_have_an_interval(bins, sd, correlation, threshold, pixels):
     for kind, place, size in bins:
         counts[kind, place] += size
     errors = PixelErrors(
-        np.sort(sd), pixels or max(counts.sum(), 1), np.where(LEVELS < 0.9, correlation, 0.0)
+        np.sort(sd), pixels or max(counts.sum(), 1), np.where(_LEVELS < 0.9, correlation, 0.0)
     )
-    screened = screen_change(counts, DIFFERENCES, errors, threshold=threshold)[1]
     found = gross_change(counts, DIFFERENCES, errors, threshold=threshold)
     if not bins:
         assert np.isnan(flat(found)).all()
         return
-    for result in (found, screened):
-        for estimate, error, lower, upper in (result.area, result.volume):
-            assert 0 <= lower <= estimate <= upper * (1 + 1e-9) + 1e-9 < np.inf
-            assert error >= 0
-        assert result.area.upper <= 1 + 1e-9
-
-
-def test_screening_finds_polygons_with_loss_and_bounds_the_others():
-    worth, held = [], []
-    errors = PixelErrors(np.array([3.5]), 900, 0.02 * (1 - LEVELS))
-    rng = np.random.default_rng(0)
-    for lost in (0, 450) * 60:
-        change = np.zeros(900)
-        change[:lost] -= 12
-        # A quarter of the variance is shared by blocks of 45 pixels.
-        shared = np.repeat(rng.normal(size=20), 45)
-        change += 3.5 * (0.5 * shared + np.sqrt(0.75) * rng.normal(size=900))
-        _, counts, _ = read_counts(count_differences(change, np.float64(3.5)))
-        found, bound = screen_change(counts, DIFFERENCES, errors, threshold=5.0)
-        worth.append(found)
-        held.append(bound.area.lower <= lost / 900 <= bound.area.upper)
-        held.append(bound.volume.lower <= lost / 900 * 12 <= bound.volume.upper)
-    assert np.mean(worth[1::2]) == 1
-    assert np.mean(worth[0::2]) < 0.2
-    assert np.mean(held) >= 0.95
+    for estimate, error, lower, upper in (found.area, found.volume):
+        assert 0 <= lower <= estimate <= upper * (1 + 1e-9) + 1e-9 < np.inf
+        assert error >= 0
+    assert found.area.upper <= 1 + 1e-9
 
 
 SIDE = 300
@@ -353,7 +330,7 @@ def draw(noise, rng):
     """Errors of a difference of two dates, and the correlation that they were drawn with."""
     sd, parts = NOISES[noise]
     if not parts:
-        return sd * rng.laplace(size=(SIDE, SIDE)), np.zeros(len(LEVELS))
+        return sd * rng.laplace(size=(SIDE, SIDE)), np.zeros(len(_LEVELS))
     errors = np.zeros((SIDE, SIDE))
     for width, share in parts.items():
         field = rng.normal(size=(2 * SIDE, 2 * SIDE))

@@ -583,7 +583,9 @@ def _estimate(layers: list[list[da.Array]], scene: _Scene, lazy: bool) -> da.Arr
         [[_read_again(each, what) if lazy else each for each in group] for group in layers]
         for what in ("some", "all")
     )
-    cut = Windows.spread_over(scene.shape, _WINDOW, _WINDOWS, 0)
+    # The windows of all pairs are read together.
+    pairs = len(layers) - scene.given
+    cut = Windows.spread_over(scene.shape, _WINDOW, max(9, _WINDOWS // pairs), 0)
     windows = [[cut.cut(each) for each in group] for group in first]
     sample, look, name = (f"errors-{what}-{token}" for what in ("sample", "look", "model"))
     tasks: dict[Any, Any] = {

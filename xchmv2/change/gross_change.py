@@ -7,7 +7,6 @@ the area and the volume that really changed, with an interval: :func:`gross_chan
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -23,17 +22,17 @@ _Function = Callable[[_Floats], _Floats]
 
 #: Differences are counted in bins of this width up to this distance from 0 [m]; larger ones count
 #: in the last bin.
-STEP, REACH = 0.1, 100.0
+_STEP, _REACH = 0.1, 100.0
 #: Middles of the bins [m].
-DIFFERENCES = np.arange(-round(REACH / STEP), round(REACH / STEP) + 1) * np.float64(STEP)
+DIFFERENCES = np.arange(-round(_REACH / _STEP), round(_REACH / _STEP) + 1) * np.float64(_STEP)
 #: Classes of the error of a pixel: so many for each doubling of the sd, from 0.25 m to 32 m.
 _PER_OCTAVE, _LEAST_SD = 4, 0.25
 CLASSES = _PER_OCTAVE * 7
 #: Levels of correlation between 0 and 1 at which pairs of pixels are counted, and their weights
 #: in an integral (Gauss-Legendre in the arc sine).
 _NODES, _ARC = np.polynomial.legendre.leggauss(20)
-LEVELS = np.sin(np.pi / 4 * (_NODES + 1))
-_WEIGHTS = np.pi / 4 * _ARC * np.sqrt(1 - LEVELS**2)
+_LEVELS = np.sin(np.pi / 4 * (_NODES + 1))
+_WEIGHTS = np.pi / 4 * _ARC * np.sqrt(1 - _LEVELS**2)
 #: Areas are counted in this part of a reference area, and logarithms of the sd in this part of 1,
 #: as whole numbers: sums do not depend on their order.
 _PARTS, _LOG_PARTS = 1 << 20, 1 << 12
@@ -65,7 +64,7 @@ def count_differences(
     kind = np.clip(kind, 0, CLASSES - 1).astype(np.int64)
     weight = np.rint(np.broadcast_to(area, change.shape)[known] * _PARTS)
     bins, middle = len(DIFFERENCES), len(DIFFERENCES) // 2
-    place = np.rint(np.clip(change[known], -REACH, REACH).astype(np.float64) / STEP) + middle
+    place = np.rint(np.clip(change[known], -_REACH, _REACH).astype(np.float64) / _STEP) + middle
     areas = np.bincount(kind * bins + place.astype(np.int64), weight, CLASSES * bins)
     pixels = [np.bincount(kind, w, CLASSES) for w in (None, np.rint(logs * _LOG_PARTS))]
     found: npt.NDArray[np.int64] = np.column_stack([areas.reshape(CLASSES, bins), *pixels]).astype(
@@ -84,7 +83,7 @@ def read_counts(table: npt.NDArray[np.int64]) -> tuple[_Floats, _Floats, int]:
     return np.exp2(logs), held[:, :-2] / _PARTS, int(held[:, -2].sum())
 
 
-class Interval(NamedTuple):
+class _Interval(NamedTuple):
     """An estimate with its interval; the standard error is its half width over z."""
 
     estimate: float
@@ -94,13 +93,13 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GrossChange:
+class _GrossChange:
     """What :func:`gross_change` finds."""
 
     #: Share of the area that fell, or rose, by the threshold or more.
-    area: Interval
+    area: _Interval
     #: Volume that these pixels lost or gained, over the whole area [m].
-    volume: Interval
+    volume: _Interval
     #: Mean square of the differences between the counts and the best fit, in standard errors. Far
     #: above 1, the errors are not what they were said to be.
     misfit: float
@@ -115,8 +114,8 @@ class PixelErrors:
     #: Pixels of the area; of partly covered ones (sum of shares)^2 / sum of shares^2.
     pixels: float
     #: Shares of the pairs of pixels, of all in the area, whose errors are correlated by more than
-    #: each of the LEVELS: see :func:`pair_shares`. 0 for independent errors.
-    alike: _Floats = field(default_factory=lambda: np.zeros(len(LEVELS)))
+    #: each of the _LEVELS: see :func:`pair_shares`. 0 for independent errors.
+    alike: _Floats = field(default_factory=lambda: np.zeros(len(_LEVELS)))
     #: Standard error of `sd`, as a share of it, and of an offset that all differences share [m].
     sd_doubt: float = 0.05
     offset_doubt: float = 0.0
@@ -138,7 +137,7 @@ def gross_change(
     threshold: float,
     confidence: float = 0.95,
     side: Literal["loss", "gain"] = "loss",
-) -> GrossChange:
+) -> _GrossChange:
     """Estimate the share of an area, and the volume, that changed by a threshold or more.
 
     Parameters
@@ -158,7 +157,7 @@ def gross_change(
 
     Returns
     -------
-    GrossChange
+    _GrossChange
         NaN without pixels.
 
     Notes
@@ -190,8 +189,8 @@ def gross_change(
     if side == "gain":
         counts, differences = counts[:, ::-1], -differences[::-1]
     if not counts.sum() > 0:
-        none = Interval(*[np.nan] * 4)
-        return GrossChange(none, none, np.nan)
+        none = _Interval(*[np.nan] * 4)
+        return _GrossChange(none, none, np.nan)
     problem = _Problem(counts, differences, errors, threshold)
     independent = 1 / (errors.mean_correlation + 1 / errors.pixels)
     quantile = float(stdtrit(max(3.0, independent), 0.5 + confidence / 2))
@@ -222,7 +221,7 @@ def pair_shares(
     sides: tuple[float, float],
     pixel: float,
 ) -> _Floats:
-    """Return the shares of the pairs of pixels of an area that are correlated above the LEVELS.
+    """Return the shares of the pairs of pixels of an area that are correlated above the _LEVELS.
 
     `correlation` takes distances [m]. `covered` is the share of each cell of a grid over the area
     that belongs to it, `sides` the height and width of a cell [m], which may be larger than a
@@ -241,56 +240,8 @@ def pair_shares(
     pairs = np.pi * np.diff(edges**2) * np.interp(middle, rings * step, mean)
     pairs /= covered.sum() * sides[0] * sides[1]
     alike = correlation(middle)
-    found: _Floats = (pairs * (alike > LEVELS[:, None])).sum(axis=1)
+    found: _Floats = (pairs * (alike > _LEVELS[:, None])).sum(axis=1)
     return np.minimum(found, 1.0)
-
-
-def screen_change(
-    counts: npt.NDArray[np.number],
-    differences: _Floats,
-    errors: PixelErrors,
-    *,
-    threshold: float,
-    confidence: float = 0.95,
-    side: Literal["loss", "gain"] = "loss",
-) -> tuple[bool, GrossChange]:
-    """Bound gross change quickly, and tell whether :func:`gross_change` would say more.
-
-    True where more pixels are beyond the threshold than errors alone put there, in a test of 5 %.
-    The estimate is what is beyond the threshold less what errors alone put there in an unchanged
-    area, the interval begins at 0, and the misfit is NaN.
-
-    Of the pixels that truly fell by the threshold or more, symmetric errors leave half or more
-    beyond it, so that twice the share found beyond it, with its error, is above the true one. The
-    mean depth below it only grows by errors.
-    """
-    if side == "gain":
-        counts, differences = counts[:, ::-1], -differences[::-1]
-    shares = counts / max(float(counts.sum()), 1e-300)
-    deeper = np.maximum(-threshold - differences, 0.0)
-    kernel, limit = _Kernel(shares.sum(axis=1), errors.sd, errors.shape), np.array([-threshold])
-    chance, shallow = float(kernel.below(limit)[0]), float(kernel.depth(limit)[0])
-    found = float(shares[:, differences <= -threshold].sum())
-    depth, square = float((shares @ deeper).sum()), float((shares @ deeper**2).sum())
-    by_chance = _share_error(chance, errors)
-    worth = found > chance + 1.645 * by_chance  # one-sided
-    z = float(ndtri(0.5 + confidence / 2))
-    upper = min(1.0, 2 * (max(found, chance) + z * max(_share_error(found, errors), by_chance)))
-    area = Interval(max(found - chance, 0.0), upper / 2 / z, 0.0, upper)
-    # The mean of any function of the errors is no more correlated than they are.
-    deep = math.sqrt(square * (1 / errors.pixels + errors.mean_correlation))
-    most = threshold * upper + depth + z * deep
-    volume = max(depth - shallow + threshold * (found - chance), 0.0)
-    return worth, GrossChange(area, Interval(volume, most / 2 / z, 0.0, most), np.nan)
-
-
-def _share_error(share: float, errors: PixelErrors) -> float:
-    """Return the standard error of a share of the pixels beyond a limit."""
-    chance = min(max(share, 0.25 / errors.pixels), 1 - 0.25 / errors.pixels)
-    score = ndtri(chance)
-    joint = np.exp(-(score**2) / (1 + LEVELS)) / (2 * np.pi * np.sqrt(1 - LEVELS**2))
-    pairs = float((errors.alike * _WEIGHTS) @ joint)
-    return float(np.sqrt(chance * (1 - chance) / errors.pixels + pairs))
 
 
 #: Steps of the counts, and of true changes, in standard deviations; how far both reach from the
@@ -339,7 +290,7 @@ class _Problem:
         self.sums = np.column_stack([sums, [group.share for group in self.groups]])
         self.rounding = _ROUNDING + 0.25 / errors.pixels
 
-    def solve(self, quantile: float, normal: float) -> GrossChange:
+    def solve(self, quantile: float, normal: float) -> _GrossChange:
         """Find the best fit, and the intervals of the area and the volume."""
         best = np.concatenate([
             group.share * (np.arange(len(group.covariances)) == len(_INSIDE))
@@ -351,7 +302,7 @@ class _Problem:
         quantile *= max(1.0, misfit) ** 0.5
         area, volume = np.concatenate([group.functionals for group in self.groups], axis=1)
         deepest = sum(group.deepest for group in self.groups)
-        return GrossChange(
+        return _GrossChange(
             self._interval(best, area, 1.0, quantile, normal),
             self._interval(best, volume, deepest, quantile, normal),
             misfit,
@@ -381,7 +332,7 @@ class _Problem:
 
     def _interval(
         self, best: _Floats, functional: _Floats, top: float, quantile: float, normal: float
-    ) -> Interval:
+    ) -> _Interval:
         """Return the estimate of a functional, and the values that the counts do not contradict."""
         estimate = min(float(functional @ best), top)
         start = self._weigh(best)
@@ -406,7 +357,7 @@ class _Problem:
             )  # fmt: skip
 
         lower, upper = edge(0.0), edge(top)
-        return Interval(estimate, (upper - lower) / 2 / normal, lower, upper)
+        return _Interval(estimate, (upper - lower) / 2 / normal, lower, upper)
 
 
 class _Group(NamedTuple):
@@ -531,7 +482,7 @@ def _normal_depth(score: _Floats) -> _Floats:
 def _covariances(scores: bytes) -> tuple[_Floats, _Floats]:
     """Return the covariance of the counts for each true change inside.
 
-    That of single pixels (changes, rows, rows), and what pairs of pixels add for each of the LEVELS
+    That of single pixels (changes, rows, rows), and what pairs of pixels add for each of the _LEVELS
     of correlation (levels, changes, rows, rows); the last row is the depth. `scores` are the
     distances of rows from changes, as normal quantiles.
     """
@@ -547,9 +498,9 @@ def _covariances(scores: bytes) -> tuple[_Floats, _Floats]:
     joint = deep * ndtr(least) + _normal(least) - depth * below
     single[:, -1, :-1] = single[:, :-1, -1] = joint
     single[:, -1, -1] = ((deep**2 + 1) * level + deep * _normal(deep) - depth**2)[:, 0]
-    pairs = np.empty((len(LEVELS), count, rows, rows))
+    pairs = np.empty((len(_LEVELS), count, rows, rows))
     both = np.square(level[:, 0])
-    for k, (rho, weight) in enumerate(zip(LEVELS, _WEIGHTS, strict=True)):
+    for k, (rho, weight) in enumerate(zip(_LEVELS, _WEIGHTS, strict=True)):
         rest = np.sqrt(1 - rho**2)
         first, second = edge[:, :, None], edge[:, None, :]
         square = (first**2 + second**2 - 2 * rho * first * second) / rest**2

@@ -32,7 +32,7 @@ Change = xr.DataArray | xr.Dataset
 #: Smallest change that counts where no significance is known [m].
 THRESHOLD = 5.0
 #: Smallest patch [m2] and side of the square of the opening [px] by default.
-MIN_AREA, OPENING = 200.0, 3
+_MIN_AREA, _OPENING = 200.0, 3
 #: A drop of this many sigma between two dates or more makes a pixel sure, confirmed or not.
 _SURE = 3.2
 _OF_EVENTS = {"loss_date", "confirmed", "sigma"}
@@ -43,8 +43,8 @@ def loss(
     *,
     threshold: float | None = None,
     confirmed: bool | None = None,
-    opening: int | None = OPENING,
-    min_area: float | None = MIN_AREA,
+    opening: int | None = _OPENING,
+    min_area: float | None = _MIN_AREA,
     mask: xr.DataArray | None = None,
     connectivity: Connectivity = 8,
 ) -> xr.DataArray:
@@ -119,8 +119,8 @@ def gain(
     change: Change,
     *,
     threshold: float | None = None,
-    opening: int | None = OPENING,
-    min_area: float | None = MIN_AREA,
+    opening: int | None = _OPENING,
+    min_area: float | None = _MIN_AREA,
     mask: xr.DataArray | None = None,
     connectivity: Connectivity = 8,
 ) -> xr.DataArray:

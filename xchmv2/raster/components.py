@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 _Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
+_Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Connectivity = Literal[4, 8]
 #: Name of the values that are 1 where a pixel is sure, and of those that patches have in common.
@@ -42,7 +42,7 @@ class Rule:
             count += int(more)
         return labels, count
 
-    def keeps(self, area: Floats, values: Mapping[str, Moments]) -> _Bools:
+    def keeps(self, area: _Floats, values: Mapping[str, Moments]) -> _Bools:
         """Return whether areas are within the bounds, and at least half of the pixels SURE.
 
         The last digits of a sum depend on its order; the tolerance keeps them from deciding.
@@ -60,11 +60,11 @@ class Moments:
     """
 
     count: Integers
-    mean: Floats
-    squares: Floats
-    low: Floats
-    high: Floats
-    volume: Floats
+    mean: _Floats
+    squares: _Floats
+    low: _Floats
+    high: _Floats
+    volume: _Floats
 
     def take(self, kept: npt.NDArray[Any]) -> Moments:
         """Select some of the patches."""
@@ -90,13 +90,13 @@ class Summary:
     kinds: Integers
     first: Integers
     pixels: Integers
-    area: Floats
+    area: _Floats
     values: Mapping[str, Moments]
     edges: tuple[Integers, Integers, Integers, Integers]
 
 
 def summarise(
-    mask: npt.NDArray[Any], area: Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
+    mask: npt.NDArray[Any], area: _Floats, values: Mapping[str, npt.NDArray[Any]], rule: Rule
 ) -> Summary:
     """Summarise the patches of a block that reach its border or may be kept.
 
@@ -132,12 +132,12 @@ def summarise(
     )
 
 
-def add_up(label: npt.NDArray[Any], value: npt.NDArray[Any], n: int) -> Floats:
+def add_up(label: npt.NDArray[Any], value: npt.NDArray[Any], n: int) -> _Floats:
     """Sum the values of each of n labels, numbered from 0."""
     return np.bincount(label, value, minlength=n).astype(np.float64)
 
 
-def _moments(label: npt.NDArray[Any], value: npt.NDArray[Any], weight: Floats, n: int) -> Moments:
+def _moments(label: npt.NDArray[Any], value: npt.NDArray[Any], weight: _Floats, n: int) -> Moments:
     there = ~np.isnan(value)
     label, value, weight = label[there], value[there].astype(np.float64), weight[there]
     count = np.bincount(label, minlength=n)

@@ -482,8 +482,8 @@ def _normal_depth(score: _Floats) -> _Floats:
 def _covariances(scores: bytes) -> tuple[_Floats, _Floats]:
     """Return the covariance of the counts for each true change inside.
 
-    That of single pixels (changes, rows, rows), and what pairs of pixels add for each of the _LEVELS
-    of correlation (levels, changes, rows, rows); the last row is the depth. `scores` are the
+    That of single pixels (changes, rows, rows), and what pairs of pixels add for each of `_LEVELS`
+    (levels, changes, rows, rows); the last row is the depth. `scores` are the
     distances of rows from changes, as normal quantiles.
     """
     apart = np.frombuffer(scores).reshape(len(_INSIDE), -1)

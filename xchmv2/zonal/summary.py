@@ -120,19 +120,21 @@ def zonal(
     the difference of the two.
 
     Standard errors are those of repeated measurement, for errors with the given standard deviation
-    and correlation length (:func:`xchmv2.zonal.effective_samples`). Those of areas and of cover
-    come from pixels so near the threshold that another measurement might have put them on its other
-    side. With the standard normal distribution function F, a pixel of height h and error s lies
-    above a threshold t with the chance p = F((h - t) / s); of n pixels with areas w, which hold m
-    independent measurements, the variance of the cover is n/m sum(w^2 p (1 - p)) / sum(w)^2.
-    Standard errors do not include an error that all pixels share, or a bias of the change.
+    and the correlation of an :class:`~xchmv2.change.ErrorModel`: the variance of a mean is the sum
+    over all pairs of pixels of their weights, errors and correlation, whatever the polygon's shape.
+    Those of areas and of cover come from pixels so near the threshold that another measurement
+    might have put them on its other side. With the standard normal distribution function F, a
+    pixel of height h and error s lies above a threshold t with the chance p = F((h - t) / s); of n
+    pixels with areas w and the mean correlation R of their pairs, the variance of the cover is
+    n R sum(w^2 p (1 - p)) / sum(w)^2. Standard errors do not include an error that all pixels
+    share, or a bias of the change.
 
     Only chunks under polygons are read, each once. Percentiles keep the values in a polygon in
     memory, other statistics do not.
 
     References
     ----------
-    Rolstad et al. 2009, Journal of Glaciology 55 (192): 666-680, for the standard errors.
+    Hugonnet et al. 2022, IEEE JSTARS 15: 6456-6472, for the standard errors.
 
     Examples
     --------

@@ -274,7 +274,8 @@ class ErrorModel:
         area = np.asarray(weights, np.float64)[None]
         level = max(0, math.ceil(math.log2(max(area.shape) / _MOST_CELLS)))
         shares = self.mean_correlations(coarsen(area, level), cell, level)
-        size = float(np.mean(self.spread)) if spread is None else spread
+        told = len(np.unique(self.heights))  # the others repeat the tallest
+        size = float(np.mean(self.spread[:told])) if spread is None else spread
         return size * float(np.sqrt(self.mean_variance(shares))[0])
 
     def mean_correlations(self, weights: _Floats, cell: tuple[float, float], level: int) -> _Floats:
@@ -288,12 +289,7 @@ class ErrorModel:
 
     def mean_variance(self, shares: _Floats) -> _Floats:
         """Return the variance of means over that of a pixel, widened for few degrees of freedom."""
-        parts = self.sills * shares
-        variance = parts.sum(axis=-1)
-        freedom = independent_errors(self.ranges, self.area)
-        freedom = variance**2 / np.maximum((parts**2 / freedom).sum(axis=-1), 1e-300)
-        widened = student.ppf(0.975, np.maximum(freedom, 2.0)) / float(ndtri(0.975))
-        return np.asarray(variance * widened**2)
+        return _widened(self.sills * shares, self.ranges, self.area)
 
     def __repr__(self) -> str:
         head = "<xchmv2.change.ErrorModel>"
@@ -489,6 +485,8 @@ def read_mask(stable: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
 _WINDOW, _WINDOWS = 128, 36
 #: Most blocks of pixels along an axis: their sums are held for the whole scene.
 _MOST_BLOCKS = 1024
+# Largest share of the variance that all pixels of a scene are taken to share.
+_MOST_ALIKE = 0.5
 # Chunks of heights in memory [px], rows that are looked at, and parts that are added up at once.
 _CHUNK, _BAND, _TOGETHER = 1024, 256, 4
 
@@ -725,11 +723,14 @@ def _finish(scene: _Scene, sample: _Sample, part: _Part) -> _Floats:
     joined = [join_blocks(blocks, scene.shape, side) for blocks in part.blocks]
     sums, counts = (np.stack([each[k] for each in joined]) for k in (2, 3))
     far = semivariances(sums, counts, scene.level, 99, scene.longest)
-    ranges, pixel = ladder(scene.shape, scene.cell), math.prod(scene.cell)
+    ranges = ladder(scene.shape, scene.cell)
     sills = fit_sills([*sample.near, *far], ranges, scene.cell, found.pixels)
-    area = max(found.pixels / len(joined), 1.0) * pixel
-    shares = np.minimum(integral(ranges, pixel) / area, 1.0)
-    own = 1.96 * found.core * math.sqrt(float(sills @ shares))
+    shared = sills * _mean_over(counts.sum(axis=0), ranges, scene)
+    # Errors that all pixels share are seen in the offset, not in the scatter about it.
+    alike = min(float(shared.sum()), _MOST_ALIKE)
+    whole = 1 / math.sqrt(1 - alike) if math.isfinite(alike) else 1.0
+    area = max(found.pixels / len(joined), 1.0) * math.prod(scene.cell)
+    own = 1.96 * found.core * whole * math.sqrt(float(_widened(shared, ranges, area)))
     offset, doubt = found.offset, np.fmax(found.doubt, own)
     if scene.pooled:
         offset = doubt = np.nan
@@ -737,11 +738,29 @@ def _finish(scene: _Scene, sample: _Sample, part: _Part) -> _Floats:
         [
             [offset, doubt, found.pixels, found.core],
             found.heights,
-            found.spread,
+            found.spread * whole,
             found.quantiles,
             sills,
         ]
     )
+
+
+def _widened(parts: _Floats, ranges: _Floats, area: Any) -> _Floats:
+    """Add up the parts of a variance that each range makes, widened by Student's t."""
+    variance = parts.sum(axis=-1)
+    freedom = independent_errors(ranges, area)
+    freedom = variance**2 / np.maximum((parts**2 / freedom).sum(axis=-1), 1e-300)
+    widened = student.ppf(0.975, np.maximum(freedom, 2.0)) / float(ndtri(0.975))
+    return np.asarray(variance * widened**2)
+
+
+def _mean_over(counts: npt.NDArray[np.int64], ranges: _Floats, scene: _Scene) -> _Floats:
+    """Return the mean correlation of each range over all pairs of pixels that count in a scene."""
+    further = max(0, math.ceil(math.log2(max(counts.shape) / _MOST_CELLS)))
+    sides = tuple(side * 2.0 ** (scene.level + further) for side in scene.cell)
+    functions = partial(_spherical_of, ranges)
+    table = block_means(functions, scene.cell, scene.level + further)[-1]
+    return pair_means(coarsen(counts.astype(np.float64), further), functions, sides, table)
 
 
 def _alone(value: Any) -> Any:

@@ -205,7 +205,11 @@ def _spread_by_height(
     classes: _Ints, offset: float, core: float, given: bool
 ) -> tuple[_Floats, _Floats]:
     """Return a spread that does not fall with height, at the mean heights of pooled classes."""
-    starts = _pool(classes[:, np.abs(_CENTRES - offset) < 3 * core].sum(axis=1))
+    near = classes[:, np.abs(_CENTRES - offset) < 3 * core].sum(axis=1)
+    # Of trees of one height the mean of both dates is known by its errors, and so tells them.
+    middle = (near @ _MIDDLES) / max(near.sum(), 1)
+    uneven = near @ (_MIDDLES - middle) ** 2 > core**2 * near.sum()
+    starts = _pool(near) if uneven else [0]
     size = classes.sum(axis=1).astype(np.float64)
     heights = np.add.reduceat(size * _MIDDLES, starts) / np.add.reduceat(size, starts)
     pooled, size = np.add.reduceat(classes, starts, axis=0), np.add.reduceat(size, starts)

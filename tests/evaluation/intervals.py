@@ -153,7 +153,7 @@ def significance(runs: int, side: int = 400, kinds: Iterable[str] = PIXELS) -> I
                 lost = changed_patches(rng, side, share)
                 second = np.where(lost, CHANGES[change](height), height) if change else height
                 before, after = (
-                    np.maximum(each + spread(each) * draw(rng, each.shape), 0)
+                    np.clip(each + spread(each) * draw(rng, each.shape), 0, 140)
                     for each in (height, second)
                 )
                 seen = difference(on_grid(before), on_grid(after))["significant"].values
@@ -195,7 +195,7 @@ def offsets(
                 pair = np.stack([height + errors[0], second + errors[1]])
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ComparisonWarning)
-                    found = stable_bias(on_grid(np.maximum(pair, 0)), apply=False).isel(time=1)
+                    found = stable_bias(on_grid(np.clip(pair, 0, 140)), apply=False).isel(time=1)
                 doubted.append(bool(found["offset_doubt"] > 0.25))
                 held.append(abs(float(found["offset"]) - 1.0) <= 0.25 or doubted[-1])
             label = f"{share:.0%} {change}" if share else change
@@ -342,7 +342,7 @@ def trends(runs: int, side: int = 40, dates: Iterable[int] = (3, 4, 5, 6, 8, 10,
 def confirmed_losses(
     runs: int, side: int = 60, dates: Iterable[int] = (6, 8, 10, 15)
 ) -> Iterator[Row]:
-    """Share of unchanged pixels of which `events` with sigma measured confirms no loss."""
+    """Share of unchanged pixels of which `events` with sigma given confirms no loss."""
     for sd in (2.5, 4.0):
         for trouble in ("none", "10 % bad readings", "two bad dates"):
             for number in dates:

@@ -762,7 +762,8 @@ def _widened(parts: _Floats, ranges: _Floats, area: Any) -> _Floats:
 def _mean_over(counts: npt.NDArray[np.int64], ranges: _Floats, scene: _Scene) -> _Floats:
     """Return the mean correlation of each range over all pairs of pixels that count in a scene."""
     further = max(0, math.ceil(math.log2(max(counts.shape) / _MOST_CELLS)))
-    sides = tuple(side * 2.0 ** (scene.level + further) for side in scene.cell)
+    side = 2.0 ** (scene.level + further)
+    sides = side * scene.cell[0], side * scene.cell[1]
     functions = partial(_spherical_of, ranges)
     table = block_means(functions, scene.cell, scene.level + further)[-1]
     return pair_means(coarsen(counts.astype(np.float64), further), functions, sides, table)

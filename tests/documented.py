@@ -101,11 +101,22 @@ def write_files(folder):
     catalogue.raster(folder / "chm.tif", first["canopy_height"].values[None], nodata=-9999, **where)
     lidar = first["canopy_height"].coarsen(y=2, x=2).mean()
     lidar.rio.to_raster(folder / "lidar_chm.tif")
-    points = geopandas.points_from_xy(
-        [LEFT + 40, LEFT + 100, LEFT + 40, LEFT + 100], [TOP - 40, TOP - 40, TOP - 100, TOP - 100]
-    )
-    columns = {"rh98": [20.0] * 4, "h_canopy": [20.0] * 4}
-    geopandas.GeoDataFrame(columns, geometry=points, crs=32633).to_file(folder / "gedi.gpkg")
+    away = np.linspace(13, SIDE * PIXEL - 13, 6)
+    x, y = (each.ravel() for each in np.meshgrid(LEFT + away, TOP - away))
+    points = geopandas.points_from_xy(x, y)
+    tall = [
+        float(
+            first["canopy_height"]
+            .sel(x=slice(a - 12, a + 12), y=slice(b + 12, b - 12))
+            .quantile(0.98)
+        )
+        for a, b in zip(x, y, strict=True)
+    ]
+    columns = {"rh98": tall, "h_canopy": tall}
+    shots = geopandas.GeoDataFrame(columns, geometry=points, crs=32633)
+    shots.to_file(folder / "gedi.gpkg")
+    plots = geopandas.GeoDataFrame({"height": tall}, geometry=shots.buffer(10), crs=32633)
+    plots.to_file(folder / "plots.gpkg")
     half = SIDE * PIXEL / 2
     squares = [
         box(LEFT + i * half, TOP - (j + 1) * half, LEFT + (i + 1) * half, TOP - j * half)
@@ -207,6 +218,8 @@ def names(folder):
         "before": first,
         "after": last,
         "icesat": shots,
+        "shots": shots,
+        "plots": geopandas.read_file(folder / "plots.gpkg"),
     }
 
 

@@ -35,8 +35,11 @@ from xchmv2.raster import label_patches
 PACKAGE = Path(xchmv2.__file__).parent
 #: Calls in messages for which there is no case here; the number should fall.
 MOST_WITHOUT_A_CASE = 75
-# A small scene leaves its offset in doubt.
-pytestmark = pytest.mark.filterwarnings("ignore:the offset of:xchmv2.change.ComparisonWarning")
+# A small scene leaves its offset and its shift in doubt.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the offset of:xchmv2.change.ComparisonWarning"),
+    pytest.mark.filterwarnings("ignore:.*its shift cannot be told:xchmv2.change.ComparisonWarning"),
+]
 MODEL = reference.whole_tile_model()
 GRID = dict(tile=64, overlap=16)
 WORDS = {

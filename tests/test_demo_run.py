@@ -128,6 +128,8 @@ class TestRun:
         monkeypatch.setattr(xchmv2.predict, "predict", warning)
         run_demonstration(tmp_path, model=tiny_checkpoint, size=64)
 
+    # Five steps of training teach little.
+    @pytest.mark.filterwarnings("ignore:fine-tuning gained little")
     def test_the_next_steps_work_as_printed(self, made, tiny_checkpoint, monkeypatch):
         blocks = re.findall(r"(?:^     .*\n?)+", made[0].next_steps, re.MULTILINE)
         assert len(blocks) == 3

@@ -142,6 +142,7 @@ def used(tree, modules):
 #: Used by no other module of the package, and public all the same.
 KEPT = {
     # The training of the demonstration model, in tests/evaluation, runs them.
+    "xchmv2.training.pairs.Pair",
     "xchmv2.training.tuning.Schedule",
     "xchmv2.training.tuning.Trainer",
     "xchmv2.training.tuning.run",

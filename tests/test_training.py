@@ -22,8 +22,7 @@ from xchmv2.errors import CHMv2Error, ImageryError
 from xchmv2.model import CHMv2ForDepthEstimation, CHMv2ImageProcessor
 from xchmv2.model.files import IMAGE_MEAN, IMAGE_STD
 from xchmv2.training import Curriculum, FineTuned, fine_tune
-from xchmv2.training.pairs import _Pair as Pair
-from xchmv2.training.pairs import read_pair, split_crops
+from xchmv2.training.pairs import Pair, read_pair, split_crops
 from xchmv2.training.run_state import partial_folder
 from xchmv2.training.tuning import Schedule, run
 

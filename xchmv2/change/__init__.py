@@ -3,7 +3,7 @@
 from xchmv2.change.alignment import align
 from xchmv2.change.dates import ComparisonWarning
 from xchmv2.change.differencing import difference, difference_between
-from xchmv2.change.error_model import ErrorModel, correlation_length, error_model
+from xchmv2.change.error_models import ErrorModel, correlation_length, error_model
 from xchmv2.change.event_detection import events
 from xchmv2.change.event_labels import label_events
 from xchmv2.change.loss_areas import loss_area

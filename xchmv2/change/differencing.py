@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.special import erfc, ndtri
 
 from xchmv2.change.dates import ComparisonWarning, date_of, doubts, find_dates, select_date
-from xchmv2.change.error_model import ErrorModel, measure_errors, read_mask, require_scatter
+from xchmv2.change.error_models import ErrorModel, measure_errors, read_mask, require_scatter
 from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (
     Raster,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.change.dates import find_dates
-from xchmv2.change.error_model import measure_errors
+from xchmv2.change.error_models import measure_errors
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.change.pixel_series import map_series, pick
 from xchmv2.errors import CHMv2Error

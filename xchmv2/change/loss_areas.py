@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from xchmv2.change.error_model import ErrorModel, errors_of, spread_of
+from xchmv2.change.error_models import ErrorModel, errors_of, spread_of
 from xchmv2.change.gross_change import (
     CLASSES,
     DIFFERENCES,

@@ -10,7 +10,7 @@ import xarray as xr
 
 from xchmv2.change.alignment import find_reference
 from xchmv2.change.dates import ComparisonWarning, list_dates
-from xchmv2.change.error_model import measure_errors, nothing_stable, read_mask
+from xchmv2.change.error_models import measure_errors, nothing_stable, read_mask
 from xchmv2.errors import warn
 from xchmv2.raster import Raster, label_quantity, read_heights, spatial_dims, validate_flags
 

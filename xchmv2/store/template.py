@@ -390,7 +390,7 @@ def read_cube(height: xr.DataArray | xr.Dataset) -> Cube:
     wanted = (*others, *dims)
     _validate_dims(dataset, wanted)
     _validate_index(dataset, others)
-    dataset = georeference_all(dataset).transpose(*wanted)
+    dataset = georeference_all(dataset).transpose(*wanted, ...)
     dataset = _with_coordinates_in_memory(dataset, date_dim)
     dataset = _with_plain_attrs(_without_objects(dataset))
     if date_dim is not None:

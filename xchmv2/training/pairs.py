@@ -21,7 +21,7 @@ from xchmv2.validation.matching import place_reference
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class Pair:
     """One image and its reference heights on the same pixels.
 
     `image`: (3, H, W) float32 red, green and blue from 0 to 1, 0 where invalid; `valid`: (H, W)
@@ -37,7 +37,7 @@ class _Pair:
     registration: Shift = field(default_factory=Shift)
 
 
-def read_pair(imagery: xr.Dataset | xr.DataArray, reference: xr.DataArray, **options: Any) -> _Pair:
+def read_pair(imagery: xr.Dataset | xr.DataArray, reference: xr.DataArray, **options: Any) -> Pair:
     """Read imagery by the reader of ``predict``, and reference heights by that of ``validate``.
 
     The imagery is of one date, its options those of :func:`~xchmv2.imagery.resolve_imagery`;
@@ -67,7 +67,7 @@ def read_pair(imagery: xr.Dataset | xr.DataArray, reference: xr.DataArray, **opt
     registration = _register(np.where(ok, image, np.nan), height)
     if not _is_in_place(registration):
         _warn_displaced(registration, reference, target)
-    return _Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target, registration)
+    return Pair(np.where(ok, image, 0).astype(np.float32), ok, height, target, registration)
 
 
 #: Offset from which on a reference is said to be displaced [px]: shadows and lean feign up to 2.
@@ -150,7 +150,7 @@ class CropSampler:
 
     crops: list[Crop]
     weights: npt.NDArray[np.float64]
-    pairs: Sequence[_Pair]
+    pairs: Sequence[Pair]
     tile: int
 
     def draw(
@@ -181,7 +181,7 @@ class CropSampler:
 
 
 def split_crops(
-    pairs: Sequence[_Pair], tile: int, validation: float, rng: np.random.Generator
+    pairs: Sequence[Pair], tile: int, validation: float, rng: np.random.Generator
 ) -> tuple[CropSampler, list[Crop]]:
     """Hold out spatial blocks for validation and list the crops that touch none of them.
 
@@ -210,7 +210,7 @@ def split_crops(
     return CropSampler(candidates, _by_class(np.concatenate(classes)), pairs, tile), held_out
 
 
-def _blocks(pairs: Sequence[_Pair], index: int, tile: int) -> list[Crop]:
+def _blocks(pairs: Sequence[Pair], index: int, tile: int) -> list[Crop]:
     """Squares side by side, moved inward at the far edges, that hold enough heights."""
     known = np.isfinite(pairs[index].height)
     if min(known.shape) < tile:
@@ -226,7 +226,7 @@ def _blocks(pairs: Sequence[_Pair], index: int, tile: int) -> list[Crop]:
 
 
 def _seen_from(
-    pair: _Pair, other: _Pair, crop: Crop, tile: int
+    pair: Pair, other: Pair, crop: Crop, tile: int
 ) -> tuple[float, float, float, float] | None:
     """Rows and columns of a pair that a block of another pair, or of the same, covers."""
     corners = np.array([(crop.top, crop.left), (crop.top + tile, crop.left + tile)], float)
@@ -240,7 +240,7 @@ def _seen_from(
 
 
 def _candidates(
-    index: int, pair: _Pair, tile: int, blocked: list[tuple[float, float, float, float]]
+    index: int, pair: Pair, tile: int, blocked: list[tuple[float, float, float, float]]
 ) -> tuple[list[Crop], npt.NDArray[np.float64]]:
     """Crops outside the held-out areas, and their pixel counts by height class."""
     classes = len(_CLASS_EDGES) + 1

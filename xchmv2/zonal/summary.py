@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from xchmv2.change import ErrorModel
-from xchmv2.change.error_model import carried_errors, measure_errors, spread_of
+from xchmv2.change.error_models import carried_errors, measure_errors, spread_of
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.errors import CHMv2Error, warn
 from xchmv2.raster import (

@@ -8,6 +8,7 @@ import xarray as xr
 from conftest import no_compute
 from scipy import fft
 
+import xchmv2
 from xchmv2.change import ErrorModel, correlation_length, difference, error_model
 from xchmv2.errors import CHMv2Error
 from xchmv2.zonal import effective_samples
@@ -97,11 +98,16 @@ def test_a_lazy_model_says_so(two_dates):
 def test_a_change_carries_it_through_a_file(two_dates, tmp_path):
     change = difference(*(on_grid(each) for each in two_dates))
     change.to_netcdf(tmp_path / "change.nc", engine="scipy")
-    opened = ErrorModel.read(xr.open_dataset(tmp_path / "change.nc", engine="scipy"))
+    change.chmv2.to_zarr(tmp_path / "change.zarr", progress=False)
     known = ErrorModel.read(change)
-    np.testing.assert_array_equal(opened.sills, known.sills)
-    assert opened.seen_to == known.seen_to
-    assert opened.offset == known.offset
+    for file in (
+        xr.open_dataset(tmp_path / "change.nc", engine="scipy"),
+        xchmv2.open_zarr(tmp_path / "change.zarr"),
+    ):
+        opened = ErrorModel.read(file).compute()
+        np.testing.assert_array_equal(opened.sills, known.sills)
+        assert opened.seen_to == known.seen_to
+        assert opened.offset == known.offset
     assert ErrorModel.read(change[["height_change"]]) is None
 
 

@@ -82,7 +82,9 @@ def open_zarr(
         checked, consolidated=manifest.copy is not None, decode_coords="all", chunks=chunks
     )
     wanted = content["variables"]
-    dataset = dataset[wanted].assign({name: _as_float32(dataset[name]) for name in wanted})
+    # Coordinates of other dims, such as the errors of a change, are kept.
+    dataset = dataset.drop_vars([name for name in dataset.data_vars if name not in wanted])
+    dataset = dataset.assign({name: _as_float32(dataset[name]) for name in wanted})
     dataset = dataset.assign_coords(
         {name: c.compute().drop_encoding() for name, c in dataset.coords.items() if c.ndim < 2}
     )

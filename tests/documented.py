@@ -115,7 +115,9 @@ def write_files(folder):
     columns = {"rh98": tall, "h_canopy": tall}
     shots = geopandas.GeoDataFrame(columns, geometry=points, crs=32633)
     shots.to_file(folder / "gedi.gpkg")
-    plots = geopandas.GeoDataFrame({"height": tall}, geometry=shots.buffer(10), crs=32633)
+    plots = geopandas.GeoDataFrame(
+        {"height": tall, "top_height": tall}, geometry=shots.buffer(10), crs=32633
+    )
     plots.to_file(folder / "plots.gpkg")
     half = SIDE * PIXEL / 2
     squares = [

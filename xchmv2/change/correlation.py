@@ -17,7 +17,7 @@ from scipy import fft, optimize
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
-#: _Functions of distance [m], stacked: (H, W) to (k, H, W).
+#: Functions of distance [m], stacked: (H, W) to (k, H, W).
 _Functions = Callable[[_Floats], _Floats]
 
 #: Standardised errors are summed in these steps, as integers.
@@ -108,7 +108,6 @@ class Semivariance(NamedTuple):
     level: int
     lag: tuple[int, int]
     value: float
-    pairs: int
 
 
 def semivariances(
@@ -130,13 +129,15 @@ def semivariances(
             known &= ~standing_out
         used = False
         for lag in _LAGS:
+            if math.hypot(*lag) * 2**level > longest:
+                continue
             (one, other), (left, right) = _apart(known, lag), _apart(mean, lag)
             both = one & other
             pairs = int(both.sum())
-            if pairs >= _LEAST_PAIRS and math.hypot(*lag) * 2**level <= longest:
+            if pairs >= _LEAST_PAIRS:
                 used = True
                 squares = float(((left - right)[both] ** 2).sum())
-                yield Semivariance(level, lag, squares / (2 * pairs), pairs)
+                yield Semivariance(level, lag, squares / (2 * pairs))
         if not used or min(sums.shape[-2:]) < 4:
             return
         sums, counts, level = _halve(sums), _halve(counts), level + 1
@@ -168,9 +169,9 @@ def fit_sills(
     """
     if not any(each.value > 0 for each in found):
         return np.full(len(ranges), np.nan)
-    tables = block_means(lambda d: spherical(d, ranges), cell, max(each.level for each in found))
+    tables = _block_means(lambda d: spherical(d, ranges), cell, max(each.level for each in found))
     rises = np.array(
-        [tables[level][:, 0, 0] - tables[level][:, lag[0], abs(lag[1])] for level, lag, *_ in found]
+        [tables[level][:, 0, 0] - tables[level][:, lag[0], abs(lag[1])] for level, lag, _ in found]
     )
     value = np.array([each.value for each in found])
     levels = np.array([each.level for each in found])
@@ -188,7 +189,7 @@ def fit_sills(
     return np.asarray(sills / sills.sum())
 
 
-def block_means(functions: _Functions, cell: tuple[float, float], level: int) -> list[_Floats]:
+def _block_means(functions: _Functions, cell: tuple[float, float], level: int) -> list[_Floats]:
     """Return the mean of functions of distance over the pairs of pixels of two blocks.
 
     For blocks of 1, 2, ... 2^`level` px a table (k, lag, lag) of lags of 0 to 10 blocks each.
@@ -207,14 +208,14 @@ def block_means(functions: _Functions, cell: tuple[float, float], level: int) ->
     return found
 
 
-def pair_means(
-    weights: _Floats, functions: _Functions, cell: tuple[float, float], table: _Floats
+def mean_correlations(
+    weights: _Floats, ranges: _Floats, cell: tuple[float, float], level: int
 ) -> _Floats:
-    """Return the mean of functions of distance over all pairs of pixels of shapes: (..., k).
+    """Return the mean correlation of each range over all pairs of pixels of shapes: (..., range).
 
-    `weights` (..., H, W) are the covered areas of blocks with sides `cell` [m], `table` the
-    functions' means over pairs of such blocks, from :func:`block_means`.
+    `weights` (..., H, W) are the covered areas of blocks of 2^`level` px with sides `cell` [m].
     """
+    table = _block_means(lambda d: spherical(d, ranges), cell, level)[level]
     height, width = weights.shape[-2:]
     size = [fft.next_fast_len(2 * n, real=True) for n in (height, width)]
     shared = fft.irfft2(np.abs(fft.rfft2(weights, size)) ** 2, size)
@@ -223,7 +224,7 @@ def pair_means(
     pairs = folded[..., :width].copy()
     pairs[..., 1:] += folded[..., :-width:-1]
     away = np.hypot(np.arange(height)[:, None] * cell[0], np.arange(width) * cell[1])
-    mean = np.array(functions(away))
+    mean = np.array(spherical(away * 2.0**level, ranges))
     near = np.s_[:, : min(height, _EXACT + 1), : min(width, _EXACT + 1)]
     mean[near] = table[:, :height, :width]
     total = weights.sum(axis=(-2, -1))[..., None]

@@ -316,7 +316,7 @@ def _read_sigmas(
             raise CHMv2Error(
                 f"sigma as a number, a DataArray or {_BIN_SPREAD!r}", repr(sigma), "pass sigma=4.0"
             )
-        return _one_sigma(_spread_of(before), like), _one_sigma(_spread_of(after), like)
+        return _one_sigma(read_bin_spread(before), like), _one_sigma(read_bin_spread(after), like)
     if isinstance(sigma, Sequence):
         if len(sigma) != 2:
             raise CHMv2Error(
@@ -327,7 +327,8 @@ def _read_sigmas(
     return both, both
 
 
-def _spread_of(height: Raster) -> xr.DataArray:
+def read_bin_spread(height: Raster) -> xr.DataArray:
+    """Return the error of each pixel that the model gave [m]."""
     if isinstance(height, xr.Dataset) and _BIN_SPREAD in height.data_vars:
         return height[_BIN_SPREAD]
     raise CHMv2Error(

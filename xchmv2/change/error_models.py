@@ -23,14 +23,13 @@ from scipy.stats import t as student
 from xchmv2.change.correlation import (
     Blocks,
     Semivariance,
-    block_means,
     coarsen,
     fit_sills,
     independent_errors,
     integral,
     join_blocks,
     ladder,
-    pair_means,
+    mean_correlations,
     semivariances,
     spherical,
     sum_blocks,
@@ -176,9 +175,7 @@ class ErrorModel:
         if not set(_COORDS) <= set(change.variables):
             return None
         found = {name: change[coord].data for coord, (name, *_) in _COORDS.items()}
-        numbers = {
-            k: v if isinstance(v, da.Array) or v.ndim else float(v) for k, v in found.items()
-        }
+        numbers = {name: _alone(value) for name, value in found.items()}
         ranges = np.asarray(change["error_range"].values, np.float64)
         return cls(**numbers, ranges=ranges, seen_to=float(change["error_sill"].attrs["seen_to"]))
 
@@ -286,9 +283,7 @@ class ErrorModel:
 
         The weights are those of blocks of 2^`level` px.
         """
-        functions = partial(_spherical_of, self.ranges)
-        sides = cell[0] * 2.0**level, cell[1] * 2.0**level
-        return pair_means(weights, functions, sides, block_means(functions, cell, level)[level])
+        return mean_correlations(weights, self.ranges, cell, level)
 
     def mean_variance(self, shares: _Floats) -> _Floats:
         """Return the variance of means over that of a pixel, widened for few degrees of freedom."""
@@ -762,11 +757,8 @@ def _widened(parts: _Floats, ranges: _Floats, area: Any) -> _Floats:
 def _mean_over(counts: npt.NDArray[np.int64], ranges: _Floats, scene: _Scene) -> _Floats:
     """Return the mean correlation of each range over all pairs of pixels that count in a scene."""
     further = max(0, math.ceil(math.log2(max(counts.shape) / _MOST_CELLS)))
-    side = 2.0 ** (scene.level + further)
-    sides = side * scene.cell[0], side * scene.cell[1]
-    functions = partial(_spherical_of, ranges)
-    table = block_means(functions, scene.cell, scene.level + further)[-1]
-    return pair_means(coarsen(counts.astype(np.float64), further), functions, sides, table)
+    blocks = coarsen(counts.astype(np.float64), further)
+    return mean_correlations(blocks, ranges, scene.cell, scene.level + further)
 
 
 def _alone(value: Any) -> Any:
@@ -818,7 +810,3 @@ def _chance(score: Any, quantiles: _Floats) -> Any:
     beyond = np.maximum(given - size[-1], 0.0) * logs[-1] / size[-1]
     found = np.exp(np.interp(given, size, logs) + beyond)
     return np.where(np.isfinite(size[-1]), found, np.nan).astype(given.dtype)
-
-
-def _spherical_of(ranges: _Floats, distance: _Floats) -> _Floats:
-    return spherical(distance, ranges)

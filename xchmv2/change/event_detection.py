@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from xchmv2.change.dates import find_dates
+from xchmv2.change.differencing import read_bin_spread
 from xchmv2.change.error_models import measure_errors
 from xchmv2.change.masks import THRESHOLD
 from xchmv2.change.pixel_series import map_series, pick
@@ -18,7 +19,6 @@ from xchmv2.errors import CHMv2Error
 from xchmv2.raster import (
     Raster,
     label_quantity,
-    name_contents,
     read_heights,
     read_numbers,
     require_heights,
@@ -185,13 +185,7 @@ def _measure_sigma(array: xr.DataArray, dim: str) -> xr.DataArray:
 
 
 def _read_spread(height: Raster, array: xr.DataArray) -> xr.DataArray:
-    if not (isinstance(height, xr.Dataset) and "bin_spread" in height.data_vars):
-        raise CHMv2Error(
-            "a Dataset with 'bin_spread'",
-            name_contents(height),
-            "predict it: imagery.chmv2.predict(layers=('height', 'bin_spread'))",
-        )
-    spread = read_numbers(height["bin_spread"])
+    spread = read_numbers(read_bin_spread(height))
     return spread.where(spread > 0).broadcast_like(array)
 
 

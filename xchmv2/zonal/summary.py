@@ -243,6 +243,8 @@ def _summarize(
     cells = cell_areas(values.chunk(dict.fromkeys(values.dims[-2:], TILE)))
     layers = {"area": cells.data, **_place_layers(quantity.layers, values)}
     layers["value"] = values.data.reshape(-1, *values.shape[-2:])
+    if errors is None:  # no standard error is wanted
+        layers.pop("sigma", None)
     rules, sides = Rules(names, quantity.threshold), pixel_size(values)
     found = summarize(layers, polygons.on_pixels, pieces, rules, errors, sides)
     length = None if errors is None else errors.correlation_length(sides[0] * sides[1])
